@@ -1,0 +1,107 @@
+"""The drafter: a masked-diffusion LM that predicts every mask of the window at once, each on its own."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from apd.cache import ColumnCache, Span, project, span_hidden_states
+from apd.state import DecodeState, Window
+
+
+class DrafterSession(Protocol):
+    """A drafter's memory for the length of one `generate` call."""
+
+    def logits(self, state: DecodeState, window: Window) -> Tensor:
+        """Raw logits of every column of the window given all decided columns before `window.end`: `b m v`.
+
+        Columns outside the window's `inside` may hold anything.
+        """
+
+    def select(self, rows: Tensor) -> None:
+        """Forget all rows but these (`n` int64); the next state has only them."""
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """A model of p_D: marginals of masked tokens given all decided ones.
+
+    Attributes:
+        vocab_size: v, entries of its logits.
+        mask_token_id: the id that stands for an undecided token.
+        max_length: tokens a row may have, or `None` for no limit.
+        device: where its inputs are.
+    """
+
+    vocab_size: int
+    mask_token_id: int
+    max_length: int | None
+    device: torch.device
+
+    def open(self, state: DecodeState, kv_window: int | None) -> DrafterSession:
+        """Start a session for these rows; `kv_window` is W (see `APDConfig`)."""
+
+
+class MaskedDiffusionDrafter:
+    """A transformers decoder that attends both ways, as a drafter.
+
+    Args:
+        model: a causal-LM class with `config.is_causal=False`; see `load_drafter`.
+        mask_token_id: id of the mask token, below the model's vocabulary size.
+        logit_shift: row i of the logits predicts token i + `logit_shift`: 1 for Dream, 0 for LLaDA.
+
+    Raises:
+        ValueError: `mask_token_id` is not in the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, mask_token_id: int, logit_shift: int) -> None:
+        self.model = model
+        self.mask_token_id = mask_token_id
+        self.logit_shift = logit_shift
+        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.generation_config = model.generation_config
+        if not 0 <= mask_token_id < self.vocab_size:
+            raise ValueError(
+                f"`mask_token_id` must be an id of the drafter, 0 to {self.vocab_size - 1}, got {mask_token_id}. "
+                "Give the id of its mask token."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.get_input_embeddings().weight.device
+
+    def open(self, state: DecodeState, kv_window: int | None) -> NeuralDrafterSession:
+        return NeuralDrafterSession(self, state, kv_window)
+
+
+class NeuralDrafterSession:
+    """Recomputes the last W committed tokens and the masks each step; older keys and values stay as they were.
+
+    After the first pass the span starts at (frontier of the previous step) − W + 1, so whatever the last step
+    committed is always recomputed as real tokens. Exact when W is `None` (no cache) or covers the row.
+    """
+
+    def __init__(self, drafter: MaskedDiffusionDrafter, state: DecodeState, kv_window: int | None) -> None:
+        self.drafter = drafter
+        self.kv_window = kv_window
+        self.start = state.padding
+        self.cache: ColumnCache | None = None
+        if kv_window is not None:
+            self.cache = ColumnCache(drafter.model.config.num_hidden_layers, state.length)
+
+    def logits(self, state: DecodeState, window: Window) -> Tensor:
+        span = Span.between(self.start, window.end)
+        hidden = span_hidden_states(self.drafter.model, state.tokens, state.padding, span, self.cache, causal=False)
+        if self.kv_window is not None:
+            self.start = (window.columns[:, 0] - self.kv_window + 1).maximum(state.padding)
+        index = window.columns - self.drafter.logit_shift - span.start[:, None]
+        return project(self.drafter.model, hidden, index).to(state.tokens.device)
+
+    def select(self, rows: Tensor) -> None:
+        self.start = self.start.index_select(0, rows)
+        if self.cache is not None:
+            self.cache.select(rows)

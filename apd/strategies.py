@@ -1,0 +1,84 @@
+"""Baselines behind the same step as APD: one loop, one stopping rule, one way of counting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apd.probability import gather_tokens
+from apd.state import DecodeState, Proposal, Window
+from apd.step import Models, Sampling
+
+
+@dataclass(frozen=True)
+class LeftToRight:
+    """Commit the K leftmost masks of every step from the drafter's marginals. K = 1 is sequential decoding.
+
+    Args:
+        tokens_per_step: K, at least 1.
+
+    Source: the left-to-right baseline of arXiv:2506.00413 (K tokens per step).
+    """
+
+    tokens_per_step: int = 1
+    needs_verifier = False
+    left_to_right = True
+
+    def __post_init__(self) -> None:
+        _check_tokens_per_step(self.tokens_per_step)
+
+    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
+        def leftmost(confidence: Tensor, candidate: Tensor) -> Tensor:
+            return torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate) < self.tokens_per_step
+
+        return _propose(state, window, models, sampling, leftmost)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Commit the K masks, anywhere in the window, whose drawn token has the highest probability.
+
+    Args:
+        tokens_per_step: K, at least 1; fewer where fewer are left.
+
+    Source: low-confidence remasking of LLaDA, arXiv:2502.09992; maskgit-plus order of Dream.
+    """
+
+    tokens_per_step: int = 1
+    needs_verifier = False
+    left_to_right = False
+
+    def __post_init__(self) -> None:
+        _check_tokens_per_step(self.tokens_per_step)
+
+    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
+        def most_confident(confidence: Tensor, candidate: Tensor) -> Tensor:
+            best = confidence.masked_fill(~candidate, -1.0).topk(min(self.tokens_per_step, candidate.shape[1])).indices
+            return torch.zeros_like(candidate).scatter(1, best, True) & candidate
+
+        return _propose(state, window, models, sampling, most_confident)
+
+
+def _propose(state: DecodeState, window: Window, models: Models, sampling: Sampling, choose) -> Proposal:
+    """Draft the window and commit what `choose(confidence [b m], candidate [b m])` says."""
+    logprobs, sound = models.draft(state, window)
+    draft = (sampling.warp(logprobs) + sampling.gumbel(state, window, models.vocab_size)).argmax(-1)
+    probs = gather_tokens(logprobs, draft).exp()
+    index = window.columns.clamp(max=state.length - 1)
+    candidate = window.inside & ~state.decided.gather(1, index)
+    return Proposal(
+        tokens=draft,
+        chosen=choose(probs, candidate) & candidate,
+        draft=draft,
+        target_probs=probs,
+        drafter_probs=probs,
+        verifier_probs=None,
+        sound={"drafter": (sound | ~candidate).all(1)},
+    )
+
+
+def _check_tokens_per_step(tokens_per_step: int) -> None:
+    if tokens_per_step < 1:
+        raise ValueError(f"`tokens_per_step` must be at least 1, got {tokens_per_step}.")
