@@ -346,15 +346,15 @@ def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
 def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     if seed is None:
         seed = int(torch.randint(SEED_MASK, ()))
-    if isinstance(seed, numbers.Integral) and not isinstance(seed, bool):
-        return [mix_seed(int(seed), row) for row in range(rows)]
-    if isinstance(seed, (str, bytes, bool, float)) or not all(isinstance(entry, numbers.Integral) for entry in seed):
-        raise TypeError(f"`seed` must be an integer or one integer per row, got {seed!r}.")
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        return [mix_seed(seed, row) for row in range(rows)]
+    if not isinstance(seed, (list, tuple)) or not all(isinstance(entry, int) for entry in seed):
+        raise TypeError(f"`seed` must be an integer or a list with one integer per row, got {seed!r}.")
     if len(seed) != rows:
         raise ValueError(
             f"`seed` must have one entry per row, {rows} (prompts times num_return_sequences), got {len(seed)}."
         )
-    return [int(entry) & SEED_MASK for entry in seed]
+    return [entry & SEED_MASK for entry in seed]
 
 
 def _sampling(generation: GenerationConfig, redraw: bool) -> Sampling:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
@@ -105,7 +106,7 @@ class ColumnCache(Cache):
 
 
 def span_hidden_states(
-    model: nn.Module, tokens: Tensor, padding: Tensor, span: Span, cache: ColumnCache | None, *, causal: bool
+    model: PreTrainedModel, tokens: Tensor, padding: Tensor, span: Span, cache: ColumnCache | None, *, causal: bool
 ) -> Tensor:
     """Last hidden states of the columns in `span`, each seeing real columns before the span's end.
 
@@ -139,7 +140,7 @@ def span_hidden_states(
     return output.last_hidden_state
 
 
-def project(model: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
+def project(model: PreTrainedModel, hidden: Tensor, index: Tensor) -> Tensor:
     """Logits of the hidden states at `index`: `b q d`, `b m` → `b m v`, on the device of `index`.
 
     The output layer is the widest product of a small step, so it sees only the rows that are asked for.
@@ -149,7 +150,7 @@ def project(model: nn.Module, hidden: Tensor, index: Tensor) -> Tensor:
     return model.get_output_embeddings()(chosen)
 
 
-def _for_attention(mask: Tensor, model: nn.Module) -> Tensor:
+def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:
     """Eager attention adds its mask to the scores, where a boolean one would silently add 0 and 1."""
     if model.config._attn_implementation != "eager":
         return mask

@@ -63,7 +63,7 @@ class APDConfig:
     @classmethod
     def paper(cls, **overrides: Any) -> APDConfig:
         """The setting of the paper's headline numbers: R 0.7, M 100, W 16, noise redrawn each step (Table 2)."""
-        settings = {"mixture_weight": 0.7, "window_size": 100, "kv_window": 16, "noise": "step"}
+        settings: dict[str, Any] = {"mixture_weight": 0.7, "window_size": 100, "kv_window": 16, "noise": "step"}
         return cls(**(settings | overrides))
 
     def replace(self, **changes: Any) -> APDConfig:
@@ -77,7 +77,7 @@ KNOBS = tuple(field.name for field in dataclasses.fields(APDConfig))
 def _check_fraction(name: str, value: Any, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number in [0, 1], got {value!r}.")
-    if not 0.0 <= value <= 1.0:
+    if not 0.0 <= float(value) <= 1.0:
         raise ValueError(f"`{name}` must be in [0, 1], got {value}: {remedy}.")
 
 

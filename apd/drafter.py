@@ -39,7 +39,9 @@ class Drafter(Protocol):
     vocab_size: int
     mask_token_id: int
     max_length: int | None
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device: ...
 
     def open(self, state: DecodeState, kv_window: int | None) -> DrafterSession:
         """Start a session for these rows; `kv_window` is W (see `APDConfig`)."""

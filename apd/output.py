@@ -50,13 +50,13 @@ class APDOutput(ModelOutput):
         trace: per row, a `RowTrace`.
     """
 
-    sequences: Tensor | None = None
-    new_tokens: Tensor | None = None
-    drafter_forwards: Tensor | None = None
-    verifier_forwards: Tensor | None = None
-    tokens_per_forward: Tensor | None = None
-    committed_per_step: list[list[int]] | None = None
-    trace: list[RowTrace] | None = None
+    sequences: Tensor = None  # type: ignore[assignment]
+    new_tokens: Tensor = None  # type: ignore[assignment]
+    drafter_forwards: Tensor = None  # type: ignore[assignment]
+    verifier_forwards: Tensor = None  # type: ignore[assignment]
+    tokens_per_forward: Tensor = None  # type: ignore[assignment]
+    committed_per_step: list[list[int]] = None  # type: ignore[assignment]
+    trace: list[RowTrace] = None  # type: ignore[assignment]
 
 
 class Recorder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -13,7 +13,16 @@ from apd.acceptance import Coupling, Rejection
 from apd.arguments import Request, generation_config, one_prompt, refuse_unknown, resolve
 from apd.config import KNOBS, APDConfig
 from apd.drafter import Drafter
-from apd.models import ModelSpec, as_drafter, as_verifier, check_vocabularies, load_drafter, load_tokenizer, load_verifier
+from apd.models import (
+    HUB_ARGUMENTS,
+    ModelSpec,
+    as_drafter,
+    as_verifier,
+    check_vocabularies,
+    load_drafter,
+    load_tokenizer,
+    load_verifier,
+)
 from apd.output import APDOutput, Recorder
 from apd.state import DecodeState, StepInfo
 from apd.step import APD, Models, Strategy, decode_step
@@ -32,6 +41,7 @@ class APDSampler:
             that the drafter's generation config does not name.
         config: the knobs; `APDConfig()` when not given.
         spec: family of a drafter given as a transformers model: `"dream"`, `"llada"`, … or a `ModelSpec`.
+        mask_token_id: of a drafter given as a transformers model; by default its config's, else the tokenizer's.
         verifier_tokenizer: compared with `tokenizer`, token by token, when both are given.
         **knobs: single knobs that override `config`.
 
@@ -55,18 +65,23 @@ class APDSampler:
         config: APDConfig | None = None,
         *,
         spec: ModelSpec | str | None = None,
+        mask_token_id: int | None = None,
         verifier_tokenizer: PreTrainedTokenizerBase | None = None,
         **knobs: Any,
     ) -> None:
         refuse_unknown(knobs, KNOBS, "APDSampler()")
         self.config = (config or APDConfig()).replace(**knobs)
-        self.drafter: Drafter = as_drafter(drafter, spec=spec)
+        self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
         self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
         self.vocab_size = self.drafter.vocab_size
         if self.verifier is not None:
             self.vocab_size = check_vocabularies(
-                self.drafter.vocab_size, self.verifier.vocab_size, tokenizer, verifier_tokenizer
+                self.drafter.vocab_size,
+                self.verifier.vocab_size,
+                tokenizer,
+                verifier_tokenizer,
+                mask_token_id=self.drafter.mask_token_id,
             )
 
     @classmethod
@@ -83,7 +98,7 @@ class APDSampler:
         attn_implementation: str | None = None,
         revision: str | None = None,
         verifier_revision: str | None = None,
-        **knobs: Any,
+        **knobs_or_hub: Any,
     ) -> APDSampler:
         """Load drafter, verifier and tokenizers from directories or hub ids; never remote code, never pickles.
 
@@ -98,18 +113,25 @@ class APDSampler:
             attn_implementation: `"sdpa"` (default) or `"eager"`.
             revision: of the drafter.
             verifier_revision: of the verifier.
-            **knobs: single knobs that override `config`.
+            **knobs_or_hub: single knobs that override `config`; `token`, `cache_dir`, `local_files_only` and
+                `force_download`, as in transformers.
         """
-        own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "revision")
-        refuse_unknown(knobs, [*KNOBS, *own, "verifier_revision"], "from_pretrained()")
-        shared: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "attn_implementation": attn_implementation}
+        own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
+        refuse_unknown(knobs_or_hub, [*KNOBS, *HUB_ARGUMENTS, *own], "from_pretrained()")
+        hub = {name: knobs_or_hub.pop(name) for name in HUB_ARGUMENTS if name in knobs_or_hub}
+        compute: dict[str, Any] = {
+            "dtype": dtype,
+            "device_map": device_map,
+            "attn_implementation": attn_implementation,
+        }
+        of_drafter, of_verifier = hub | {"revision": revision}, hub | {"revision": verifier_revision}
         return cls(
-            load_drafter(drafter, spec=spec, mask_token_id=mask_token_id, revision=revision, **shared),
-            None if verifier is None else load_verifier(verifier, revision=verifier_revision, **shared),
-            load_tokenizer(drafter, revision=revision),
+            load_drafter(drafter, spec=spec, mask_token_id=mask_token_id, **compute, **of_drafter),
+            None if verifier is None else load_verifier(verifier, **compute, **of_verifier),
+            load_tokenizer(drafter, **of_drafter),
             config,
-            verifier_tokenizer=None if verifier is None else load_tokenizer(verifier, revision=verifier_revision),
-            **knobs,
+            verifier_tokenizer=None if verifier is None else load_tokenizer(verifier, **of_verifier),
+            **knobs_or_hub,
         )
 
     @classmethod
@@ -118,6 +140,14 @@ class APDSampler:
         from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 
         return cls.from_pretrained(str(DRAFTER_DIR), str(VERIFIER_DIR), config=config, **knobs)
+
+    @overload
+    def generate(
+        self, inputs: Tensor | None = ..., *, return_dict_in_generate: Literal[True], **kwargs: Any
+    ) -> APDOutput: ...
+
+    @overload
+    def generate(self, inputs: Tensor | None = ..., **kwargs: Any) -> Tensor: ...
 
     @torch.inference_mode()
     def generate(

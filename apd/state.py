@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ class DecodeState:
 
     def select(self, rows: Tensor) -> DecodeState:
         """Only the rows at these indices (`n` int64), in that order."""
-        chosen = {
+        chosen: dict[str, Any] = {
             field.name: value.index_select(0, rows)
             for field in dataclasses.fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)

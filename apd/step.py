@@ -110,8 +110,11 @@ class Strategy(Protocol):
         left_to_right: whether it commits prefixes of the window only.
     """
 
-    needs_verifier: bool
-    left_to_right: bool
+    @property
+    def needs_verifier(self) -> bool: ...
+
+    @property
+    def left_to_right(self) -> bool: ...
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal: ...
 
@@ -171,9 +174,7 @@ class APD:
             draft=draft,
             target_probs=gather_tokens(target_logprobs, accepted.tokens).exp(),
             drafter_probs=gather_tokens(draft_logprobs, accepted.tokens).exp(),
-            verifier_probs=None
-            if verify_logprobs is None
-            else gather_tokens(verify_logprobs, accepted.tokens).exp(),
+            verifier_probs=None if verify_logprobs is None else gather_tokens(verify_logprobs, accepted.tokens).exp(),
             sound={
                 "drafter": (drafter_sound | ~decisive).all(1),
                 "verifier": (verifier_sound | ~decisive).all(1),

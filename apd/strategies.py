@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,9 @@ class LeftToRight:
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         def leftmost(confidence: Tensor, candidate: Tensor) -> Tensor:
-            return torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate) < self.tokens_per_step
+            return (
+                torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate) < self.tokens_per_step
+            )
 
         return _propose(state, window, models, sampling, leftmost)
 
@@ -61,8 +64,14 @@ class Confidence:
         return _propose(state, window, models, sampling, most_confident)
 
 
-def _propose(state: DecodeState, window: Window, models: Models, sampling: Sampling, choose) -> Proposal:
-    """Draft the window and commit what `choose(confidence [b m], candidate [b m])` says."""
+def _propose(
+    state: DecodeState,
+    window: Window,
+    models: Models,
+    sampling: Sampling,
+    choose: Callable[[Tensor, Tensor], Tensor],
+) -> Proposal:
+    """Draft the window and commit what `choose(confidence [b m], candidate [b m])` says, `b m` bool."""
     logprobs, sound = models.draft(state, window)
     draft = (sampling.warp(logprobs) + sampling.gumbel(state, window, models.vocab_size)).argmax(-1)
     probs = gather_tokens(logprobs, draft).exp()

@@ -1,0 +1,12 @@
+"""The embedded pair: a tiny drafter and a tinier verifier that ship with the package.
+
+`examples/train_pair.py` trains them on the tasks of `apd.embedded.tasks`. They are there so that everything in this
+library can be tried, tested and measured within seconds on a CPU, without a download.
+"""
+
+from pathlib import Path
+
+__all__ = ["DRAFTER_DIR", "VERIFIER_DIR"]
+
+DRAFTER_DIR = Path(__file__).parent / "drafter"
+VERIFIER_DIR = Path(__file__).parent / "verifier"

@@ -1,0 +1,291 @@
+"""Bad input gets a clear error at the edge: the argument, the rule, the value, the remedy.
+
+`python tests/test_bad_input.py` prints the table of inputs and messages.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pairs import STOP, trace_sampler
+from transformers import GenerationConfig, Qwen2ForCausalLM
+
+from apd import APDConfig, APDSampler, Confidence, LeftToRight
+
+PROMPT = torch.tensor([[7, 107, 125, 41]])
+MASK = 150
+
+
+def generate(**kwargs: Any) -> Any:
+    return trace_sampler().generate(**({"input_ids": PROMPT, "max_new_tokens": 4} | kwargs))
+
+
+class Broken:
+    """A drafter or verifier whose logits turn bad at the `step`-th call."""
+
+    def __init__(self, model: Any, value: float, step: int) -> None:
+        self.model, self.value, self.step = model, value, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def open(self, *args: Any) -> "Broken":
+        self.session, self.calls = self.model.open(*args), 0
+        return self
+
+    def logits(self, *args: Any) -> torch.Tensor:
+        self.calls += 1
+        logits = self.session.logits(*args)
+        return logits.fill_(self.value) if self.calls == self.step else logits
+
+    def select(self, rows: torch.Tensor) -> None:
+        self.session.select(rows)
+
+
+def broken(which: str, value: float, step: int) -> Any:
+    sampler = trace_sampler()
+    drafter, verifier = sampler.drafter, sampler.verifier
+    if which == "drafter":
+        drafter = Broken(drafter, value, step)
+    else:
+        verifier = Broken(verifier, value, step)
+    return APDSampler(drafter, verifier).generate(PROMPT, max_new_tokens=40)
+
+
+def disjoint_models() -> Any:
+    """Drafter and verifier that each give all probability to another token, so that the product is empty."""
+    sampler = trace_sampler()
+
+    class Only(Broken):
+        def logits(self, *args: Any) -> torch.Tensor:
+            logits = torch.full_like(self.session.logits(*args), -torch.inf)
+            return logits.index_fill(-1, torch.tensor([int(self.value)]), 0.0)
+
+    return APDSampler(Only(sampler.drafter, 5, 0), Only(sampler.verifier, 6, 0)).generate(PROMPT, max_new_tokens=4)
+
+
+def in_memory(**changes: Any) -> Any:
+    model = copy.deepcopy(trace_sampler().drafter.model)
+    for name, value in changes.items():
+        setattr(model.config, name, value)
+    return APDSampler(model, trace_sampler().verifier, spec="dream")
+
+
+def verifier_of_vocabulary(size: int) -> Any:
+    config = copy.deepcopy(trace_sampler().verifier.model.config)
+    config.vocab_size = size
+    return APDSampler(trace_sampler().drafter, Qwen2ForCausalLM(config))
+
+
+CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
+    # knobs
+    "R above 1": (ValueError, r"`mixture_weight` must be in \[0, 1\], got 1.2", lambda: APDConfig(mixture_weight=1.2)),
+    "R not a number": (TypeError, "`mixture_weight` must be a number", lambda: APDConfig(mixture_weight="0.5")),  # type: ignore[arg-type]
+    "R NaN": (ValueError, "`mixture_weight` must be in", lambda: generate(mixture_weight=float("nan"))),
+    "tau below 0": (ValueError, "`acceptance_threshold` must be in", lambda: generate(acceptance_threshold=-0.1)),
+    "M of 0": (ValueError, "`window_size` must be at least 1, got 0. Use 1", lambda: generate(window_size=0)),
+    "M a fraction": (TypeError, "`window_size` must be a whole number", lambda: generate(window_size=2.5)),
+    "W of 0": (ValueError, "`kv_window` must be at least 1, got 0. Use None", lambda: generate(kv_window=0)),
+    "unknown rule": (
+        ValueError,
+        "`acceptance` must be one of 'coupling', 'rejection'",
+        lambda: generate(acceptance="x"),
+    ),
+    "unknown noise": (ValueError, "`noise` must be one of 'keyed', 'step'", lambda: generate(noise="fresh")),
+    "correction a number": (TypeError, "`correction` must be True or False", lambda: generate(correction=1)),
+    "rejection with tau": (
+        ValueError,
+        "`acceptance_threshold` must be 0 with acceptance='rejection'",
+        lambda: generate(acceptance="rejection", acceptance_threshold=0.5),
+    ),
+    "rejection with correction": (
+        ValueError,
+        "rejection always commits a draw",
+        lambda: generate(acceptance="rejection", correction=True),
+    ),
+    "no verifier": (
+        ValueError,
+        "`verifier` must be given unless mixture_weight is 1",
+        lambda: APDSampler(trace_sampler().drafter).generate(PROMPT, max_new_tokens=4),
+    ),
+    "any order with W": (
+        ValueError,
+        "`kv_window` must be None with Confidence, got 4",
+        lambda: generate(kv_window=4, strategy=Confidence(1)),
+    ),
+    "K of 0": (ValueError, "`tokens_per_step` must be at least 1, got 0", lambda: LeftToRight(0)),
+    # prompts
+    "no prompt": (ValueError, "must hold at least one prompt token, got none", lambda: generate(input_ids=None)),
+    "empty prompt": (ValueError, "at least one prompt token", lambda: generate(input_ids=PROMPT[:, :0])),
+    "no rows": (ValueError, "at least one prompt token", lambda: generate(input_ids=PROMPT[:0])),
+    "text as prompt": (TypeError, "Encode text with the tokenizer", lambda: generate(input_ids="hello")),
+    "one dimension": (
+        ValueError,
+        r"two dimensions \[rows, tokens\], got shape \[4\]",
+        lambda: generate(input_ids=PROMPT[0]),
+    ),
+    "float ids": (TypeError, "must hold integers, got torch.float32", lambda: generate(input_ids=PROMPT.float())),
+    "prompt twice": (ValueError, "got both `inputs` and `input_ids`", lambda: generate(inputs=PROMPT)),
+    "all padding": (
+        ValueError,
+        "row 0 is all padding",
+        lambda: generate(attention_mask=torch.zeros_like(PROMPT)),
+    ),
+    "right padding": (
+        ValueError,
+        'tokenizer.padding_side = "left"',
+        lambda: generate(attention_mask=torch.tensor([[1, 1, 1, 0]])),
+    ),
+    "right padding, no mask": (
+        ValueError,
+        "row 0 has padding behind a token",
+        lambda: generate(input_ids=torch.tensor([[7, 8, 9, 3]]), pad_token_id=3, eos_token_id=STOP),
+    ),
+    "mask of another shape": (
+        ValueError,
+        "`attention_mask` must have the shape of `input_ids`",
+        lambda: generate(attention_mask=torch.ones(1, 3)),
+    ),
+    "id outside the vocabulary": (
+        ValueError,
+        "must be below 160, the vocabulary that the models share, got 160",
+        lambda: generate(input_ids=torch.tensor([[7, 160]])),
+    ),
+    "negative id": (ValueError, "must be below 160", lambda: generate(input_ids=torch.tensor([[7, -1]]))),
+    "mask token in the prompt": (
+        ValueError,
+        "must not hold the mask token, got id 150",
+        lambda: generate(input_ids=torch.tensor([[7, MASK, 9]])),
+    ),
+    # lengths
+    "max_new_tokens of 0": (
+        ValueError,
+        "`max_new_tokens` must be greater than 0, but is 0",
+        lambda: generate(max_new_tokens=0),
+    ),
+    "max_new_tokens a fraction": (TypeError, "`max_new_tokens` must be a whole", lambda: generate(max_new_tokens=1.5)),
+    "max_length within the prompt": (
+        ValueError,
+        "`max_length` must exceed the prompt's 4 columns",
+        lambda: generate(max_new_tokens=None, max_length=4),
+    ),
+    "beyond the model's positions": (
+        ValueError,
+        "must fit the drafter's 2048 positions, got 5004 tokens",
+        lambda: generate(max_new_tokens=5000),
+    ),
+    # sampling and counting
+    "negative temperature": (
+        ValueError,
+        "`temperature` must be at least 0, got -1.0. Use 0",
+        lambda: generate(do_sample=True, temperature=-1.0),
+    ),
+    "negative top_k": (ValueError, "`top_k` must be at least 0", lambda: generate(do_sample=True, top_k=-1)),
+    "top_p above 1": (ValueError, r"`top_p` must be in \(0, 1\]", lambda: generate(do_sample=True, top_p=1.5)),
+    "min_p above 1": (ValueError, r"`min_p` must be in \[0, 1\]", lambda: generate(do_sample=True, min_p=2.0)),
+    "no copies": (
+        ValueError,
+        "`num_return_sequences` must be at least 1, got -2",
+        lambda: generate(num_return_sequences=-2),
+    ),
+    "too few seeds": (ValueError, "one entry per row, 2 ", lambda: generate(seed=[1], input_ids=PROMPT.repeat(2, 1))),
+    "copies of one greedy row": (
+        ValueError,
+        "do not support `num_return_sequences`",
+        lambda: generate(num_return_sequences=2),
+    ),
+    "seed a word": (TypeError, "`seed` must be an integer or a list with one", lambda: generate(seed="now")),
+    "stop token outside": (ValueError, "`eos_token_id` must be an id that can be", lambda: generate(eos_token_id=999)),
+    "stop token is the mask": (ValueError, "not the mask token, got 150", lambda: generate(eos_token_id=MASK)),
+    # argument names
+    "misspelt argument": (
+        TypeError,
+        "no argument `temprature`. Did you mean `temperature`",
+        lambda: generate(temprature=1),
+    ),
+    "misspelt knob": (
+        TypeError,
+        "no argument `windowsize`. Did you mean `window_size`",
+        lambda: generate(windowsize=1),
+    ),
+    "misspelt knob of the sampler": (
+        TypeError,
+        "Did you mean `kv_window`",
+        lambda: APDSampler(trace_sampler().drafter, kvwindow=3),
+    ),
+    "misspelt argument of from_pretrained": (
+        TypeError,
+        "Did you mean `attn_implementation`",
+        lambda: APDSampler.from_pretrained("x", attn_implementaton="sdpa"),
+    ),
+    "beam search": (ValueError, "`num_beams` is not supported, got 4: APD draws one", lambda: generate(num_beams=4)),
+    "beam search in a config": (
+        ValueError,
+        "`num_beams` is not supported, got 2",
+        lambda: generate(generation_config=GenerationConfig(num_beams=2)),
+    ),
+    "a cache of one's own": (ValueError, "`kv_window` says what is cached", lambda: generate(use_cache=True)),
+    "an assistant": (ValueError, "the diffusion model is what drafts", lambda: generate(assistant_model=object())),
+    # models
+    "vocabularies far apart": (ValueError, "256", lambda: verifier_of_vocabulary(1000)),
+    "a causal drafter": (ValueError, "is_causal", lambda: in_memory(is_causal=True)),
+    "a drafter without its family": (
+        ValueError,
+        "dream",
+        lambda: APDSampler(copy.deepcopy(trace_sampler().drafter.model)),
+    ),
+    "NaN drafter": (
+        FloatingPointError,
+        "The drafter gave NaN, infinite or no finite logits at step 2 of row 0",
+        lambda: broken("drafter", float("nan"), 3),
+    ),
+    "infinite drafter": (
+        FloatingPointError,
+        "The drafter gave NaN, infinite",
+        lambda: broken("drafter", float("inf"), 1),
+    ),
+    "NaN verifier": (
+        FloatingPointError,
+        "The verifier gave NaN, infinite or no finite logits at step 1",
+        lambda: broken("verifier", float("nan"), 2),
+    ),
+    "models that exclude each other": (FloatingPointError, "no token that both models allow", disjoint_models),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_refused_with_argument_rule_value_and_remedy(case):
+    error, message, call = CASES[case]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_sampling_arguments_without_do_sample_are_warned_of():
+    with pytest.warns(UserWarning, match="`temperature` has no effect without `do_sample=True`"):
+        generate(temperature=0.7)
+
+
+def test_no_length_is_warned_of():
+    with pytest.warns(UserWarning, match="20 new tokens at most"):
+        assert generate(max_new_tokens=None, eos_token_id=[]).shape[1] == PROMPT.shape[1] + 20
+
+
+def test_padding_that_cannot_be_told_from_stop_tokens_is_warned_of():
+    with pytest.warns(UserWarning, match="Pass `attention_mask`"):
+        generate(input_ids=torch.tensor([[STOP, 7, 8]]), pad_token_id=STOP, eos_token_id=STOP)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    for name, (_, _, call) in CASES.items():
+        try:
+            call()
+            message = "(accepted!)"
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+        print(f"| {name} | {message} |")
