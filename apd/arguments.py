@@ -216,17 +216,19 @@ def resolve(
 
 
 def generation_config(
-    given: GenerationConfig | None, of_model: GenerationConfig | None, kwargs: dict[str, Any]
+    given: GenerationConfig | None, defaults: Sequence[dict[str, Any]], kwargs: dict[str, Any]
 ) -> GenerationConfig:
-    """The configuration that counts: single arguments, then the given configuration, then the model's.
+    """The configuration that counts: single arguments, then the given configuration, then `defaults`, first ones first.
+
+    As in transformers, an argument given as `None` overrides what stands behind it: `eos_token_id=None` stops nowhere.
 
     Raises:
         TypeError: an unknown argument; the nearest is named.
         ValueError: an argument that cannot be meant here; the reason is named.
     """
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
-    if of_model is not None:
-        config.update(**of_model.to_dict(), defaults_only=True)
+    for default in defaults:
+        config.update(**default, defaults_only=True)
     unused = config.update(**kwargs)
     for name, value in [*unused.items(), *config.to_dict().items()]:
         asks_for_nothing = value is None or value is False or value in ([], {}, 0, _NEUTRAL.get(name))

@@ -244,12 +244,9 @@ class APDSampler:
         kwargs: dict[str, Any],
     ) -> Request:
         prompt = one_prompt(inputs, kwargs)
-        generation = generation_config(given, getattr(self.drafter, "generation_config", None), kwargs)
-        if self.tokenizer is not None:
-            if generation.eos_token_id is None:
-                generation.eos_token_id = self.tokenizer.eos_token_id
-            if generation.pad_token_id is None:
-                generation.pad_token_id = self.tokenizer.pad_token_id
+        of_model = getattr(self.drafter, "generation_config", None)
+        of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
+        generation = generation_config(given, [of_model.to_dict() if of_model else {}, of_tokenizer], kwargs)
         models = {"drafter": self.drafter} | ({} if self.verifier is None else {"verifier": self.verifier})
         return resolve(
             prompt,
