@@ -7,6 +7,7 @@ from apd.models import FAMILIES, ModelSpec, load_drafter, load_verifier
 from apd.output import APDOutput, RowTrace
 from apd.sampler import APDSampler
 from apd.strategies import Confidence, LeftToRight
+from apd.streaming import Chunk
 from apd.verifier import CausalVerifier, Verifier
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "APDOutput",
     "APDSampler",
     "CausalVerifier",
+    "Chunk",
     "Confidence",
     "Drafter",
     "LeftToRight",

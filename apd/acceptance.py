@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from apd.probability import ACCEPT, RESIDUAL, gather_tokens, prefix_length
+from apd.sampling import Sampling
 from apd.state import DecodeState, Window
-
-if TYPE_CHECKING:
-    from apd.step import Sampling
 
 
 @dataclass(frozen=True)

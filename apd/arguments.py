@@ -6,115 +6,192 @@ import copy
 import difflib
 import numbers
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
+    MaxTimeCriteria,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from apd.config import KNOBS
 from apd.probability import SEED_MASK, mix_seed
-from apd.step import Sampling
+from apd.processing import AllowedTokens, Processing, split_warpers
+from apd.sampling import Sampling
+from apd.state import Stopping
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
-DEFAULT_TOP_K = 50  # likewise: sampling means top-k 50 unless the caller says otherwise
+# Likewise: sampling means top-k 50 unless the caller says otherwise.
+_DEFAULTS = {
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+_RULES: dict[str, tuple[str, Callable[[float], bool], str]] = {
+    "temperature": ("at least 0", lambda value: value >= 0, "Use 0 for greedy decoding"),
+    "top_k": ("at least 0", lambda value: value >= 0, "Use 0 to keep all tokens"),
+    "top_p": ("in (0, 1]", lambda value: 0 < value <= 1, "Use 1 to keep all tokens"),
+    "min_p": ("in [0, 1]", lambda value: 0 <= value <= 1, "Use 0 to keep all tokens"),
+    "typical_p": ("in (0, 1]", lambda value: 0 < value <= 1, "Use 1 to keep all tokens"),
+    "epsilon_cutoff": ("in [0, 1)", lambda value: 0 <= value < 1, "Use 0 to keep all tokens"),
+    "eta_cutoff": ("in [0, 1)", lambda value: 0 <= value < 1, "Use 0 to keep all tokens"),
+}
 
+#: Arguments of `generate()` that work, knobs of `APDConfig` aside. `docs/generate.md` says how.
 SUPPORTED = (
     "inputs",
     "input_ids",
     "attention_mask",
     "generation_config",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "streamer",
+    "tokenizer",
     "seed",
     "strategy",
     "max_new_tokens",
     "max_length",
+    "min_new_tokens",
+    "min_length",
+    "max_time",
+    "stop_strings",
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
     "do_sample",
     "temperature",
     "top_k",
     "top_p",
     "min_p",
-    "eos_token_id",
-    "pad_token_id",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "sequence_bias",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "renormalize_logits",
     "num_return_sequences",
     "return_dict_in_generate",
+    "output_scores",
+    "output_logits",
 )
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
+_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 _ONE_DRAW = "APD draws one continuation at a time; use `num_return_sequences` for several"
 _NO_ASSISTANT = "the diffusion model is what drafts"
-_LATER = "it is not implemented yet"
-_REFUSED = {
+_OWN_CACHE = "`kv_window` says what is cached"
+_FOREIGN = "drafter and verifier are decoders without an encoder"
+_OF_TRAINING = "its processor keeps a state or asks a model of its own about every position"
+_EXCLUDED = "it forces a token whatever the models say, which leaves nothing to accept or reject"
+
+#: Arguments of transformers' `generate()` that cannot be meant here, with the reason.
+REFUSED = {
     "num_beams": _ONE_DRAW,
     "num_beam_groups": _ONE_DRAW,
+    "early_stopping": _ONE_DRAW,
+    "length_penalty": _ONE_DRAW,
+    "diversity_penalty": _ONE_DRAW,
     "penalty_alpha": _ONE_DRAW,
     "dola_layers": _ONE_DRAW,
     "constraints": _ONE_DRAW,
     "force_words_ids": _ONE_DRAW,
+    "low_memory": _ONE_DRAW,
+    "top_h": "its warper is not in every supported transformers release; use `min_p`",
     "assistant_model": _NO_ASSISTANT,
     "assistant_tokenizer": _NO_ASSISTANT,
     "prompt_lookup_num_tokens": _NO_ASSISTANT,
+    "max_matching_ngram_size": _NO_ASSISTANT,
     "assistant_early_exit": _NO_ASSISTANT,
-    "use_cache": "`kv_window` says what is cached",
-    "past_key_values": "`kv_window` says what is cached",
-    "cache_implementation": "`kv_window` says what is cached",
+    "assistant_ensemble_weight": _NO_ASSISTANT,
+    "speculation_type": _NO_ASSISTANT,
+    "is_assistant": _NO_ASSISTANT,
+    "use_mtp": _NO_ASSISTANT,
+    "use_cache": _OWN_CACHE,
+    "past_key_values": _OWN_CACHE,
+    "cache_implementation": _OWN_CACHE,
+    "cache_config": _OWN_CACHE,
+    "max_cache_len": _OWN_CACHE,
+    "prefill_chunk_size": _OWN_CACHE,
+    "continuous_batching_config": "`generate_many` refills finished rows",
+    "compile_config": "steps are not compiled",
+    "disable_compile": "steps are not compiled",
+    "custom_generate": "the sampler itself is what `custom_generate` takes",
+    "synced_gpus": "every process decodes its own prompts",
     "inputs_embeds": "drafter and verifier share token ids, not embeddings",
-    "token_type_ids": "decoders have none; set `tokenizer.model_input_names` to input_ids and attention_mask",
+    "token_type_ids": "decoders have none; leave it out of `tokenizer.model_input_names`",
     "position_ids": "positions are counted from the first real token of `attention_mask`",
+    "encoder_repetition_penalty": _FOREIGN,
+    "encoder_no_repeat_ngram_size": _FOREIGN,
+    "decoder_start_token_id": _FOREIGN,
+    "forced_bos_token_id": _EXCLUDED,
+    "forced_eos_token_id": _EXCLUDED,
+    "exponential_decay_length_penalty": "it depends on how long the row will be; use `max_new_tokens`",
+    "guidance_scale": _OF_TRAINING,
+    "negative_prompt_ids": _OF_TRAINING,
+    "negative_prompt_attention_mask": _OF_TRAINING,
+    "watermarking_config": _OF_TRAINING,
+    "token_healing": "it changes the prompt; heal it before",
+    "remove_invalid_values": "NaN logits are an error here, with the model and the step named",
     "output_attentions": "attention maps are not kept",
     "output_hidden_states": "hidden states are not kept",
     "steps": "the number of steps follows from what is accepted",
     "alg": "give a `strategy` instead",
-} | dict.fromkeys(
-    (
-        "min_length",
-        "min_new_tokens",
-        "max_time",
-        "stop_strings",
-        "streamer",
-        "stopping_criteria",
-        "logits_processor",
-        "prefix_allowed_tokens_fn",
-        "repetition_penalty",
-        "encoder_repetition_penalty",
-        "encoder_no_repeat_ngram_size",
-        "no_repeat_ngram_size",
-        "bad_words_ids",
-        "suppress_tokens",
-        "begin_suppress_tokens",
-        "sequence_bias",
-        "typical_p",
-        "top_h",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "exponential_decay_length_penalty",
-        "guidance_scale",
-        "watermarking_config",
-        "token_healing",
-        "output_scores",
-        "output_logits",
-    ),
-    _LATER,
-)
-# Values that ask for nothing, beside None, False and empty ones.
+}
+# Values of refused arguments that ask for nothing, beside None, False, 0 and empty ones.
 _NEUTRAL = {
     "num_beams": 1,
     "num_beam_groups": 1,
-    "repetition_penalty": 1.0,
+    "length_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
-    "typical_p": 1.0,
     "guidance_scale": 1.0,
 }
+# Set by transformers itself in every generation config, whoever made it.
+_UNASKED = ("use_cache", "is_assistant", "disable_compile", "early_stopping")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the models allow.
+
+    Attributes:
+        vocab_size: ids below it exist in both models.
+        mask_token_id: of the drafter.
+        max_lengths: tokens a row may have, per model; `None` for no limit.
+        device: of the drafter.
+    """
+
+    vocab_size: int
+    mask_token_id: int
+    max_lengths: dict[str, int | None]
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -126,20 +203,22 @@ class Request:
         padding: `b` int64, columns of left padding.
         max_new_tokens: masks behind each prompt.
         seeds: `b` int64, the row seeds.
-        stop_token_ids: `s` int64.
         pad_token_id: what stands behind a stop token.
+        stopping: when a row is over.
+        processing: the logits processors.
         sampling: how tokens are drawn.
-        as_dict: whether the caller wants an `APDOutput`.
+        generation: the configuration that all this comes from.
     """
 
     prompt: Tensor
     padding: Tensor
     max_new_tokens: int
     seeds: Tensor
-    stop_token_ids: Tensor
     pad_token_id: int
+    stopping: Stopping
+    processing: Processing
     sampling: Sampling
-    as_dict: bool
+    generation: GenerationConfig
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -157,65 +236,59 @@ def resolve(
     prompt: Any,
     attention_mask: Tensor | None,
     generation: GenerationConfig,
-    seed: int | Sequence[int] | None,
+    limits: Limits,
     *,
-    vocab_size: int,
-    mask_token_id: int,
-    max_lengths: dict[str, int | None],
-    device: torch.device,
-    redraw: bool,
+    seed: int | Sequence[int] | None = None,
+    redraw: bool = False,
+    logits_processor: Iterable[LogitsProcessor] | None = None,
+    stopping_criteria: Iterable[StoppingCriteria] | None = None,
+    prefix_allowed_tokens_fn: AllowedTokens | None = None,
+    tokenizer: Any = None,
 ) -> Request:
     """Check what `generate` was given against the models, and lay it out row by row.
 
     Args:
-        prompt, attention_mask, seed: as in `APDSampler.generate`.
-        generation: the effective configuration, see `generation_config`.
-        vocab_size: ids that the models share are below it.
-        mask_token_id: of the drafter.
-        max_lengths: tokens a row may have, per model.
-        device: of the drafter.
+        generation: the effective configuration, see `effective_config`.
+        limits: what the models allow.
         redraw: noise changes with the row's step.
+        prompt, attention_mask, seed, …: as in `APDSampler.generate`.
     Raises:
         ValueError, TypeError: see `APDSampler.generate`.
     """
     prompt = _checked_ids(prompt)
-    stop_token_ids = _as_list(generation.eos_token_id)
-    for stop in stop_token_ids:
-        if not 0 <= stop < vocab_size or stop == mask_token_id:
-            raise ValueError(
-                f"`eos_token_id` must be an id that can be decoded, below {vocab_size} and not the mask token, "
-                f"got {stop}."
-            )
+    stop_token_ids = _stop_token_ids(generation, limits)
     padding = _left_padding(prompt, attention_mask, generation.pad_token_id, stop_token_ids)
-    _check_tokens(prompt, padding, vocab_size, mask_token_id)
-
+    _check_tokens(prompt, padding, limits)
     max_new_tokens = _max_new_tokens(generation, prompt.shape[1])
-    tokens = prompt.shape[1] - int(padding.min()) + max_new_tokens
-    for model, limit in max_lengths.items():
-        if limit is not None and tokens > limit:
-            raise ValueError(
-                f"Prompt and new tokens must fit the {model}'s {limit} positions, got {tokens} tokens. "
-                f"Lower `max_new_tokens` ({max_new_tokens}) or shorten the prompt."
-            )
+    _check_length(prompt.shape[1] - int(padding.min()), max_new_tokens, limits)
 
     copies = _count("num_return_sequences", generation.num_return_sequences or 1)
-    prompt, padding = (values.to(device).repeat_interleave(copies, 0) for values in (prompt, padding))
+    prompt, padding = (values.to(limits.device).repeat_interleave(copies, 0) for values in (prompt, padding))
     pad_token_id = generation.pad_token_id
     if pad_token_id is None:
         pad_token_id = stop_token_ids[0] if stop_token_ids else 0
+    stops = torch.tensor(stop_token_ids, dtype=torch.int64, device=limits.device)
+    warpers, processors = split_warpers(logits_processor or ())
     return Request(
         prompt=prompt,
         padding=padding,
         max_new_tokens=max_new_tokens,
-        seeds=torch.tensor(_row_seeds(seed, len(prompt)), device=device),
-        stop_token_ids=torch.tensor(stop_token_ids, dtype=torch.int64, device=device),
+        seeds=torch.tensor(_row_seeds(seed, len(prompt)), device=limits.device),
         pad_token_id=pad_token_id,
-        sampling=_sampling(generation, redraw),
-        as_dict=bool(generation.return_dict_in_generate),
+        stopping=Stopping(stops, _criteria(generation, stopping_criteria or (), tokenizer)),
+        processing=Processing(
+            stop_token_ids=stops,
+            processors=LogitsProcessorList([*_processors(generation, stops), *processors]),
+            allowed_tokens=prefix_allowed_tokens_fn,
+            min_new_tokens=max(generation.min_new_tokens or 0, (generation.min_length or 0) - prompt.shape[1]),
+            suppressed_first=tuple(generation.begin_suppress_tokens or ()),
+        ),
+        sampling=_sampling(generation, warpers, redraw),
+        generation=generation,
     )
 
 
-def generation_config(
+def effective_config(
     given: GenerationConfig | None, defaults: Sequence[dict[str, Any]], kwargs: dict[str, Any]
 ) -> GenerationConfig:
     """The configuration that counts: single arguments, then the given configuration, then `defaults`, first ones first.
@@ -232,9 +305,9 @@ def generation_config(
     unused = config.update(**kwargs)
     for name, value in [*unused.items(), *config.to_dict().items()]:
         asks_for_nothing = value is None or value is False or value in ([], {}, 0, _NEUTRAL.get(name))
-        if name in _REFUSED and not asks_for_nothing and (name != "use_cache" or name in kwargs):
-            raise ValueError(f"`{name}` is not supported, got {value!r}: {_REFUSED[name]}.")
-    refuse_unknown([name for name in unused if name not in _REFUSED], [*SUPPORTED, *KNOBS], "generate()")
+        if name in REFUSED and not asks_for_nothing and (name not in _UNASKED or name in kwargs):
+            raise ValueError(f"`{name}` is not supported, got {value!r}: {REFUSED[name]}.")
+    refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
     for name in _SAMPLING_ONLY:
         if kwargs.get(name) is not None and not config.do_sample:
             warnings.warn(f"`{name}` has no effect without `do_sample=True`.", UserWarning, stacklevel=4)
@@ -310,19 +383,41 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
     return prompt != pad_token_id
 
 
-def _check_tokens(prompt: Tensor, padding: Tensor, vocab_size: int, mask_token_id: int) -> None:
+def _stop_token_ids(generation: GenerationConfig, limits: Limits) -> list[int]:
+    ids = generation.eos_token_id
+    stop_token_ids = [] if ids is None else [ids] if isinstance(ids, int) else [int(i) for i in ids]
+    for stop in stop_token_ids:
+        if not 0 <= stop < limits.vocab_size or stop == limits.mask_token_id:
+            raise ValueError(
+                f"`eos_token_id` must be an id that can be decoded, below {limits.vocab_size} and not the mask token, "
+                f"got {stop}."
+            )
+    return stop_token_ids
+
+
+def _check_tokens(prompt: Tensor, padding: Tensor, limits: Limits) -> None:
     real = torch.arange(prompt.shape[1], device=prompt.device) >= padding[:, None]
-    if (real & (prompt == mask_token_id)).any():
+    if (real & (prompt == limits.mask_token_id)).any():
         raise ValueError(
-            f"The prompt must not hold the mask token, got id {mask_token_id}: masks are appended behind the prompt. "
+            f"The prompt must not hold the mask token, got id {limits.mask_token_id}: masks are appended behind the prompt. "
             "Infilling is not supported."
         )
-    foreign = real & ((prompt < 0) | (prompt >= vocab_size))
+    foreign = real & ((prompt < 0) | (prompt >= limits.vocab_size))
     if foreign.any():
         raise ValueError(
-            f"`input_ids` must be below {vocab_size}, the vocabulary that the models share, got "
+            f"`input_ids` must be below {limits.vocab_size}, the vocabulary that the models share, got "
             f"{int(prompt[foreign][0])}. Was the prompt encoded with another tokenizer?"
         )
+
+
+def _check_length(prompt_tokens: int, max_new_tokens: int, limits: Limits) -> None:
+    tokens = prompt_tokens + max_new_tokens
+    for model, limit in limits.max_lengths.items():
+        if limit is not None and tokens > limit:
+            raise ValueError(
+                f"Prompt and new tokens must fit the {model}'s {limit} positions, got {tokens} tokens. "
+                f"Lower `max_new_tokens` ({max_new_tokens}) or shorten the prompt."
+            )
 
 
 def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
@@ -359,33 +454,64 @@ def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     return [entry & SEED_MASK for entry in seed]
 
 
-def _sampling(generation: GenerationConfig, redraw: bool) -> Sampling:
-    """Transformers' own warpers in transformers' own order."""
-    temperature = 1.0 if generation.temperature is None else generation.temperature
-    top_k = DEFAULT_TOP_K if generation.top_k is None else generation.top_k
-    top_p = 1.0 if generation.top_p is None else generation.top_p
-    min_p = 0.0 if generation.min_p is None else generation.min_p
+def _processors(generation: GenerationConfig, stops: Tensor) -> list[LogitsProcessor]:
+    """Transformers' own processors, in transformers' own order."""
+    processors: list[LogitsProcessor] = []
+    if generation.sequence_bias:
+        processors.append(SequenceBiasLogitsProcessor(generation.sequence_bias))
+    if generation.repetition_penalty not in (None, 1.0):
+        processors.append(RepetitionPenaltyLogitsProcessor(float(generation.repetition_penalty)))
+    if generation.no_repeat_ngram_size:
+        processors.append(NoRepeatNGramLogitsProcessor(generation.no_repeat_ngram_size))
+    if generation.bad_words_ids:
+        processors.append(
+            NoBadWordsLogitsProcessor(generation.bad_words_ids, eos_token_id=stops if len(stops) else None)
+        )
+    if generation.suppress_tokens:
+        processors.append(SuppressTokensLogitsProcessor(generation.suppress_tokens))
+    return processors
+
+
+def _criteria(generation: GenerationConfig, given: Iterable[StoppingCriteria], tokenizer: Any) -> StoppingCriteriaList:
+    criteria = StoppingCriteriaList()
+    if generation.max_time is not None:
+        criteria.append(MaxTimeCriteria(max_time=generation.max_time))
+    if generation.stop_strings:
+        if tokenizer is None:
+            raise ValueError(
+                f"`tokenizer` must be given with `stop_strings`, got None with {generation.stop_strings!r}: they are "
+                "found in the text. Pass `tokenizer=`, or give the sampler one."
+            )
+        criteria.append(StopStringCriteria(stop_strings=generation.stop_strings, tokenizer=tokenizer))
+    criteria.extend(given)
+    return criteria
+
+
+def _sampling(generation: GenerationConfig, given: LogitsProcessorList, redraw: bool) -> Sampling:
+    """Transformers' own warpers in transformers' own order, the caller's behind them."""
+    values = {name: getattr(generation, name) for name in _SAMPLING_ONLY}
+    setting = {name: _DEFAULTS[name] if value is None else value for name, value in values.items()}
+    for name, (rule, holds, remedy) in _RULES.items():
+        if not holds(setting[name]):
+            raise ValueError(f"`{name}` must be {rule}, got {setting[name]}. {remedy}.")
     warpers = LogitsProcessorList()
-    if not generation.do_sample:
-        return Sampling(warpers, greedy=True)
-    if temperature < 0:
-        raise ValueError(f"`temperature` must be at least 0, got {temperature}. Use 0 for greedy decoding.")
-    if top_k < 0:
-        raise ValueError(f"`top_k` must be at least 0, got {top_k}. Use 0 to keep all tokens.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"`top_p` must be in (0, 1], got {top_p}. Use 1 to keep all tokens.")
-    if not 0 <= min_p <= 1:
-        raise ValueError(f"`min_p` must be in [0, 1], got {min_p}. Use 0 to keep all tokens.")
-    if temperature == 0:
-        return Sampling(warpers, greedy=True)
-    if temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k > 0:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        warpers.append(TopPLogitsWarper(float(top_p)))
-    if min_p > 0:
-        warpers.append(MinPLogitsWarper(float(min_p)))
+    if not generation.do_sample or setting["temperature"] == 0:
+        return Sampling(given, greedy=True)
+    if setting["temperature"] != 1:
+        warpers.append(TemperatureLogitsWarper(float(setting["temperature"])))
+    if setting["top_k"] > 0:
+        warpers.append(TopKLogitsWarper(int(setting["top_k"])))
+    if setting["top_p"] < 1:
+        warpers.append(TopPLogitsWarper(float(setting["top_p"])))
+    if setting["min_p"] > 0:
+        warpers.append(MinPLogitsWarper(float(setting["min_p"])))
+    if setting["typical_p"] < 1:
+        warpers.append(TypicalLogitsWarper(float(setting["typical_p"])))
+    if setting["epsilon_cutoff"] > 0:
+        warpers.append(EpsilonLogitsWarper(float(setting["epsilon_cutoff"])))
+    if setting["eta_cutoff"] > 0:
+        warpers.append(EtaLogitsWarper(float(setting["eta_cutoff"])))
+    warpers.extend(given)
     return Sampling(warpers, greedy=False, redraw=redraw)
 
 
@@ -395,9 +521,3 @@ def _count(name: str, value: Any) -> int:
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
     return int(value)
-
-
-def _as_list(ids: int | Sequence[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else [int(i) for i in ids]

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -68,6 +69,11 @@ class ColumnLayer(CacheLayerMixin):
             self.keys = self.keys.index_select(0, rows.to(self.keys.device))
             self.values = self.values.index_select(0, rows.to(self.values.device))
 
+    def grow(self, num_rows: int, num_slots: int) -> None:
+        if self.keys is not None and self.values is not None:
+            more = (0, 0, 0, num_slots - self.keys.shape[2], 0, 0, 0, num_rows - self.keys.shape[0])
+            self.keys, self.values = pad(self.keys, more), pad(self.values, more)
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.visible, 0
 
@@ -103,6 +109,12 @@ class ColumnCache(Cache):
         """Keep only these rows (`n` int64)."""
         for layer in self.layers:
             layer.select(rows)
+
+    def grow(self, num_rows: int, num_columns: int) -> None:
+        """Make room for more rows behind those there are, and for wider ones."""
+        self.num_columns = num_columns
+        for layer in self.layers:
+            layer.grow(num_rows, num_columns + 1)
 
 
 def span_hidden_states(

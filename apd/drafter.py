@@ -24,6 +24,9 @@ class DrafterSession(Protocol):
     def select(self, rows: Tensor) -> None:
         """Forget all rows but these (`n` int64); the next state has only them."""
 
+    def join(self, state: DecodeState) -> None:
+        """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
+
 
 @runtime_checkable
 class Drafter(Protocol):
@@ -93,7 +96,7 @@ class NeuralDrafterSession:
         self.start = state.padding
         self.cache: ColumnCache | None = None
         if kv_window is not None:
-            self.cache = ColumnCache(drafter.model.config.num_hidden_layers, state.length)
+            self.cache = ColumnCache(drafter.model.config.num_hidden_layers, state.width)
 
     def logits(self, state: DecodeState, window: Window) -> Tensor:
         span = Span.between(self.start, window.end)
@@ -107,3 +110,8 @@ class NeuralDrafterSession:
         self.start = self.start.index_select(0, rows)
         if self.cache is not None:
             self.cache.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        self.start = torch.cat([self.start, state.padding[len(self.start) :]])
+        if self.cache is not None:
+            self.cache.grow(*state.tokens.shape)

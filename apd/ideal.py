@@ -153,8 +153,11 @@ class _Ideal:
     def select(self, rows: Tensor) -> None:
         pass
 
+    def join(self, state: DecodeState) -> None:
+        pass
+
     def _check_length(self, state: DecodeState) -> None:
-        new_tokens = state.length - state.prompt_width
+        new_tokens = int((state.end - state.start).max())
         if new_tokens != self.model.length:
             raise ValueError(
                 f"`max_new_tokens` must be {self.model.length}, the length of every answer, got {new_tokens}: an exact "
@@ -162,7 +165,12 @@ class _Ideal:
             )
 
     def _positions(self, state: DecodeState, window: Window) -> Tensor:
-        return (window.columns - state.prompt_width).clamp(max=self.model.length - 1)
+        return (window.columns - state.start[:, None]).clamp(max=self.model.length - 1)
+
+    def _answer(self, tokens: Tensor, state: DecodeState) -> Tensor:
+        """The columns behind each row's prompt, `b l` → `b n`."""
+        columns = state.start[:, None] + torch.arange(self.model.length, device=tokens.device)
+        return tokens.gather(1, columns)
 
 
 class IdealDrafter(_Ideal):
@@ -173,7 +181,7 @@ class IdealDrafter(_Ideal):
         return self
 
     def logits(self, state: DecodeState, window: Window) -> Tensor:
-        known = state.tokens[:, None, state.prompt_width :]
+        known = self._answer(state.tokens, state)[:, None]
         logits = self.model.logits(known, self._positions(state, window))
         # Parallel draws may commit what no answer has. Decoding goes on, and one token is then as good as another.
         impossible = logits.isneginf().all(-1, keepdim=True)
@@ -191,7 +199,7 @@ class IdealVerifier(_Ideal):
         return self
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
-        canvas = window.place(draft, window.inside, state.tokens)[:, None, state.prompt_width :]
+        canvas = self._answer(window.place(draft, window.inside, state.tokens), state)[:, None]
         position = self._positions(state, window)
         before = torch.arange(self.model.length, device=canvas.device) < position[..., None]  # b m n
         return self.model.logits(canvas.where(before, self.mask_token_id), position)

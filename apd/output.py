@@ -48,6 +48,9 @@ class APDOutput(ModelOutput):
         tokens_per_forward: `b` float32, new tokens per *drafter* forward; verifier passes stand beside it.
         committed_per_step: per row, the number of tokens each of its steps committed.
         trace: per row, a `RowTrace`.
+        scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
+            it, the drafter's at the first position of a step and the mixture's at the others; −∞ in finished rows.
+        logits: with `output_logits`, the same before temperature and truncation.
     """
 
     sequences: Tensor = None  # type: ignore[assignment]
@@ -57,75 +60,119 @@ class APDOutput(ModelOutput):
     tokens_per_forward: Tensor = None  # type: ignore[assignment]
     committed_per_step: list[list[int]] = None  # type: ignore[assignment]
     trace: list[RowTrace] = None  # type: ignore[assignment]
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class _Row:
+    """What is remembered of a row while it is decoded, some of it by the position of a new token."""
+
+    starts: list[int] = field(default_factory=list)
+    drafts: list[list[int]] = field(default_factory=list)
+    entries: dict[int, tuple[int, int, list[float]]] = field(default_factory=dict)  # token, step, probabilities
+    scores: dict[int, Tensor] = field(default_factory=dict)
+    logits: dict[int, Tensor] = field(default_factory=dict)
+    num_verified: int = 0
+    num_tokens: int = 0
 
 
 class Recorder:
-    """Collects finished rows and the steps that made them, and puts the output together.
+    """Follows the steps of some rows and tells, for each row that is done, how it came about.
 
     Args:
-        state: the rows before the first step.
+        scores: keep the scores that decided each position, `v` floats per token.
+        logits: likewise, before temperature and truncation.
+    """
+
+    def __init__(self, *, scores: bool = False, logits: bool = False) -> None:
+        self.keeps = {name for name, kept in (("scores", scores), ("logits", logits)) if kept}
+        self.rows: dict[int, _Row] = {}
+
+    def record(self, info: StepInfo, after: DecodeState) -> None:
+        proposal, before = info.proposal, info.before
+        by_verifier = [] if proposal.verifier_probs is None else [proposal.verifier_probs]
+        probs = torch.stack([proposal.target_probs, proposal.drafter_probs, *by_verifier], -1).tolist()
+        tokens, drafts = proposal.tokens.tolist(), proposal.draft.tolist()
+        starts = (info.window.columns[:, 0] - before.start).tolist()
+        widths, num_tokens = info.window.inside.sum(1).tolist(), after.num_new_tokens.tolist()
+        for i, (row_id, committed) in enumerate(zip(before.rows.tolist(), info.committed.tolist(), strict=True)):
+            row = self.rows.setdefault(row_id, _Row())
+            step = len(row.drafts)
+            kept = [j for j, is_kept in enumerate(committed) if is_kept]
+            row.entries |= {starts[i] + j: (tokens[i][j], step, probs[i][j]) for j in kept}
+            row.starts.append(starts[i])
+            row.drafts.append(drafts[i][: widths[i]])
+            row.num_tokens = num_tokens[i]
+            row.num_verified += len(by_verifier)
+            for name in self.keeps:
+                first, others = getattr(proposal, f"first_{name}"), getattr(proposal, name)
+                getattr(row, name).update({starts[i] + j: (others[i, j] if j else first[i]).clone() for j in kept})
+
+    def trace(self, row_id: int) -> RowTrace:
+        """The trace of a row, its tokens in the order of their positions."""
+        row = self.rows[row_id]
+        trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * len(row.drafts))
+        # Any-order strategies decide tokens behind a stop token that comes later; those do not count.
+        for position in range(row.num_tokens):
+            token, step, (p_target, p_drafter, *p_verifier) = row.entries[position]
+            trace.tokens.append(token)
+            trace.steps.append(step)
+            trace.target_probs.append(p_target)
+            trace.drafter_probs.append(p_drafter)
+            trace.verifier_probs += p_verifier
+            trace.committed[step] += 1
+        return trace
+
+    def output(self, sequences: Tensor) -> APDOutput:
+        """Everything about rows 0, 1, … whose ids are `sequences`, `b l`."""
+        traces = [self.trace(row) for row in sorted(self.rows)]
+        device = sequences.device
+        new_tokens = torch.tensor([len(trace.tokens) for trace in traces], device=device)
+        forwards = torch.tensor([len(trace.committed) for trace in traces], device=device)
+        return APDOutput(
+            sequences=sequences,
+            new_tokens=new_tokens,
+            drafter_forwards=forwards,
+            verifier_forwards=torch.tensor([self.rows[row].num_verified for row in sorted(self.rows)], device=device),
+            tokens_per_forward=new_tokens / forwards,
+            committed_per_step=[trace.committed for trace in traces],
+            trace=traces,
+            scores=self._per_position("scores"),
+            logits=self._per_position("logits"),
+        )
+
+    def _per_position(self, name: str) -> tuple[Tensor, ...] | None:
+        if name not in self.keeps:
+            return None
+        rows = [self.rows[row] for row in sorted(self.rows)]
+        nothing = torch.full_like(getattr(rows[0], name)[0], -torch.inf)
+        return tuple(
+            torch.stack([getattr(row, name)[i] if i < row.num_tokens else nothing for row in rows])
+            for i in range(max(row.num_tokens for row in rows))
+        )
+
+
+class Sequences:
+    """The rows of one call as a rectangle.
+
+    Args:
+        state: the rows before the first step, numbered 0, 1, …
         pad_token_id: what stands behind a stop token.
     """
 
     def __init__(self, state: DecodeState, pad_token_id: int) -> None:
-        self.prompt_width = state.prompt_width
-        self.pad_token_id = pad_token_id
         self.tokens = state.tokens.clone()
-        self.new_tokens = torch.zeros_like(state.rows)
-        self.steps: list[StepInfo] = []
+        self.ends = state.start.clone()
+        self.pad_token_id = pad_token_id
 
-    def record(self, info: StepInfo) -> None:
-        self.steps.append(info)
-
-    def finish(self, state: DecodeState) -> None:
-        """Take over these rows as they are."""
+    def take(self, state: DecodeState) -> None:
+        """How far these rows are."""
         self.tokens[state.rows] = state.tokens
-        self.new_tokens[state.rows] = state.num_new_tokens
+        self.ends[state.rows] = state.start + state.num_new_tokens
 
-    def sequences(self) -> Tensor:
-        """All rows, as wide as the longest, the pad token behind each stop token: `b l` int64."""
-        width = self.prompt_width + int(self.new_tokens.max())
+    def ids(self) -> Tensor:
+        """All rows, as wide as the longest: `b l` int64."""
+        width = int(self.ends.max())
         column = torch.arange(width, device=self.tokens.device)
-        behind = column >= self.prompt_width + self.new_tokens[:, None]
-        return self.tokens[:, :width].masked_fill(behind, self.pad_token_id)
-
-    def output(self) -> APDOutput:
-        traces = self._traces()
-        forwards = torch.tensor([len(row.committed) for row in traces], device=self.tokens.device)
-        verified = any(info.proposal.verifier_probs is not None for info in self.steps)
-        return APDOutput(
-            sequences=self.sequences(),
-            new_tokens=self.new_tokens,
-            drafter_forwards=forwards,
-            verifier_forwards=forwards.clone() if verified else torch.zeros_like(forwards),
-            tokens_per_forward=self.new_tokens / forwards,
-            committed_per_step=[row.committed for row in traces],
-            trace=traces,
-        )
-
-    def _traces(self) -> list[RowTrace]:
-        traces = [RowTrace() for _ in self.new_tokens]
-        entries: list[list[tuple]] = [[] for _ in self.new_tokens]
-        for info in self.steps:
-            proposal = info.proposal
-            evidence = [proposal.tokens, proposal.target_probs, proposal.drafter_probs]
-            if proposal.verifier_probs is not None:
-                evidence.append(proposal.verifier_probs)
-            columns = [values.tolist() for values in evidence]
-            starts = (info.window.columns[:, 0] - self.prompt_width).tolist()
-            widths = info.window.inside.sum(1).tolist()
-            for i, (row, committed) in enumerate(zip(info.rows.tolist(), info.committed.tolist(), strict=True)):
-                kept = [j for j, is_kept in enumerate(committed) if is_kept]
-                step = len(traces[row].committed)
-                entries[row] += [(starts[i] + j, step, *(values[i][j] for values in columns)) for j in kept]
-                traces[row].starts.append(starts[i])
-                traces[row].drafts.append(proposal.draft[i, : widths[i]].tolist())
-                traces[row].committed.append(len(kept))
-        for trace, row_entries in zip(traces, entries, strict=True):
-            for _, step, token, p_target, p_drafter, *p_verifier in sorted(row_entries):
-                trace.tokens.append(token)
-                trace.steps.append(step)
-                trace.target_probs.append(p_target)
-                trace.drafter_probs.append(p_drafter)
-                trace.verifier_probs += p_verifier
-        return traces
+        return self.tokens[:, :width].masked_fill(column >= self.ends[:, None], self.pad_token_id)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
 
 from apd.acceptance import Coupling, Rejection
-from apd.arguments import Request, generation_config, one_prompt, refuse_unknown, resolve
+from apd.arguments import Limits, effective_config, one_prompt, refuse_unknown, resolve
 from apd.config import KNOBS, APDConfig
+from apd.decoding import Decoding
 from apd.drafter import Drafter
 from apd.models import (
     HUB_ARGUMENTS,
@@ -23,9 +30,10 @@ from apd.models import (
     load_tokenizer,
     load_verifier,
 )
-from apd.output import APDOutput, Recorder
-from apd.state import DecodeState, StepInfo
-from apd.step import APD, Models, Strategy, decode_step
+from apd.output import APDOutput, Recorder, Sequences
+from apd.processing import AllowedTokens
+from apd.step import APD, Strategy
+from apd.streaming import Chunk, chunks, feed
 from apd.verifier import Verifier
 
 
@@ -154,29 +162,38 @@ class APDSampler:
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: Iterable[LogitsProcessor] | None = None,
+        stopping_criteria: Iterable[StoppingCriteria] | None = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
         *,
         attention_mask: Tensor | None = None,
+        streamer: Any = None,
+        tokenizer: Any = None,
         seed: int | Sequence[int] | None = None,
         strategy: Strategy | None = None,
         **kwargs: Any,
     ) -> Tensor | APDOutput:
-        """Continue the prompts, as `transformers`' `generate()` does.
+        """Continue the prompts, as `transformers`' `generate()` does. `docs/generate.md` has all arguments in a table.
 
-        1. Resolve the arguments.
-        2. Lay out the rows, each a prompt with masks behind it, and open the models.
-        3. While a row is not done, make one `decode_step`; rows that are done leave the batch.
-        4. Put the output together.
+        1. Resolve the arguments and lay out the rows, each a prompt with masks behind it.
+        2. While a row is not done, make one `decode_step`; rows that are done leave the batch (`Decoding`).
+        3. Put the output together.
 
         Args:
             inputs: `b l` int64 prompt ids, padded on the left; also accepted as `input_ids`.
             generation_config: as in transformers; single arguments override it.
+            logits_processor: transformers' processors or your own, pure functions of (ids, scores). They act on both
+                models' raw logits; those that look at the tokens before see exactly these, one row without padding at a
+                time. Warpers among them act on draft and mixture, behind the configured ones.
+            stopping_criteria: asked at every committed token, with one row without padding; the row is cut there.
+            prefix_allowed_tokens_fn: from (row, ids) the ids that may come next; every output obeys it.
             attention_mask: `b l`, 0 where padding stands; inferred from the pad token when not given.
+            streamer: gets committed tokens, one row only; drafts too where it has `put_draft`.
+            tokenizer: for `stop_strings`; the sampler's own when not given.
             seed: one integer for the call, or one per row (of the expanded batch); drawn from torch's default
                 generator when not given. With its own seed a row's tokens do not depend on the rest of the batch.
             strategy: decode with this instead of APD, e.g. `apd.LeftToRight(1)`, one token per step.
-            **kwargs: the knobs of `APDConfig`, and of `GenerationConfig`: `max_new_tokens`, `max_length` (padding
-                counts, as there), `do_sample`, `temperature`, `top_k` (50 unless set, as there), `top_p`, `min_p`,
-                `eos_token_id` (one or many), `pad_token_id`, `num_return_sequences`, `return_dict_in_generate`.
+            **kwargs: the knobs of `APDConfig` and the fields of `GenerationConfig`.
         Returns:
             `b·num_return_sequences l` int64 ids, prompt included, padded behind the stop token; with
             `return_dict_in_generate=True` an `APDOutput`.
@@ -185,44 +202,106 @@ class APDSampler:
             TypeError: an argument is unknown or of the wrong type.
             FloatingPointError: a model gave NaN, +∞ or nothing finite where a token had to be decided.
         """
-        # 1. Resolve the arguments.
+        # 1. Resolve the arguments and lay out the rows.
+        decoding = self._start(
+            inputs,
+            kwargs,
+            generation_config=generation_config,
+            attention_mask=attention_mask,
+            strategy=strategy,
+            seed=seed,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            tokenizer=tokenizer,
+        )
+        request = decoding.request
+        sequences = Sequences(decoding.state, request.pad_token_id)
+        generation = request.generation
+        recorder = Recorder(scores=bool(generation.output_scores), logits=bool(generation.output_logits))
+
+        # 2. While a row is not done.
+        steps = decoding.steps()
+        if streamer is not None:
+            steps = feed(streamer, _only_row(request.prompt), steps)
+        for info, state in steps:
+            sequences.take(state)
+            if generation.return_dict_in_generate:
+                recorder.record(info, state)
+
+        # 3. Put the output together.
+        return recorder.output(sequences.ids()) if generation.return_dict_in_generate else sequences.ids()
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        skip_special_tokens: bool = True,
+        **kwargs: Any,
+    ) -> Iterator[Chunk]:
+        """Generate and hand out every row's new text as it becomes final, step by step; any number of rows.
+
+        Args:
+            skip_special_tokens: leave stop tokens and the like out of the text.
+            **kwargs: everything else as in `generate`, `streamer` and `return_dict_in_generate` aside.
+
+        Example:
+            >>> for chunk in sampler.stream(**inputs, max_new_tokens=32):
+            ...     print(chunk.text, end="", flush=True)
+        """
+        for name in ("streamer", "return_dict_in_generate"):
+            if kwargs.pop(name, None):
+                raise ValueError(f"`{name}` cannot be meant in stream(), which hands out chunks. Use generate().")
+        tokenizer = kwargs.get("tokenizer") or self.tokenizer
+        decoding = self._start(inputs, kwargs, generation_config=generation_config)
+        yield from chunks(decoding.steps(), tokenizer, skip_special_tokens=skip_special_tokens)
+
+    def _start(
+        self,
+        inputs: Tensor | None,
+        kwargs: dict[str, Any],
+        *,
+        generation_config: GenerationConfig | None = None,
+        attention_mask: Tensor | None = None,
+        strategy: Strategy | None = None,
+        tokenizer: Any = None,
+        **of_request: Any,
+    ) -> Decoding:
+        """All arguments of `generate` resolved, and the rows laid out."""
         config = self.config.replace(**{name: kwargs.pop(name) for name in KNOBS if name in kwargs})
         strategy = strategy or _apd(config)
-        self._check_strategy(strategy, config)
-        request = self._request(inputs, attention_mask, generation_config, seed, config, kwargs)
-
-        # 2. Lay out the rows and open the models.
-        state = _lay_out(request, self.drafter.mask_token_id)
-        models = Models(
-            drafter=self.drafter.open(state, config.kv_window),
-            verifier=self.verifier.open(state) if self.verifier and strategy.needs_verifier else None,
-            mask_token_id=self.drafter.mask_token_id,
-            vocab_size=self.vocab_size,
+        prompt = one_prompt(inputs, kwargs)
+        of_model = getattr(self.drafter, "generation_config", None)
+        of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
+        models = {"drafter": self.drafter} | ({} if self.verifier is None else {"verifier": self.verifier})
+        request = resolve(
+            prompt,
+            attention_mask,
+            effective_config(generation_config, [of_model.to_dict() if of_model else {}, of_tokenizer], kwargs),
+            Limits(
+                vocab_size=self.vocab_size,
+                mask_token_id=self.drafter.mask_token_id,
+                max_lengths={name: model.max_length for name, model in models.items()},
+                device=self.drafter.device,
+            ),
+            redraw=config.noise == "step",
+            tokenizer=tokenizer or self.tokenizer,
+            **of_request,
         )
-        recorder = Recorder(state, request.pad_token_id)
+        self._check_strategy(strategy, config, needs_history=request.processing.needs_history)
+        return Decoding(
+            self.drafter,
+            self.verifier,
+            vocab_size=self.vocab_size,
+            strategy=strategy,
+            config=config,
+            request=request,
+        )
 
-        # 3. While a row is not done.
-        while len(state.rows):
-            state, info = decode_step(
-                state,
-                strategy=strategy,
-                models=models,
-                sampling=request.sampling,
-                window_size=config.window_size,
-                stop_token_ids=request.stop_token_ids,
-            )
-            recorder.record(info)
-            if not _all_going_on(state, info):
-                _refuse_unsound(state, info)
-                recorder.finish(state.select(state.done.nonzero().squeeze(1)))
-                going_on = (~state.done).nonzero().squeeze(1)
-                state = state.select(going_on)
-                models.select(going_on)
-
-        # 4. Put the output together.
-        return recorder.output() if request.as_dict else recorder.sequences()
-
-    def _check_strategy(self, strategy: Strategy, config: APDConfig) -> None:
+    def _check_strategy(self, strategy: Strategy, config: APDConfig, *, needs_history: bool) -> None:
+        name = type(strategy).__name__
         if strategy.needs_verifier and self.verifier is None:
             raise ValueError(
                 f"`verifier` must be given unless mixture_weight is 1, got None with mixture_weight="
@@ -230,35 +309,14 @@ class APDSampler:
             )
         if not strategy.left_to_right and config.kv_window is not None:
             raise ValueError(
-                f"`kv_window` must be None with {type(strategy).__name__}, got {config.kv_window}: frozen keys "
-                "presume that tokens are committed from left to right."
+                f"`kv_window` must be None with {name}, got {config.kv_window}: frozen keys presume that tokens are "
+                "committed from left to right."
             )
-
-    def _request(
-        self,
-        inputs: Tensor | None,
-        attention_mask: Tensor | None,
-        given: GenerationConfig | None,
-        seed: int | Sequence[int] | None,
-        config: APDConfig,
-        kwargs: dict[str, Any],
-    ) -> Request:
-        prompt = one_prompt(inputs, kwargs)
-        of_model = getattr(self.drafter, "generation_config", None)
-        of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
-        generation = generation_config(given, [of_model.to_dict() if of_model else {}, of_tokenizer], kwargs)
-        models = {"drafter": self.drafter} | ({} if self.verifier is None else {"verifier": self.verifier})
-        return resolve(
-            prompt,
-            attention_mask,
-            generation,
-            seed,
-            vocab_size=self.vocab_size,
-            mask_token_id=self.drafter.mask_token_id,
-            max_lengths={name: model.max_length for name, model in models.items()},
-            device=self.drafter.device,
-            redraw=config.noise == "step",
-        )
+        if not strategy.left_to_right and needs_history:
+            raise ValueError(
+                f"`logits_processor` must not look at earlier tokens with {name}, which commits in any order. "
+                "Decode from left to right (APD, LeftToRight), or mark a processor that ignores ids `history_free`."
+            )
 
 
 def _apd(config: APDConfig) -> APD:
@@ -267,35 +325,10 @@ def _apd(config: APDConfig) -> APD:
     return APD(config.mixture_weight, Coupling(config.acceptance_threshold, config.correction))
 
 
-def _lay_out(request: Request, mask_token_id: int) -> DecodeState:
-    """Every row at its first step: the prompt decided, masks behind it."""
-    rows, width = request.prompt.shape
-    masks = request.prompt.new_full((rows, request.max_new_tokens), mask_token_id)
-    tokens = torch.cat([request.prompt, masks], 1)
-    return DecodeState(
-        tokens=tokens,
-        decided=(torch.arange(tokens.shape[1], device=tokens.device) < width).repeat(rows, 1),
-        done=torch.zeros(rows, dtype=torch.bool, device=tokens.device),
-        padding=request.padding,
-        prompt_width=width,
-        seeds=request.seeds,
-        steps=torch.zeros_like(request.padding),
-        rows=torch.arange(rows, device=tokens.device),
-    )
-
-
-def _all_going_on(state: DecodeState, info: StepInfo) -> bool:
-    """Whether nothing happened that the host must act on; the one thing that it asks the device after a step."""
-    return bool(torch.stack([*info.proposal.sound.values(), ~state.done]).all())
-
-
-def _refuse_unsound(state: DecodeState, info: StepInfo) -> None:
-    for model, sound in info.proposal.sound.items():
-        if sound.all():
-            continue
-        row = int((~sound).long().argmax())
-        what = "no token that both models allow" if model == "mixture" else "NaN, infinite or no finite logits"
-        raise FloatingPointError(
-            f"The {model} gave {what} at step {int(state.steps[row]) - 1} of row {int(state.rows[row])}, where a token "
-            "had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not)."
+def _only_row(prompt: Tensor) -> Tensor:
+    if len(prompt) != 1:
+        raise ValueError(
+            f"`streamer` must be given one row, got {len(prompt)}: streamers of transformers take one. Use "
+            "`sampler.stream(...)`, which tells rows apart."
         )
+    return prompt

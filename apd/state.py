@@ -1,13 +1,14 @@
-"""What a decode step starts from and what it leaves: `DecodeState`, `Window`, `Proposal`, `StepInfo`, and `commit`."""
+"""What a decode step starts from and what it leaves: `DecodeState`, `Window`, `Proposal`, `Stopping`, and `commit`."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,11 @@ class DecodeState:
 
     Attributes:
         tokens: `b l` int64, padding, prompt and committed ids; the mask id where nothing is committed.
-        decided: `b l` bool, False where nothing is committed yet. Padding and prompt are decided.
+        decided: `b l` bool, False where a token is still to come. Padding, prompt and what is behind `end` are decided.
         done: `b` bool, nothing is left to decode: all decided, or a stop token with all before it decided.
         padding: `b` int64, columns of left padding.
-        prompt_width: columns taken by the prompts, padding included; the same for all rows.
+        start: `b` int64, the column behind the prompt.
+        end: `b` int64, the column behind the last token that may be generated.
         seeds: `b` int64, the row seeds.
         steps: `b` int64, steps made so far.
         rows: `b` int64, which row of the call this is.
@@ -29,7 +31,8 @@ class DecodeState:
     decided: Tensor
     done: Tensor
     padding: Tensor
-    prompt_width: int
+    start: Tensor
+    end: Tensor
     seeds: Tensor
     steps: Tensor
     rows: Tensor
@@ -40,14 +43,20 @@ class DecodeState:
         return (~self.decided).long().argmax(1)
 
     @property
-    def length(self) -> int:
-        """Columns of a row when everything is decided."""
+    def width(self) -> int:
+        """Columns of the batch, l."""
         return self.tokens.shape[1]
+
+    @property
+    def settled(self) -> Tensor:
+        """Columns that are decided with everything left of them: `b l` bool. They never change again."""
+        return self.decided.long().cumprod(1).bool()
 
     @property
     def num_new_tokens(self) -> Tensor:
         """Tokens committed so far, the stop token included: `b` int64."""
-        return self.decided[:, self.prompt_width :].sum(1)
+        column = torch.arange(self.width, device=self.tokens.device)
+        return (self.decided & (column >= self.start[:, None]) & (column < self.end[:, None])).sum(1)
 
     def select(self, rows: Tensor) -> DecodeState:
         """Only the rows at these indices (`n` int64), in that order."""
@@ -77,10 +86,10 @@ class Window:
     def at_frontier(cls, state: DecodeState, window_size: int | None) -> Window:
         """m = min(M, what is left) columns from the frontier of each row; all that are left when M is None."""
         frontier = state.frontier
-        left = state.length - int(frontier.min())
+        left = int((state.end - frontier).max())
         width = left if window_size is None else min(window_size, left)
         columns = frontier[:, None] + torch.arange(width, device=frontier.device)
-        return cls(columns, columns < state.length, (frontier + width).clamp(max=state.length))
+        return cls(columns, columns < state.end[:, None], (frontier + width).minimum(state.end))
 
     def place(self, values: Tensor, where: Tensor, row: Tensor) -> Tensor:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
@@ -103,6 +112,10 @@ class Proposal:
         drafter_probs: `b m` float32, untempered p_D of `tokens`.
         verifier_probs: `b m` float32, untempered p_AR of `tokens`; `None` when no verifier ran.
         sound: per model, `b` bool: False where it gave NaN, +∞ or nothing finite at a position that decides this step.
+        logits: `b m v` float32, log p_T before temperature and truncation.
+        scores: `b m v` float32, the same after them.
+        first_logits: `b v` float32, what decided position 0 instead: log p_D.
+        first_scores: `b v` float32, likewise.
     """
 
     tokens: Tensor
@@ -112,6 +125,10 @@ class Proposal:
     drafter_probs: Tensor
     verifier_probs: Tensor | None
     sound: dict[str, Tensor]
+    logits: Tensor
+    scores: Tensor
+    first_logits: Tensor
+    first_scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -119,20 +136,45 @@ class StepInfo:
     """Diagnostics of one step; nothing in it is needed to go on.
 
     Attributes:
-        rows: `b` int64, which rows of the call made this step.
+        before: the rows that made this step, as they were.
         window: what was drafted where.
         proposal: the strategy's proposal.
         committed: `b m` bool, what was committed: the proposal up to the first stop token.
     """
 
-    rows: Tensor
+    before: DecodeState
     window: Window
     proposal: Proposal
     committed: Tensor
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """When a row is over before its masks are.
+
+    Attributes:
+        token_ids: `s` int64, the stop tokens.
+        criteria: transformers' stopping criteria, asked at every single token; they see the row without padding.
+    """
+
+    token_ids: Tensor
+    criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+
+    def columns(self, before: DecodeState, tokens: Tensor, settled: Tensor) -> Tensor:
+        """Which of the columns that became settled end their row: `b l` bool."""
+        new = settled & ~before.settled
+        stops = new & torch.isin(tokens, self.token_ids)
+        if self.criteria:
+            for row, column in new.nonzero().tolist():
+                ids = tokens[row : row + 1, before.padding[row] : column + 1]
+                # Once it has stopped a row asks no more: a criterion may count its calls.
+                if not stops[row, : column + 1].any() and bool(self.criteria(ids, None)):
+                    stops[row, column] = True
+        return stops
+
+
 def commit(
-    state: DecodeState, window: Window, proposal: Proposal, *, stop_token_ids: Tensor, mask_token_id: int
+    state: DecodeState, window: Window, proposal: Proposal, *, stopping: Stopping, mask_token_id: int
 ) -> tuple[DecodeState, StepInfo]:
     """Write the chosen tokens, cut every row behind its first stop token, and see which rows are done.
 
@@ -140,22 +182,20 @@ def commit(
     it is never counted, streamed or returned.
     """
     chosen = proposal.chosen & window.inside
-    tokens = window.place(proposal.tokens, chosen, state.tokens)
-    decided = window.place(chosen, chosen, state.decided)
-
-    column = torch.arange(state.length, device=tokens.device)
-    settled = decided.long().cumprod(1).bool()
-    stops = settled & torch.isin(tokens, stop_token_ids) & (column >= state.prompt_width)
-    stopped = stops.any(1)
-    end = torch.where(stopped, stops.long().argmax(1), state.length)
-    decided = decided & (column <= end[:, None])
-
-    after = dataclasses.replace(
+    written = dataclasses.replace(
         state,
-        tokens=torch.where(decided, tokens, mask_token_id),
+        tokens=window.place(proposal.tokens, chosen, state.tokens),
+        decided=window.place(chosen, chosen, state.decided),
+    )
+    stops = stopping.columns(state, written.tokens, written.settled)
+    stopped = stops.any(1)
+    last = torch.where(stopped, stops.long().argmax(1), state.width)[:, None]
+    decided = written.decided & (torch.arange(state.width, device=last.device) <= last)
+    after = dataclasses.replace(
+        written,
+        tokens=torch.where(decided, written.tokens, mask_token_id),
         decided=decided,
         done=stopped | decided.all(1),
         steps=state.steps + 1,
     )
-    committed = chosen & (window.columns <= end[:, None])
-    return after, StepInfo(state.rows, window, proposal, committed)
+    return after, StepInfo(state, window, proposal, chosen & (window.columns <= last))

@@ -16,107 +16,107 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList
 
 from apd.acceptance import AcceptanceRule
 from apd.drafter import DrafterSession
-from apd.probability import DRAFT, gather_tokens, keyed_gumbel, keyed_uniform, log_normalise, mix, step_seeds
-from apd.state import DecodeState, Proposal, StepInfo, Window, commit
+from apd.probability import gather_tokens, log_normalise, mix
+from apd.processing import Processing
+from apd.sampling import Sampling
+from apd.state import DecodeState, Proposal, StepInfo, Stopping, Window, commit
 from apd.verifier import VerifierSession
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn from scores: transformers' warpers, then the argmax under keyed Gumbel noise.
+class Draft:
+    """One token for every mask of the window.
 
     Attributes:
-        warpers: temperature, top-k, top-p, min-p; empty when greedy.
-        greedy: temperature 0, which is zero noise.
-        redraw: noise changes with the row's step (`noise="step"`).
+        tokens: `b m` int64.
+        logprobs: `b m v` float32, log p_D before temperature and truncation.
+        scores: `b m v` float32, the same after them.
+        noise: `b m v` float32, what was added to the scores before the argmax.
+        sound: `b m` bool, False where the drafter gave no distribution.
     """
 
-    warpers: LogitsProcessorList
-    greedy: bool
-    redraw: bool = False
-
-    def warp(self, scores: Tensor) -> Tensor:
-        """Warped scores, `b m v` → `b m v`."""
-        return self.warpers(None, scores.flatten(0, 1)).view_as(scores)
-
-    def probs(self, warped: Tensor) -> Tensor:
-        """The distribution that is drawn from, `b m v`; at temperature 0 all of it is on the best token."""
-        if self.greedy:
-            return torch.zeros_like(warped).scatter_(-1, warped.argmax(-1, keepdim=True), 1.0)
-        return warped.softmax(-1)
-
-    def gumbel(self, state: DecodeState, window: Window, vocab_size: int, stream: int = DRAFT) -> Tensor:
-        """Gumbel noise of every position and token of the window, `b m v`; zero at temperature 0."""
-        if self.greedy:
-            return torch.zeros((), device=window.columns.device)
-        return keyed_gumbel(*self._key(state, window), stream, vocab_size)
-
-    def uniform(self, state: DecodeState, window: Window, stream: int) -> Tensor:
-        """A uniform draw in (0, 1) for every position of the window, `b m`."""
-        return keyed_uniform(*self._key(state, window), stream).squeeze(-1)
-
-    def _key(self, state: DecodeState, window: Window) -> tuple[Tensor, Tensor]:
-        seeds = step_seeds(state.seeds, state.steps) if self.redraw else state.seeds
-        return seeds, window.columns - state.padding[:, None]
+    tokens: Tensor
+    logprobs: Tensor
+    scores: Tensor
+    noise: Tensor
+    sound: Tensor
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models of one call, open, and the tokens they share.
+    """The models of one call, open, restricted to the tokens they share and to what the caller allows.
 
     Attributes:
         drafter: its session.
         verifier: its session, or `None` when the strategy needs none.
         mask_token_id: never drafted.
         vocab_size: ids below it exist in both models.
+        processing: the caller's logits processors, the same for both models.
     """
 
     drafter: DrafterSession
     verifier: VerifierSession | None
     mask_token_id: int
     vocab_size: int
+    processing: Processing
 
-    def draft(self, state: DecodeState, window: Window) -> tuple[Tensor, Tensor]:
-        """log p_D on the shared support, `b m v`, and where it is a distribution, `b m`."""
-        return log_normalise(self._supported(self.drafter.logits(state, window)))
+    def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
+        """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
+        noise = sampling.gumbel(state, window, self.vocab_size)
+
+        def pick(logits: Tensor, position: int) -> Tensor:
+            scores = sampling.warp(log_normalise(logits[:, None])[0])
+            return (scores[:, 0] + noise[:, position]).argmax(-1)
+
+        logits = self._supported(self.drafter.logits(state, window), state, window)
+        if self.processing.needs_history:
+            logits = self.processing.along(logits, state, window, pick)
+        logprobs, sound = log_normalise(logits)
+        scores = sampling.warp(logprobs)
+        return Draft((scores + noise).argmax(-1), logprobs, scores, noise, sound)
 
     def verify(self, state: DecodeState, window: Window, draft: Tensor) -> tuple[Tensor, Tensor]:
-        """log p_AR on the shared support, `b m v`, and where it is a distribution, `b m`."""
+        """log p_AR of every token given the draft before it, `b m v`, and where it is a distribution, `b m`."""
         assert self.verifier is not None
-        return log_normalise(self._supported(self.verifier.logits(state, window, draft)))
+        logits = self._supported(self.verifier.logits(state, window, draft), state, window)
+        if self.processing.needs_history:
+            logits = self.processing.along(logits, state, window, lambda _, position: draft[:, position])
+        return log_normalise(logits)
 
     def select(self, rows: Tensor) -> None:
         self.drafter.select(rows)
         if self.verifier is not None:
             self.verifier.select(rows)
 
-    def _supported(self, logits: Tensor) -> Tensor:
+    def join(self, state: DecodeState) -> None:
+        self.drafter.join(state)
+        if self.verifier is not None:
+            self.verifier.join(state)
+
+    def _supported(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
         logits = logits[..., : self.vocab_size]
-        if self.mask_token_id >= self.vocab_size:
-            return logits
-        mask_column = torch.tensor([self.mask_token_id], device=logits.device)
-        return logits.index_fill(-1, mask_column, float("-inf"))
+        if self.mask_token_id < self.vocab_size:
+            mask = torch.tensor([self.mask_token_id], device=logits.device)
+            logits = logits.index_fill(-1, mask, -torch.inf)
+        return self.processing.at_once(logits, state, window)
 
 
 class Strategy(Protocol):
-    """Which tokens a step commits. One small class each; `APD` below, its rivals in `strategies.py`.
-
-    Attributes:
-        needs_verifier: whether a verifier forward runs.
-        left_to_right: whether it commits prefixes of the window only.
-    """
+    """Which tokens a step commits. One small class each; `APD` below, its rivals in `strategies.py`."""
 
     @property
-    def needs_verifier(self) -> bool: ...
+    def needs_verifier(self) -> bool:
+        """Whether a verifier forward runs."""
 
     @property
-    def left_to_right(self) -> bool: ...
+    def left_to_right(self) -> bool:
+        """Whether it commits prefixes of the window only."""
 
-    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal: ...
+    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
+        """Which tokens of the window to commit."""
 
 
 @dataclass(frozen=True)
@@ -140,46 +140,48 @@ class APD:
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         # 1. Draft.
-        draft_logprobs, drafter_sound = models.draft(state, window)
-        draft_scores = sampling.warp(draft_logprobs)
-        noise = sampling.gumbel(state, window, models.vocab_size)
-        draft = (draft_scores + noise).argmax(-1)  # b m
+        draft = models.draft(state, window, sampling)
 
         # 2. Verify.
-        verify_logprobs, verifier_sound = None, torch.ones_like(drafter_sound)
+        verify_logprobs, verifier_sound = None, torch.ones_like(draft.sound)
         if self.needs_verifier:
-            verify_logprobs, verifier_sound = models.verify(state, window, draft)
+            verify_logprobs, verifier_sound = models.verify(state, window, draft.tokens)
 
         # 3. Mix raw, then warp: the other order gives empty supports.
-        mixture = mix(draft_logprobs, verify_logprobs, self.mixture_weight)
+        mixture = mix(draft.logprobs, verify_logprobs, self.mixture_weight)
         target_scores = sampling.warp(mixture)
         target_logprobs, mixture_sound = log_normalise(mixture)
 
         # 4. Accept.
         accepted = self.accept(
-            draft=draft,
-            draft_scores=draft_scores,
+            draft=draft.tokens,
+            draft_scores=draft.scores,
             target_scores=target_scores,
             target_logprobs=target_logprobs,
-            noise=noise,
+            noise=draft.noise,
             inside=window.inside,
             sampling=sampling,
             key=(state, window),
         )
-        position = torch.arange(draft.shape[1], device=draft.device)
+        tokens = accepted.tokens
+        position = torch.arange(tokens.shape[1], device=tokens.device)
         decisive = window.inside & (position <= accepted.num_accepted[:, None])
         return Proposal(
-            tokens=accepted.tokens,
+            tokens=tokens,
             chosen=position < accepted.num_committed[:, None],
-            draft=draft,
-            target_probs=gather_tokens(target_logprobs, accepted.tokens).exp(),
-            drafter_probs=gather_tokens(draft_logprobs, accepted.tokens).exp(),
-            verifier_probs=None if verify_logprobs is None else gather_tokens(verify_logprobs, accepted.tokens).exp(),
+            draft=draft.tokens,
+            target_probs=gather_tokens(target_logprobs, tokens).exp(),
+            drafter_probs=gather_tokens(draft.logprobs, tokens).exp(),
+            verifier_probs=None if verify_logprobs is None else gather_tokens(verify_logprobs, tokens).exp(),
             sound={
-                "drafter": (drafter_sound | ~decisive).all(1),
+                "drafter": (draft.sound | ~decisive).all(1),
                 "verifier": (verifier_sound | ~decisive).all(1),
                 "mixture": (mixture_sound | ~decisive).all(1),
             },
+            logits=target_logprobs,
+            scores=target_scores,
+            first_logits=draft.logprobs[:, 0],
+            first_scores=draft.scores[:, 0],
         )
 
 
@@ -190,9 +192,9 @@ def decode_step(
     models: Models,
     sampling: Sampling,
     window_size: int | None,
-    stop_token_ids: Tensor,
+    stopping: Stopping,
 ) -> tuple[DecodeState, StepInfo]:
     """One step of every row: the strategy proposes, and 5. what it chose is committed."""
     window = Window.at_frontier(state, window_size)
     proposal = strategy.propose(state, window, models, sampling)
-    return commit(state, window, proposal, stop_token_ids=stop_token_ids, mask_token_id=models.mask_token_id)
+    return commit(state, window, proposal, stopping=stopping, mask_token_id=models.mask_token_id)

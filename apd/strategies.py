@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from apd.probability import gather_tokens
+from apd.sampling import Sampling
 from apd.state import DecodeState, Proposal, Window
-from apd.step import Models, Sampling
+from apd.step import Models
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,22 @@ def _propose(
     choose: Callable[[Tensor, Tensor], Tensor],
 ) -> Proposal:
     """Draft the window and commit what `choose(confidence [b m], candidate [b m])` says, `b m` bool."""
-    logprobs, sound = models.draft(state, window)
-    draft = (sampling.warp(logprobs) + sampling.gumbel(state, window, models.vocab_size)).argmax(-1)
-    probs = gather_tokens(logprobs, draft).exp()
-    index = window.columns.clamp(max=state.length - 1)
-    candidate = window.inside & ~state.decided.gather(1, index)
+    draft = models.draft(state, window, sampling)
+    probs = gather_tokens(draft.logprobs, draft.tokens).exp()
+    undecided = ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
+    candidate = window.inside & undecided
     return Proposal(
-        tokens=draft,
+        tokens=draft.tokens,
         chosen=choose(probs, candidate) & candidate,
-        draft=draft,
+        draft=draft.tokens,
         target_probs=probs,
         drafter_probs=probs,
         verifier_probs=None,
-        sound={"drafter": (sound | ~candidate).all(1)},
+        sound={"drafter": (draft.sound | ~candidate).all(1)},
+        logits=draft.logprobs,
+        scores=draft.scores,
+        first_logits=draft.logprobs[:, 0],
+        first_scores=draft.scores[:, 0],
     )
 
 

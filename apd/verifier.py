@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from apd.cache import ColumnCache, Span, project, span_hidden_states
@@ -23,6 +24,9 @@ class VerifierSession(Protocol):
 
     def select(self, rows: Tensor) -> None:
         """Forget all rows but these (`n` int64); the next state has only them."""
+
+    def join(self, state: DecodeState) -> None:
+        """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
 
 
 @runtime_checkable
@@ -69,12 +73,12 @@ class NeuralVerifierSession:
 
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
         self.verifier = verifier
-        self.cache = ColumnCache(verifier.model.config.num_hidden_layers, state.length)
+        self.cache = ColumnCache(verifier.model.config.num_hidden_layers, state.width)
         self.read = torch.full_like(state.tokens, -1)
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
         canvas = window.place(draft, window.inside, state.tokens)
-        column = torch.arange(state.length, device=canvas.device)
+        column = torch.arange(state.width, device=canvas.device)
         real = column >= state.padding[:, None]
         unread = real & ((self.read != canvas) | (column >= window.columns[:, :1] - 1))
         # The last drafted token is not read: nothing behind it is scored.
@@ -87,3 +91,8 @@ class NeuralVerifierSession:
     def select(self, rows: Tensor) -> None:
         self.read = self.read.index_select(0, rows)
         self.cache.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        rows, width = state.tokens.shape
+        self.read = pad(self.read, (0, width - self.read.shape[1], 0, rows - len(self.read)), value=-1)
+        self.cache.grow(rows, width)

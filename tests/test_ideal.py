@@ -28,7 +28,9 @@ def lay_out(model: IdealListModel, new_tokens: Tensor) -> DecodeState:
     tokens = torch.cat([torch.zeros(len(new_tokens), PROMPT, dtype=torch.int64), new_tokens], 1)
     decided = tokens != model.mask_token_id
     counts = torch.zeros(len(tokens), dtype=torch.int64)
-    return DecodeState(tokens, decided, decided.all(1), counts, PROMPT, counts, counts, torch.arange(len(tokens)))
+    start, end = counts + PROMPT, counts + tokens.shape[1]
+    rows = torch.arange(len(tokens))
+    return DecodeState(tokens, decided, decided.all(1), counts, start, end, seeds=counts, steps=counts, rows=rows)
 
 
 def marginals(model: IdealListModel, new_tokens: Tensor, window_size: int | None = None) -> Tensor:

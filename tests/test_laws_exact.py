@@ -120,7 +120,7 @@ class AskTheDrafter:
         canvas = window.place(draft, window.inside, state.tokens)
         logits = torch.zeros(*draft.shape, self.vocab_size)
         for j in range(draft.shape[1]):
-            decided = torch.arange(state.length) < window.columns[:, j, None]
+            decided = torch.arange(state.width) < window.columns[:, j, None]
             tokens = canvas.where(decided, self.drafter.mask_token_id)
             rows = window.inside[:, j].nonzero().squeeze(1)
             there = dataclasses.replace(state, tokens=tokens, decided=decided).select(rows)

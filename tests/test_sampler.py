@@ -160,6 +160,8 @@ def test_any_order_rows_end_at_their_first_stop_token():
         stop = tokens[7]
         output = generate(strategy=Confidence(1), eos_token_id=[stop])
         assert new_tokens(output)[row] == tokens[: tokens.index(stop) + 1]
+        assert output.trace[row].tokens == new_tokens(output)[row]
+        assert sum(output.committed_per_step[row]) == output.new_tokens[row]
 
 
 def test_left_to_right_commits_k_tokens_per_step():

@@ -1,0 +1,136 @@
+"""The one loop: rows come in, make steps, and leave when they are done."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from apd.arguments import Request
+from apd.config import APDConfig
+from apd.drafter import Drafter
+from apd.state import DecodeState, StepInfo
+from apd.step import Models, Strategy, decode_step
+from apd.verifier import Verifier
+
+
+class Decoding:
+    """Rows that are being decoded together. Holds all that belongs to one call.
+
+    Args:
+        drafter: the models, and the ids they share, below `vocab_size`.
+        verifier: may be `None` when the strategy needs none.
+        vocab_size: see `Models`.
+        strategy: what a step commits.
+        config: the knobs.
+        request: the arguments of the call, and its first rows.
+        rows: their numbers; 0, 1, … when not given.
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        verifier: Verifier | None,
+        *,
+        vocab_size: int,
+        strategy: Strategy,
+        config: APDConfig,
+        request: Request,
+        rows: Tensor | None = None,
+    ) -> None:
+        self.config = config
+        self.strategy = strategy
+        self.request = request
+        self.mask_token_id = drafter.mask_token_id
+        self.state = lay_out(request, drafter.mask_token_id, rows)
+        self.models = Models(
+            drafter=drafter.open(self.state, config.kv_window),
+            verifier=verifier.open(self.state) if verifier is not None and strategy.needs_verifier else None,
+            mask_token_id=drafter.mask_token_id,
+            vocab_size=vocab_size,
+            processing=request.processing,
+        )
+
+    def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
+        """Step by step until every row is done: what happened, and the rows after it, finished ones included.
+
+        Finished rows have left when a step is told of, so that others may `join`.
+        """
+        while len(self.state.rows):
+            after, info = decode_step(
+                self.state,
+                strategy=self.strategy,
+                models=self.models,
+                sampling=self.request.sampling,
+                window_size=self.config.window_size,
+                stopping=self.request.stopping,
+            )
+            self.state = after
+            # The one thing that the host asks the device after a step: did anything happen that it must act on?
+            if not torch.stack([*info.proposal.sound.values(), ~after.done]).all():
+                _refuse_unsound(info)
+                going_on = (~after.done).nonzero().squeeze(1)
+                self.state = after.select(going_on)
+                self.models.select(going_on)
+            yield info, after
+
+    def join(self, request: Request, rows: Tensor) -> None:
+        """Let more rows in. They take part in the next step; the rows that are here do not notice.
+
+        Args:
+            request: only its rows count; the rest is that of the call.
+            rows: `n` int64, their numbers.
+        """
+        self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
+        self.models.join(self.state)
+
+
+def lay_out(request: Request, mask_token_id: int, rows: Tensor | None = None) -> DecodeState:
+    """Rows before their first step: the prompt decided, masks behind it."""
+    prompt = request.prompt
+    masks = prompt.new_full((len(prompt), request.max_new_tokens), mask_token_id)
+    decided = torch.cat([torch.ones_like(prompt), torch.zeros_like(masks)], 1).bool()
+    return DecodeState(
+        tokens=torch.cat([prompt, masks], 1),
+        decided=decided,
+        done=~decided.any(1),
+        padding=request.padding,
+        start=torch.full_like(request.padding, prompt.shape[1]),
+        end=torch.full_like(request.padding, decided.shape[1]),
+        seeds=request.seeds,
+        steps=torch.zeros_like(request.padding),
+        rows=torch.arange(len(prompt), device=prompt.device) if rows is None else rows,
+    )
+
+
+def stack(above: DecodeState, below: DecodeState, mask_token_id: int) -> DecodeState:
+    """Both batches as one, the narrower widened by columns that are behind the end of its rows."""
+    width = max(above.width, below.width)
+    above, below = (_widened(state, width, mask_token_id) for state in (above, below))
+    return DecodeState(
+        *(torch.cat([getattr(above, f.name), getattr(below, f.name)]) for f in dataclasses.fields(DecodeState))
+    )
+
+
+def _widened(state: DecodeState, width: int, mask_token_id: int) -> DecodeState:
+    more = (0, width - state.width)
+    return dataclasses.replace(
+        state,
+        tokens=torch.nn.functional.pad(state.tokens, more, value=mask_token_id),
+        decided=torch.nn.functional.pad(state.decided, more, value=True),
+    )
+
+
+def _refuse_unsound(info: StepInfo) -> None:
+    for model, sound in info.proposal.sound.items():
+        if sound.all():
+            continue
+        row = int((~sound).long().argmax())
+        what = "no token that both models allow" if model == "mixture" else "NaN, infinite or no finite logits"
+        raise FloatingPointError(
+            f"The {model} gave {what} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where "
+            "a token had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and "
+            "that the logits processors leave a token."
+        )
