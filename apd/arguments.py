@@ -13,20 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    EosTokenCriteria,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     MaxTimeCriteria,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
+    SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -39,6 +45,7 @@ from apd.probability import SEED_MASK, mix_seed
 from apd.processing import AllowedTokens, Processing, split_warpers
 from apd.sampling import Sampling
 from apd.state import Stopping
+from apd.stop_strings import StopStrings
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
 # Likewise: sampling means top-k 50 unless the caller says otherwise.
@@ -131,6 +138,11 @@ REFUSED = {
     "max_matching_ngram_size": _NO_ASSISTANT,
     "assistant_early_exit": _NO_ASSISTANT,
     "assistant_ensemble_weight": _NO_ASSISTANT,
+    "assistant_confidence_threshold": _NO_ASSISTANT,
+    "assistant_lookbehind": _NO_ASSISTANT,
+    "target_lookbehind": _NO_ASSISTANT,
+    "num_assistant_tokens": _NO_ASSISTANT,
+    "num_assistant_tokens_schedule": _NO_ASSISTANT,
     "speculation_type": _NO_ASSISTANT,
     "is_assistant": _NO_ASSISTANT,
     "use_mtp": _NO_ASSISTANT,
@@ -173,8 +185,18 @@ _NEUTRAL = {
     "encoder_repetition_penalty": 1.0,
     "guidance_scale": 1.0,
 }
-# Set by transformers itself in every generation config, whoever made it.
-_UNASKED = ("use_cache", "is_assistant", "disable_compile", "early_stopping")
+# Transformers itself sets these in the configurations that it resolves: refused only as arguments.
+_UNASKED = (
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "disable_compile",
+    "early_stopping",
+    "is_assistant",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "target_lookbehind",
+    "use_cache",
+)
 
 
 @dataclass(frozen=True)
@@ -299,19 +321,81 @@ def effective_config(
         TypeError: an unknown argument; the nearest is named.
         ValueError: an argument that cannot be meant here; the reason is named.
     """
+    _refuse(kwargs, unless=())  # before transformers looks at them
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
     for default in defaults:
         config.update(**default, defaults_only=True)
     unused = config.update(**kwargs)
-    for name, value in [*unused.items(), *config.to_dict().items()]:
-        asks_for_nothing = value is None or value is False or value in ([], {}, 0, _NEUTRAL.get(name))
-        if name in REFUSED and not asks_for_nothing and (name not in _UNASKED or name in kwargs):
-            raise ValueError(f"`{name}` is not supported, got {value!r}: {REFUSED[name]}.")
     refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
+    _refuse(config.to_dict(), unless=_UNASKED)
     for name in _SAMPLING_ONLY:
         if kwargs.get(name) is not None and not config.do_sample:
             warnings.warn(f"`{name}` has no effect without `do_sample=True`.", UserWarning, stacklevel=4)
     return config
+
+
+def _refuse(arguments: dict[str, Any], *, unless: tuple[str, ...]) -> None:
+    for name, value in arguments.items():
+        if name not in REFUSED or name in unless:
+            continue
+        if value is not None and value is not False and value not in ([], {}, 0, _NEUTRAL.get(name)):
+            raise ValueError(f"`{name}` is not supported, got {value!r}: {REFUSED[name]}.")
+
+
+def fresh_seed() -> int:
+    """63 bits from torch's default generator."""
+    return int(torch.randint(SEED_MASK, ()))
+
+
+#: What transformers hands to a `custom_generate` beside its arguments: of the forward pass, which is not its own here.
+PREPARED_BY_TRANSFORMERS = ("past_key_values", "position_ids", "logits_to_keep", "use_cache", "next_sequence_length")
+
+
+def unprepared(
+    prepared: GenerationConfig | None,
+    processors: Iterable[LogitsProcessor] | None,
+    criteria: Iterable[StoppingCriteria] | None,
+    prompt_width: int,
+) -> dict[str, Any]:
+    """Arguments for `generate` that mean what transformers prepared for a `custom_generate`, nothing of it twice.
+
+    Objects that transformers made from options are left out, since `generate` makes them again: some count columns of
+    the padded batch, and rows are processed without padding here.
+    """
+    config = copy.deepcopy(prepared) if prepared is not None else GenerationConfig()
+    config.num_return_sequences = 1  # the rows are expanded already
+    if config.max_length is not None:
+        config.max_new_tokens, config.max_length = config.max_length - prompt_width, None
+    no_stops = torch.empty(0, dtype=torch.int64)
+    made: list[object] = [*_processors(config, no_stops), *_sampling(config, LogitsProcessorList(), False).warpers]
+    remade = {type(each) for each in made} | {MaxLengthCriteria, EosTokenCriteria, PrefixConstrainedLogitsProcessor}
+    for option, kind in _MADE_FROM:
+        if getattr(config, option):
+            remade.add(kind)
+    constrained = [each for each in processors or () if isinstance(each, PrefixConstrainedLogitsProcessor)]
+    return {
+        "generation_config": config,
+        "logits_processor": [each for each in processors or () if type(each) not in remade],
+        "stopping_criteria": [each for each in criteria or () if type(each) not in remade],
+        # Called with one row at a time, the processor would take every row for the first.
+        "prefix_allowed_tokens_fn": constrained[0]._prefix_allowed_tokens_fn if constrained else None,
+    }
+
+
+_MADE_FROM = (
+    ("min_length", MinLengthLogitsProcessor),
+    ("min_new_tokens", MinNewTokensLengthLogitsProcessor),
+    ("begin_suppress_tokens", SuppressTokensAtBeginLogitsProcessor),
+    ("max_time", MaxTimeCriteria),
+    ("stop_strings", StopStringCriteria),
+)
+
+
+def refuse_for(where: str, kwargs: dict[str, Any], *names: str) -> None:
+    """Refuse arguments of `generate()` that cannot be meant in one of its sisters."""
+    for name in names:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"`{name}` cannot be meant in {where}, got {kwargs[name]!r}. Use generate().")
 
 
 def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
@@ -442,7 +526,7 @@ def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
 
 def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
     if seed is None:
-        seed = int(torch.randint(SEED_MASK, ()))
+        seed = fresh_seed()
     if isinstance(seed, int) and not isinstance(seed, bool):
         return [mix_seed(seed, row) for row in range(rows)]
     if not isinstance(seed, (list, tuple)) or not all(isinstance(entry, int) for entry in seed):
@@ -482,7 +566,7 @@ def _criteria(generation: GenerationConfig, given: Iterable[StoppingCriteria], t
                 f"`tokenizer` must be given with `stop_strings`, got None with {generation.stop_strings!r}: they are "
                 "found in the text. Pass `tokenizer=`, or give the sampler one."
             )
-        criteria.append(StopStringCriteria(stop_strings=generation.stop_strings, tokenizer=tokenizer))
+        criteria.append(StopStrings(generation.stop_strings, tokenizer))
     criteria.extend(given)
     return criteria
 

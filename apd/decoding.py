@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,15 @@ from apd.step import Models, Strategy, decode_step
 from apd.verifier import Verifier
 
 
+@dataclass(frozen=True)
+class Call:
+    """What is asked of the models: the rows and how to decode them, all checked."""
+
+    request: Request
+    config: APDConfig
+    strategy: Strategy
+
+
 class Decoding:
     """Rows that are being decoded together. Holds all that belongs to one call.
 
@@ -23,9 +33,7 @@ class Decoding:
         drafter: the models, and the ids they share, below `vocab_size`.
         verifier: may be `None` when the strategy needs none.
         vocab_size: see `Models`.
-        strategy: what a step commits.
-        config: the knobs.
-        request: the arguments of the call, and its first rows.
+        call: its request has the first rows.
         rows: their numbers; 0, 1, … when not given.
     """
 
@@ -35,22 +43,18 @@ class Decoding:
         verifier: Verifier | None,
         *,
         vocab_size: int,
-        strategy: Strategy,
-        config: APDConfig,
-        request: Request,
+        call: Call,
         rows: Tensor | None = None,
     ) -> None:
-        self.config = config
-        self.strategy = strategy
-        self.request = request
+        self.call = call
         self.mask_token_id = drafter.mask_token_id
-        self.state = lay_out(request, drafter.mask_token_id, rows)
+        self.state = lay_out(call.request, drafter.mask_token_id, rows)
         self.models = Models(
-            drafter=drafter.open(self.state, config.kv_window),
-            verifier=verifier.open(self.state) if verifier is not None and strategy.needs_verifier else None,
+            drafter=drafter.open(self.state, call.config.kv_window),
+            verifier=verifier.open(self.state) if verifier is not None and call.strategy.needs_verifier else None,
             mask_token_id=drafter.mask_token_id,
             vocab_size=vocab_size,
-            processing=request.processing,
+            processing=call.request.processing,
         )
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
@@ -61,11 +65,11 @@ class Decoding:
         while len(self.state.rows):
             after, info = decode_step(
                 self.state,
-                strategy=self.strategy,
+                strategy=self.call.strategy,
                 models=self.models,
-                sampling=self.request.sampling,
-                window_size=self.config.window_size,
-                stopping=self.request.stopping,
+                sampling=self.call.request.sampling,
+                window_size=self.call.config.window_size,
+                stopping=self.call.request.stopping,
             )
             self.state = after
             # The one thing that the host asks the device after a step: did anything happen that it must act on?

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -24,6 +27,7 @@ class RowTrace:
         starts: per step, the position of the first drafted mask.
         drafts: per step, the drafted ids from there on; what was not committed was rejected.
         committed: per step, how many tokens were committed.
+        prompt: ids of the prompt, without padding.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -34,6 +38,73 @@ class RowTrace:
     starts: list[int] = field(default_factory=list)
     drafts: list[list[int]] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, repr=False)
+class Trace(Sequence[RowTrace]):
+    """How the rows of a call came about; draws itself: in a notebook as a player, printed to a terminal in colours.
+
+    Args:
+        rows: one `RowTrace` per row.
+        tokenizer: what the tokens are spelled with; ids are shown when it is `None`.
+
+    Example:
+        >>> print(output.trace[:1])
+        row 0: 8 tokens in 3 steps, 2.7 per drafter forward
+        ["|Uma", |"Ada"]
+    """
+
+    rows: Sequence[RowTrace]
+    tokenizer: Any = field(default=None, compare=False)
+
+    @overload
+    def __getitem__(self, index: int) -> RowTrace: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Trace: ...
+
+    def __getitem__(self, index: int | slice) -> RowTrace | Trace:
+        return Trace(self.rows[index], self.tokenizer) if isinstance(index, slice) else self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[RowTrace]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        tokens, steps = sum(len(row.tokens) for row in self), sum(len(row.committed) for row in self)
+        return f"<Trace of {len(self)} rows, {tokens} tokens in {steps} steps; print it to see it>"
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        from apd import picture
+
+        return picture.to_html(self, most_rows=picture.NOTEBOOK_ROWS)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """A page of its own that plays the decode; written to `path` where one is given. It loads nothing."""
+        from apd import picture
+
+        page = picture.to_page(self)
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def to_text(self, colour: bool | None = None) -> str:
+        """Every row's text, its steps told apart by ANSI colours or by bars; `None`: as standard output can show."""
+        from apd import picture
+
+        return picture.to_text(self, colour=colour)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Tokens committed at each step against tokens drafted, means over the rows; returns matplotlib's axes."""
+        from apd import picture
+
+        return picture.plot(self, ax)
 
 
 @dataclass
@@ -47,7 +118,7 @@ class APDOutput(ModelOutput):
         verifier_forwards: `b` int64, likewise.
         tokens_per_forward: `b` float32, new tokens per *drafter* forward; verifier passes stand beside it.
         committed_per_step: per row, the number of tokens each of its steps committed.
-        trace: per row, a `RowTrace`.
+        trace: per row, a `RowTrace`; draws itself in a notebook, and printed to a terminal.
         scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
             it, the drafter's at the first position of a step and the mixture's at the others; −∞ in finished rows.
         logits: with `output_logits`, the same before temperature and truncation.
@@ -59,7 +130,7 @@ class APDOutput(ModelOutput):
     verifier_forwards: Tensor = None  # type: ignore[assignment]
     tokens_per_forward: Tensor = None  # type: ignore[assignment]
     committed_per_step: list[list[int]] = None  # type: ignore[assignment]
-    trace: list[RowTrace] = None  # type: ignore[assignment]
+    trace: Trace = None  # type: ignore[assignment]
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
 
@@ -68,6 +139,7 @@ class APDOutput(ModelOutput):
 class _Row:
     """What is remembered of a row while it is decoded, some of it by the position of a new token."""
 
+    prompt: list[int]
     starts: list[int] = field(default_factory=list)
     drafts: list[list[int]] = field(default_factory=list)
     entries: dict[int, tuple[int, int, list[float]]] = field(default_factory=dict)  # token, step, probabilities
@@ -97,7 +169,9 @@ class Recorder:
         starts = (info.window.columns[:, 0] - before.start).tolist()
         widths, num_tokens = info.window.inside.sum(1).tolist(), after.num_new_tokens.tolist()
         for i, (row_id, committed) in enumerate(zip(before.rows.tolist(), info.committed.tolist(), strict=True)):
-            row = self.rows.setdefault(row_id, _Row())
+            if row_id not in self.rows:
+                self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.start[i]].tolist())
+            row = self.rows[row_id]
             step = len(row.drafts)
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
             row.entries |= {starts[i] + j: (tokens[i][j], step, probs[i][j]) for j in kept}
@@ -112,7 +186,8 @@ class Recorder:
     def trace(self, row_id: int) -> RowTrace:
         """The trace of a row, its tokens in the order of their positions."""
         row = self.rows[row_id]
-        trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * len(row.drafts))
+        steps = len(row.drafts)
+        trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * steps, prompt=row.prompt)
         # Any-order strategies decide tokens behind a stop token that comes later; those do not count.
         for position in range(row.num_tokens):
             token, step, (p_target, p_drafter, *p_verifier) = row.entries[position]
@@ -124,8 +199,14 @@ class Recorder:
             trace.committed[step] += 1
         return trace
 
-    def output(self, sequences: Tensor) -> APDOutput:
-        """Everything about rows 0, 1, … whose ids are `sequences`, `b l`."""
+    def pop(self, row_id: int) -> tuple[RowTrace, int]:
+        """Trace and verifier passes of a row that is done, which is forgotten."""
+        trace, num_verified = self.trace(row_id), self.rows[row_id].num_verified
+        del self.rows[row_id]
+        return trace, num_verified
+
+    def output(self, sequences: Tensor, tokenizer: Any = None) -> APDOutput:
+        """Everything about rows 0, 1, … whose ids are `sequences`, `b l`; `tokenizer` spells the trace."""
         traces = [self.trace(row) for row in sorted(self.rows)]
         device = sequences.device
         new_tokens = torch.tensor([len(trace.tokens) for trace in traces], device=device)
@@ -137,7 +218,7 @@ class Recorder:
             verifier_forwards=torch.tensor([self.rows[row].num_verified for row in sorted(self.rows)], device=device),
             tokens_per_forward=new_tokens / forwards,
             committed_per_step=[trace.committed for trace in traces],
-            trace=traces,
+            trace=Trace(traces, tokenizer),
             scores=self._per_position("scores"),
             logits=self._per_position("logits"),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -10,16 +10,29 @@ from torch import Tensor
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from apd.acceptance import Coupling, Rejection
-from apd.arguments import Limits, effective_config, one_prompt, refuse_unknown, resolve
+from apd.arguments import (
+    PREPARED_BY_TRANSFORMERS,
+    Limits,
+    effective_config,
+    fresh_seed,
+    one_prompt,
+    refuse_for,
+    refuse_unknown,
+    resolve,
+    unprepared,
+)
 from apd.config import KNOBS, APDConfig
-from apd.decoding import Decoding
+from apd.decoding import Call, Decoding
 from apd.drafter import Drafter
+from apd.many import Generated, Prompt, answers, encode, in_order
 from apd.models import (
     HUB_ARGUMENTS,
     ModelSpec,
@@ -31,6 +44,7 @@ from apd.models import (
     load_verifier,
 )
 from apd.output import APDOutput, Recorder, Sequences
+from apd.probability import mix_seed
 from apd.processing import AllowedTokens
 from apd.step import APD, Strategy
 from apd.streaming import Chunk, chunks, feed
@@ -157,7 +171,7 @@ class APDSampler:
     @overload
     def generate(self, inputs: Tensor | None = ..., **kwargs: Any) -> Tensor: ...
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -203,9 +217,8 @@ class APDSampler:
             FloatingPointError: a model gave NaN, +∞ or nothing finite where a token had to be decided.
         """
         # 1. Resolve the arguments and lay out the rows.
-        decoding = self._start(
+        call = self._resolve(
             inputs,
-            kwargs,
             generation_config=generation_config,
             attention_mask=attention_mask,
             strategy=strategy,
@@ -214,8 +227,9 @@ class APDSampler:
             stopping_criteria=stopping_criteria,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             tokenizer=tokenizer,
+            **kwargs,
         )
-        request = decoding.request
+        decoding, request = self._open(call), call.request
         sequences = Sequences(decoding.state, request.pad_token_id)
         generation = request.generation
         recorder = Recorder(scores=bool(generation.output_scores), logits=bool(generation.output_logits))
@@ -230,9 +244,11 @@ class APDSampler:
                 recorder.record(info, state)
 
         # 3. Put the output together.
-        return recorder.output(sequences.ids()) if generation.return_dict_in_generate else sequences.ids()
+        if not generation.return_dict_in_generate:
+            return sequences.ids()
+        return recorder.output(sequences.ids(), tokenizer or self.tokenizer)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stream(
         self,
         inputs: Tensor | None = None,
@@ -251,25 +267,148 @@ class APDSampler:
             >>> for chunk in sampler.stream(**inputs, max_new_tokens=32):
             ...     print(chunk.text, end="", flush=True)
         """
-        for name in ("streamer", "return_dict_in_generate"):
-            if kwargs.pop(name, None):
-                raise ValueError(f"`{name}` cannot be meant in stream(), which hands out chunks. Use generate().")
-        tokenizer = kwargs.get("tokenizer") or self.tokenizer
-        decoding = self._start(inputs, kwargs, generation_config=generation_config)
+        refuse_for("stream()", kwargs, "streamer", "return_dict_in_generate")
+        tokenizer = self.tokenizer if kwargs.get("tokenizer") is None else kwargs["tokenizer"]
+        decoding = self._open(self._resolve(inputs, generation_config=generation_config, **kwargs))
         yield from chunks(decoding.steps(), tokenizer, skip_special_tokens=skip_special_tokens)
 
-    def _start(
+    @torch.no_grad()
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        batch_size: int = 8,
+        ordered: bool = True,
+        progress: bool = False,
+        seed: int | None = None,
+        on_error: Callable[[int, Exception], None] | None = None,
+        generation_config: GenerationConfig | None = None,
+        strategy: Strategy | None = None,
+        **kwargs: Any,
+    ) -> Iterator[Generated]:
+        """Answer any number of prompts, refilling a row as soon as it is done.
+
+        Each answer is what `generate` gives for its prompt alone with `seed=mix_seed(seed, index)`.
+
+        Args:
+            prompts: text, chats (lists of messages) or lists of ids; any iterable, drawn from as rows become free.
+            batch_size: rows decoded together, at least 1.
+            ordered: yield in the order of the prompts; else as soon as each is done.
+            progress: show a progress bar.
+            seed: one integer for the run; drawn from torch's default generator when not given.
+            on_error: told the number and the error of a prompt that is refused, which is then left out. When not
+                given, the error is raised.
+            generation_config, strategy, **kwargs: as in `generate`, one answer per prompt.
+
+        Example:
+            >>> for answer in sampler.generate_many(apd.EXAMPLE_PROMPTS, max_new_tokens=32):
+            ...     print(answer.index, answer.text)
+        """
+        refuse_for(
+            "generate_many()", kwargs, "streamer", "return_dict_in_generate", "num_return_sequences", "min_length"
+        )
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        run_seed = fresh_seed() if seed is None else seed
+        skipped: set[int] = set()
+
+        def skip(index: int, error: Exception) -> None:
+            skipped.add(index)
+            assert on_error is not None
+            on_error(index, error)
+
+        def call_of(index: int, prompt: Prompt) -> Call:
+            ids = encode(prompt, self.tokenizer)
+            return self._resolve(
+                ids,
+                generation_config=generation_config,
+                strategy=strategy,
+                attention_mask=torch.ones_like(ids),
+                seed=[mix_seed(run_seed, index)],
+                **kwargs,
+            )
+
+        found = answers(
+            prompts,
+            batch_size=batch_size,
+            open_decoding=self._open,
+            call_of=call_of,
+            tokenizer=self.tokenizer,
+            progress=progress,
+            on_error=skip if on_error is not None else None,
+        )
+        yield from in_order(found, skipped) if ordered else found
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList | None = None,
+        stopping_criteria: StoppingCriteriaList | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        seed: int | Sequence[int] | None = None,
+        strategy: Strategy | None = None,
+        mixture_weight: float | None = None,
+        acceptance_threshold: float | None = None,
+        window_size: Any = ...,
+        kv_window: Any = ...,
+        acceptance: str | None = None,
+        correction: bool | None = None,
+        noise: str | None = None,
+        **prepared: Any,
+    ) -> Tensor | APDOutput:
+        """`model.generate(..., custom_generate=sampler)`: the same ids as `sampler.generate`.
+
+        transformers calls this with prepared inputs. It passes on only the keyword arguments named here, and neither
+        `streamer` nor `stop_strings`: use `sampler.generate` for those.
+
+        Raises:
+            ValueError: `model` is not the sampler's drafter, or an argument is refused as in `generate`.
+        """
+        if model is not getattr(self.drafter, "model", None):
+            raise ValueError(
+                f"`custom_generate` must be given to the sampler's own drafter, got another {type(model).__name__}. "
+                "Call `sampler.drafter.model.generate(...)`."
+            )
+        knobs: dict[str, Any] = {
+            "mixture_weight": mixture_weight,
+            "acceptance_threshold": acceptance_threshold,
+            "acceptance": acceptance,
+            "correction": correction,
+            "noise": noise,
+        }
+        knobs = {name: value for name, value in knobs.items() if value is not None}
+        knobs |= {
+            name: value for name, value in (("window_size", window_size), ("kv_window", kv_window)) if value is not ...
+        }
+        attention_mask = prepared.pop("attention_mask", None)  # transformers would pass it twice, were it named above
+        refuse_unknown(prepared, PREPARED_BY_TRANSFORMERS, "custom_generate")
+        return self.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
+            seed=seed,
+            strategy=strategy,
+            **unprepared(generation_config, logits_processor, stopping_criteria, input_ids.shape[1]),
+            **knobs,
+        )
+
+    def _resolve(
         self,
         inputs: Tensor | None,
-        kwargs: dict[str, Any],
         *,
         generation_config: GenerationConfig | None = None,
+        logits_processor: Iterable[LogitsProcessor] | None = None,
+        stopping_criteria: Iterable[StoppingCriteria] | None = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
         attention_mask: Tensor | None = None,
-        strategy: Strategy | None = None,
         tokenizer: Any = None,
-        **of_request: Any,
-    ) -> Decoding:
-        """All arguments of `generate` resolved, and the rows laid out."""
+        seed: int | Sequence[int] | None = None,
+        strategy: Strategy | None = None,
+        **kwargs: Any,
+    ) -> Call:
+        """All arguments of `generate`, checked."""
         config = self.config.replace(**{name: kwargs.pop(name) for name in KNOBS if name in kwargs})
         strategy = strategy or _apd(config)
         prompt = one_prompt(inputs, kwargs)
@@ -286,19 +425,18 @@ class APDSampler:
                 max_lengths={name: model.max_length for name, model in models.items()},
                 device=self.drafter.device,
             ),
+            seed=seed,
             redraw=config.noise == "step",
-            tokenizer=tokenizer or self.tokenizer,
-            **of_request,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            tokenizer=self.tokenizer if tokenizer is None else tokenizer,
         )
         self._check_strategy(strategy, config, needs_history=request.processing.needs_history)
-        return Decoding(
-            self.drafter,
-            self.verifier,
-            vocab_size=self.vocab_size,
-            strategy=strategy,
-            config=config,
-            request=request,
-        )
+        return Call(request, config, strategy)
+
+    def _open(self, call: Call, rows: Tensor | None = None) -> Decoding:
+        return Decoding(self.drafter, self.verifier, vocab_size=self.vocab_size, call=call, rows=rows)
 
     def _check_strategy(self, strategy: Strategy, config: APDConfig, *, needs_history: bool) -> None:
         name = type(strategy).__name__

@@ -140,12 +140,14 @@ class StepInfo:
         window: what was drafted where.
         proposal: the strategy's proposal.
         committed: `b m` bool, what was committed: the proposal up to the first stop token.
+        stopped: `b` bool, the rows that a stop token or a stopping criterion ended.
     """
 
     before: DecodeState
     window: Window
     proposal: Proposal
     committed: Tensor
+    stopped: Tensor
 
 
 @dataclass(frozen=True)
@@ -198,4 +200,4 @@ def commit(
         done=stopped | decided.all(1),
         steps=state.steps + 1,
     )
-    return after, StepInfo(state, window, proposal, chosen & (window.columns <= last))
+    return after, StepInfo(state, window, proposal, chosen & (window.columns <= last), stopped)

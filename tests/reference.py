@@ -24,7 +24,7 @@ def reference_generate(
     """New tokens and committed counts per step of the coupling rule; `drafter` in Dream's format (shift 1)."""
     tokens, length, counts = list(prompt), len(prompt) + max_new_tokens, []
     removed = drafter.mask_token_id
-    with torch.inference_mode():
+    with torch.no_grad():
         while len(tokens) < length and (stop is None or stop not in tokens[len(prompt) :]):
             t = len(tokens)
             m = length - t if window_size is None else min(window_size, length - t)

@@ -1,0 +1,154 @@
+"""Any number of prompts through one batch: a row that is done makes room for the next prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from apd.decoding import Call, Decoding
+from apd.output import Recorder, RowTrace
+
+#: What a prompt may be: text, a chat (a list of messages), or token ids.
+Prompt = str | list[dict[str, Any]] | list[int] | Tensor
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The answer to one prompt of `generate_many`.
+
+    Attributes:
+        index: number of the prompt, from 0.
+        tokens: ids of the new tokens, the stop token included.
+        text: the same as text, special tokens left out; `None` without a tokenizer.
+        drafter_forwards: drafter passes until the row was done.
+        verifier_forwards: likewise.
+        finish: `"stop"` or `"length"`.
+        trace: how it came about.
+    """
+
+    index: int
+    tokens: list[int]
+    text: str | None
+    drafter_forwards: int
+    verifier_forwards: int
+    finish: str
+    trace: RowTrace
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """New tokens per drafter forward."""
+        return len(self.tokens) / self.drafter_forwards
+
+
+def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
+    """A prompt as ids, `1 n` int64.
+
+    Raises:
+        ValueError: text without a tokenizer.
+        TypeError: none of the forms that a prompt may have.
+    """
+    if isinstance(prompt, Tensor):
+        return prompt.reshape(1, -1)
+    if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
+        return torch.tensor(prompt, dtype=torch.int64).reshape(1, -1)
+    is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
+    if not is_chat and not isinstance(prompt, str):
+        raise TypeError(
+            f"A prompt must be a string, a chat (list of messages) or a list of ids, got {type(prompt).__name__}."
+        )
+    if tokenizer is None:
+        raise ValueError("A prompt must be a list of ids, got text: the sampler has no tokenizer. Give it one.")
+    if is_chat:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+        return torch.tensor(ids, dtype=torch.int64).reshape(1, -1)
+    return tokenizer(prompt, return_tensors="pt")["input_ids"]
+
+
+def answers(
+    prompts: Iterable[Prompt],
+    *,
+    batch_size: int,
+    open_decoding: Callable[[Call, Tensor], Decoding],
+    call_of: Callable[[int, Prompt], Call],
+    tokenizer: Any,
+    progress: bool,
+    on_error: Callable[[int, Exception], None] | None,
+) -> Iterator[Generated]:
+    """Decode the prompts, `batch_size` at a time, each answer as soon as it is there.
+
+    Args:
+        open_decoding: starts with the first row.
+        call_of: the checked arguments of the prompt with this number.
+        on_error: told of a prompt that is refused, which is then left out; `None` raises.
+    """
+    waiting = _calls(prompts, call_of, on_error)
+    bar = tqdm(total=len(prompts) if isinstance(prompts, Sized) else None, disable=not progress, unit="prompt")
+    recorder = Recorder()
+    first = next(waiting, None)
+    if first is None:
+        return
+    decoding = open_decoding(*first)
+    _fill(decoding, waiting, batch_size)
+    with bar:
+        for info, after in decoding.steps():
+            recorder.record(info, after)
+            for row, is_done, is_stopped in zip(
+                after.rows.tolist(), after.done.tolist(), info.stopped.tolist(), strict=True
+            ):
+                if is_done:
+                    bar.update()
+                    yield _answer(row, recorder, is_stopped, tokenizer)
+            _fill(decoding, waiting, batch_size)
+
+
+def in_order(answers: Iterator[Generated], skipped: set[int]) -> Iterator[Generated]:
+    """The answers in the order of their prompts, early ones waiting; nobody waits for `skipped` numbers."""
+    early: dict[int, Generated] = {}
+    wanted = 0
+    for answer in answers:
+        early[answer.index] = answer
+        while wanted in early or wanted in skipped:
+            if wanted in early:
+                yield early.pop(wanted)
+            wanted += 1
+    yield from (early[index] for index in sorted(early))
+
+
+def _calls(
+    prompts: Iterable[Prompt],
+    call_of: Callable[[int, Prompt], Call],
+    on_error: Callable[[int, Exception], None] | None,
+) -> Iterator[tuple[Call, Tensor]]:
+    for index, prompt in enumerate(prompts):
+        try:
+            call = call_of(index, prompt)
+        except (ValueError, TypeError) as error:
+            if on_error is None:
+                raise type(error)(f"Prompt {index}: {error}") from error
+            on_error(index, error)
+            continue
+        yield call, torch.tensor([index], device=call.request.prompt.device)
+
+
+def _fill(decoding: Decoding, waiting: Iterator[tuple[Call, Tensor]], batch_size: int) -> None:
+    while len(decoding.state.rows) < batch_size and (newcomer := next(waiting, None)) is not None:
+        call, rows = newcomer
+        decoding.join(call.request, rows)
+
+
+def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> Generated:
+    trace, num_verified = recorder.pop(row)
+    return Generated(
+        index=row,
+        tokens=trace.tokens,
+        text=None if tokenizer is None else tokenizer.decode(trace.tokens, skip_special_tokens=True),
+        drafter_forwards=len(trace.committed),
+        verifier_forwards=num_verified,
+        finish="stop" if is_stopped else "length",
+        trace=trace,
+    )

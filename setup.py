@@ -1,0 +1,40 @@
+"""Packaging of `apd`; the distribution is called `apd-decoding`, the name `apd` being taken on the package index."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="apd-decoding",
+    version="0.1.0",
+    description="Adaptive Parallel Decoding for masked-diffusion language models",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["apd", "apd.*"]),
+    package_data={"apd": ["py.typed", "embedded/*/*.safetensors", "embedded/*/*.json"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.9,<2.14",
+        "transformers>=5.17,<6",
+        "accelerate>=1.1",
+        "safetensors>=0.4.3",
+        "einops>=0.8",
+        "tqdm>=4.60",
+    ],
+    extras_require={
+        # The linter and the type checker are pinned here and nowhere else.
+        "test": ["pytest>=8", "ruff==0.17.5", "mypy==2.4.1"],
+        "notebook": ["jupyterlab>=4", "matplotlib>=3.8"],
+        "bench": ["matplotlib>=3.8"],
+    },
+    entry_points={"console_scripts": ["apd = apd.cli:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

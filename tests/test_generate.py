@@ -1,0 +1,297 @@
+"""A drop-in for transformers' `generate()`: which arguments there are, streams, many prompts, `custom_generate`."""
+
+import inspect
+import re
+import threading
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedTokenizerFast,
+    StopStringCriteria,
+    TextIteratorStreamer,
+    TextStreamer,
+)
+
+from apd import EXAMPLE_PROMPTS, APDSampler, Confidence
+from apd.arguments import REFUSED, SUPPORTED
+from apd.probability import mix_seed
+from apd.stop_strings import StopStrings
+
+DOCS = Path(__file__).parent.parent / "docs" / "generate.md"
+SAMPLED = {"do_sample": True, "temperature": 1.2, "top_k": 0}
+INTERNAL = {"transformers_version", "_from_model_config", "_commit_hash"}
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return APDSampler.from_embedded()
+
+
+# --- arguments
+
+
+def test_every_argument_of_transformers_is_supported_or_refused():
+    """Fails with a transformers release that brings a new one: decide about it in `apd/arguments.py`."""
+    there = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
+    there |= set(vars(GenerationConfig())) - INTERNAL
+    assert there - set(SUPPORTED) - set(REFUSED) == set()
+    assert set(SUPPORTED) & set(REFUSED) == set()
+
+
+def test_the_page_in_the_docs_names_every_argument():
+    supported, refused = DOCS.read_text().split("## Refused, with the reason")
+    assert set(SUPPORTED) == set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", supported, re.M)))) | {
+        "seed",
+        "strategy",
+    }
+    table = re.findall(r"^\| (`.*?) \| (.*) \|$", refused, re.M)
+    assert {name: reason for names, reason in table for name in re.findall(r"`(\w+)`", names)} == REFUSED
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused_arguments_say_why(name):
+    with pytest.raises(ValueError, match=re.escape(f"`{name}` is not supported, got 7: {REFUSED[name]}")):
+        trace_sampler().generate(torch.tensor([[5]]), max_new_tokens=2, **{name: 7})
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) & set(vars(GenerationConfig()))))
+def test_a_default_generation_config_asks_for_nothing_that_is_refused(name):
+    value = GenerationConfig()._get_default_generation_params().get(name)
+    trace_sampler().generate(
+        torch.tensor([[5]]), max_new_tokens=1, generation_config=GenerationConfig(**{name: value})
+    )
+
+
+# --- custom_generate
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"do_sample": True, "temperature": 1.3, "top_p": 0.9},
+        {"do_sample": True, "top_k": 0, "repetition_penalty": 1.3, "min_new_tokens": 9},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"window_size": 4, "mixture_weight": 0.2, "kv_window": 5, "correction": True},
+        {"do_sample": True, "seed": 5, "noise": "step"},
+        {"eos_token_id": [1, 60], "pad_token_id": 0},
+        {"prefix_allowed_tokens_fn": lambda row, ids: [10 + row, 20 + row]},
+        {"begin_suppress_tokens": [100], "suppress_tokens": [7], "no_repeat_ngram_size": 3, "min_length": 40},
+    ],
+)
+def test_custom_generate_gives_the_same_ids(sampler, arguments):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:4], return_tensors="pt", padding=True)
+    torch.manual_seed(0)
+    expected = sampler.generate(**inputs, max_new_tokens=24, **arguments)
+    torch.manual_seed(0)
+    model = sampler.drafter.model
+    assert torch.equal(model.generate(**inputs, max_new_tokens=24, custom_generate=sampler, **arguments), expected)
+
+
+def test_custom_generate_refuses_what_cannot_be_meant(sampler):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[0], return_tensors="pt")
+    with pytest.raises(ValueError, match="`num_beams` is not supported, got 4"):
+        sampler.drafter.model.generate(**inputs, max_new_tokens=4, num_beams=4, custom_generate=sampler)
+    with pytest.raises(ValueError, match="must be given to the sampler's own drafter"):
+        sampler.verifier.model.generate(**inputs, max_new_tokens=4, custom_generate=sampler)
+
+
+def test_custom_generate_returns_the_output_class(sampler):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[0], return_tensors="pt")
+    output = sampler.drafter.model.generate(
+        **inputs, max_new_tokens=24, custom_generate=sampler, return_dict_in_generate=True
+    )
+    assert output.tokens_per_forward[0] > 1
+
+
+# --- stop strings and streams
+
+
+@pytest.mark.parametrize("knobs", [{}, {"mixture_weight": 1.0}, {"strategy": Confidence(1)}])
+def test_stop_strings_cut_at_the_token_that_completes_them(sampler, knobs):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
+    whole = sampler.generate(**inputs, max_new_tokens=32, return_dict_in_generate=True, **knobs)
+    texts = [sampler.tokenizer.decode(row) for row in new_tokens(whole)]
+    cut = sampler.generate(
+        **inputs, max_new_tokens=32, stop_strings=['", "', " = "], return_dict_in_generate=True, **knobs
+    )
+    for text, whole_row, row in zip(texts, new_tokens(whole), new_tokens(cut), strict=True):
+        assert row == whole_row[: len(row)]
+        stops_found = ['", "' in text, " = " in text]
+        got, before = sampler.tokenizer.decode(row), sampler.tokenizer.decode(row[:-1])
+        assert any(stop in got for stop in ('", "', " = ")) == any(stops_found)
+        assert not any(stop in before for stop in ('", "', " = "))
+
+
+def test_stop_strings_are_found_where_transformers_finds_them():
+    """Byte-level BPE, random ids: split characters, strings within tokens and across them."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    text = ["the end. The END\n\nof é story … über", "stop stop sto p\n", "ende ende\n\n\nü"]
+    bpe.train_from_iterator(text * 5, trainers.BpeTrainer(vocab_size=330, initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe)
+    stops = ["stop", "\n\n", "end", "ü", ". T"]
+    ours, theirs = StopStrings(stops, tokenizer), StopStringCriteria(tokenizer, stops)
+    rng = torch.Generator().manual_seed(0)
+    likely = torch.tensor(tokenizer("stop end the ü\n\n. Ten")["input_ids"])
+    rows = likely[torch.randint(len(likely), (4000, 6), generator=rng)]
+    rows[::2, 3] = torch.randint(len(tokenizer), (2000,), generator=rng)
+    found = ours(rows, None)
+    assert torch.equal(found, theirs(rows, None))
+    assert 100 < found.sum() < 3900
+
+
+def test_stop_strings_need_a_tokenizer():
+    with pytest.raises(ValueError, match="`tokenizer` must be given with `stop_strings`"):
+        trace_sampler().generate(torch.tensor([[5]]), max_new_tokens=2, stop_strings=["x"])
+
+
+class Noted(TextStreamer):
+    def __init__(self, tokenizer):
+        super().__init__(tokenizer, skip_prompt=True)
+        self.puts, self.drafts, self.ended = [], [], False
+
+    def put(self, value):
+        self.puts.append(value.flatten().tolist())
+
+    def put_draft(self, value):
+        self.drafts.append((len(self.puts), value.tolist()))
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("knobs", [{}, {"correction": True, "mixture_weight": 0.0}, {"strategy": Confidence(2)}])
+@pytest.mark.parametrize("prompt", [0, 3, 11])
+def test_a_streamer_gets_committed_tokens_only_and_all_of_them(sampler, knobs, prompt):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[prompt], return_tensors="pt")
+    streamer = Noted(sampler.tokenizer)
+    output = sampler.generate(
+        **inputs, max_new_tokens=32, streamer=streamer, return_dict_in_generate=True, **SAMPLED, seed=1, **knobs
+    )
+    echoed, *committed = streamer.puts
+    assert echoed == inputs["input_ids"][0].tolist()
+    assert list(chain(*committed)) == new_tokens(output)[0]
+    assert streamer.ended
+    assert [draft for _, draft in streamer.drafts] == output.trace[0].drafts
+    if "strategy" not in knobs:
+        assert [len(tokens) for tokens in committed] == output.committed_per_step[0]
+
+
+def test_a_text_iterator_streamer_ends(sampler):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[0], return_tensors="pt")
+    streamer = TextIteratorStreamer(sampler.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=60)
+    thread = threading.Thread(target=lambda: sampler.generate(**inputs, max_new_tokens=32, streamer=streamer))
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    expected = sampler.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
+    assert text == sampler.tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_a_streamer_takes_one_row(sampler):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:2], return_tensors="pt", padding=True)
+    with pytest.raises(ValueError, match="`streamer` must be given one row, got 2"):
+        sampler.generate(**inputs, max_new_tokens=4, streamer=TextStreamer(sampler.tokenizer))
+
+
+@pytest.mark.parametrize("knobs", [{}, {"strategy": Confidence(2)}])
+def test_a_stream_adds_up_to_the_output_row_by_row(sampler, knobs):
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
+    output = sampler.generate(**inputs, max_new_tokens=32, return_dict_in_generate=True, **SAMPLED, seed=2, **knobs)
+    chunks = list(sampler.stream(**inputs, max_new_tokens=32, **SAMPLED, seed=2, **knobs))
+    for row, tokens in enumerate(new_tokens(output)):
+        own = [chunk for chunk in chunks if chunk.row == row]
+        assert list(chain(*(chunk.tokens for chunk in own))) == tokens
+        assert (
+            "".join(chunk.text for chunk in own).strip()
+            == sampler.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        )
+        assert [chunk.step for chunk in own] == list(range(output.drafter_forwards[row]))
+        assert [chunk.done for chunk in own] == [False] * (len(own) - 1) + [True]
+
+
+def test_a_stream_without_a_tokenizer_has_ids():
+    chunks = list(trace_sampler().stream(**left_padded(trace_prompts()[:2]), max_new_tokens=8, eos_token_id=[]))
+    assert sum(len(chunk.tokens) for chunk in chunks) == 16
+    assert {chunk.text for chunk in chunks} == {""}
+
+
+# --- many prompts
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 20])
+@pytest.mark.parametrize(
+    "knobs", [{}, SAMPLED, SAMPLED | {"kv_window": 4, "window_size": 6}, {"strategy": Confidence(1)}]
+)
+def test_many_prompts_equal_single_calls(batch_size, knobs):
+    """More prompts than rows, of all lengths: rows are refilled while others are half-way."""
+    prompts = [p[:cut] for cut in (8, 5, 24, 3) for p in trace_prompts()]
+    common = {"max_new_tokens": 12, "eos_token_id": [STOP, 61, 83]} | knobs
+    answers = list(trace_sampler().generate_many(prompts, batch_size=batch_size, seed=9, **common))
+    assert [answer.index for answer in answers] == list(range(len(prompts)))
+    for answer, prompt in zip(answers, prompts, strict=True):
+        alone = trace_sampler().generate(
+            torch.tensor([prompt]), seed=[mix_seed(9, answer.index)], return_dict_in_generate=True, **common
+        )
+        assert answer.tokens == new_tokens(alone)[0]
+        assert answer.drafter_forwards == alone.drafter_forwards[0]
+        assert answer.verifier_forwards == alone.verifier_forwards[0]
+        assert answer.tokens_per_forward == pytest.approx(alone.tokens_per_forward[0].item())
+        assert answer.finish == ("stop" if answer.tokens[-1] in (STOP, 61, 83) else "length")
+        trace = alone.trace[0]
+        assert (answer.trace.steps, answer.trace.starts, answer.trace.drafts) == (
+            trace.steps,
+            trace.starts,
+            trace.drafts,
+        )
+        assert answer.trace.target_probs == pytest.approx(trace.target_probs, rel=1e-4)
+
+
+def test_prompts_are_drawn_as_rows_become_free():
+    drawn = []
+
+    def endless():
+        index = 0
+        while True:
+            drawn.append(index)
+            yield trace_prompts()[index % 6]
+            index += 1
+
+    answers = trace_sampler().generate_many(endless(), batch_size=4, max_new_tokens=6, ordered=False, eos_token_id=[])
+    for _ in range(5):
+        next(answers)
+    assert len(drawn) <= 5 + 4 + 1
+
+
+def test_text_and_chats_are_prompts_too(sampler):
+    text, ids = EXAMPLE_PROMPTS[0], sampler.tokenizer(EXAMPLE_PROMPTS[0])["input_ids"]
+    sampler_of_chats = APDSampler(sampler.drafter, sampler.verifier, APDSampler.from_embedded().tokenizer)
+    sampler_of_chats.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    prompts = [text, ids, torch.tensor(ids), [{"role": "user", "content": text}]]
+    answers = list(sampler_of_chats.generate_many(prompts, max_new_tokens=32))
+    assert {answer.text for answer in answers} == {answers[0].text}
+    assert answers[0].text.strip().startswith('["')
+
+
+def test_a_refused_prompt_raises_with_its_number_or_is_left_out():
+    prompts = [trace_prompts()[0], [], trace_prompts()[1], [7, 150], trace_prompts()[2]]
+    with pytest.raises(ValueError, match="Prompt 1: `input_ids` must hold at least one"):
+        list(trace_sampler().generate_many(prompts, max_new_tokens=4))
+    errors = {}
+    answers = trace_sampler().generate_many(prompts, max_new_tokens=4, batch_size=2, on_error=errors.__setitem__)
+    assert [answer.index for answer in answers] == [0, 2, 4]
+    assert list(errors) == [1, 3]
+    assert "mask token" in str(errors[3])
+
+
+def test_no_prompts_no_answers():
+    assert list(trace_sampler().generate_many([], max_new_tokens=4)) == []
