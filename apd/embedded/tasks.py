@@ -38,8 +38,8 @@ NAMES: tuple[str, ...] = tuple(
     Leo Lina Max Mia Nils Nora Olga Otto Paul Pia Quin Rita Rosa Sam Sven Tara Uma Vera Wim Xena Yuri Zoe""".split()
 )
 
-# Wordings per task: `{list}` is the list, `{new}` the newcomer, `{place}` a 1-based place. A newcomer that is inserted at
-# a place stands there afterwards.
+# Wordings per task: `{list}` is the list, `{new}` the newcomer, `{place}` a 1-based place. A newcomer that is inserted
+# at a place stands there afterwards.
 _WORDINGS: dict[str, tuple[str, ...]] = {
     "copy": (
         "Copy this list: {list}.",
@@ -189,8 +189,8 @@ def stream(task: str, rng: random.Random, split: str = "train") -> Iterator[Inst
 def is_right(instance: Instance, text: str) -> bool:
     """Whether `text` answers the prompt, in exactly the form `["Ann", "Bob"]` or `7 + 5 = 12. Answer 12`.
 
-    Space around the answer is allowed, prose is not. A shuffle must differ from the list; a random replacement, insertion
-    or removal may be at any place; a story needs the right result and only true equations on the way.
+    Space around the answer is allowed, prose is not. A shuffle must differ from the list; a random replacement,
+    insertion or removal may be at any place; a story needs the right result and only true equations on the way.
     """
     if instance.task == ARITHMETIC:
         return _is_right_story(instance, text.strip())

@@ -1,0 +1,554 @@
+"""Train the embedded pair: the drafter and the verifier that ship in `apd/embedded`.
+
+Why: adaptive parallel decoding needs two models that share a vocabulary and are good at something. This script makes
+such a pair from nothing on an ordinary CPU, so that every figure of the README can be reproduced.
+
+How: both models are small Qwen2 networks on the tasks of `apd.embedded.tasks`, with fresh instances at every step.
+
+1. The drafter first learns to read and answer as a causal language model.
+2. Then it sees both ways and learns to fill masks, with shifted logits (token i is predicted at position i - 1, as in
+   Dream). Half of the rows mask everything from a random frontier on, the states of left-to-right decoding; the others
+   mask at random, the states of any-order decoding. A quarter of the rows end inside the answer, since a decoding
+   window may do so.
+3. The verifier, a causal model many times smaller, is trained for a few minutes only: it has to be weaker than the
+   drafter, else the pair would say nothing about parallel decoding.
+
+Run it with the same command again after an interruption and it goes on from the last checkpoint:
+
+    python examples/train_pair.py                # about 70 minutes on one CPU core
+    python examples/train_pair.py --table        # only measure what is in --out
+    python examples/train_pair.py --quick --out /tmp/pair   # seconds; shows that the script runs
+"""
+
+import argparse
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from apd import APDSampler, Autoregressive, Confidence, LeftToRight, Threshold
+from apd.embedded import tasks
+
+ROW_LENGTH = 60  # tokens of a training row: prompt and canvas
+MAX_CANVAS = 32  # positions that are decoded: answer and the <eos> tail
+TAIL_WEIGHT = 0.15  # loss weight of the <eos>s behind the first one
+
+DREAM_CODE = "Dream-org/Dream-v0-Instruct-7B"  # where Dream's own modelling code is published
+
+# How often a task is drawn in the first and in the second half of the training: what is hard comes more often.
+TASK_WEIGHTS = {
+    "copy": (0.5, 0.4),
+    "reverse": (0.7, 0.5),
+    "sort": (1.5, 2.0),
+    "shuffle": (1.5, 2.0),
+    "replace_index": (1.0, 0.8),
+    "replace_random": (1.5, 3.0),
+    "insert_index": (1.0, 0.8),
+    "insert_random": (1.5, 2.5),
+    "remove_index": (1.0, 0.8),
+    "remove_random": (1.0, 0.8),
+    tasks.ARITHMETIC: (2.0, 5.0),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Shape of a network and how long to train it. `causal_steps` come before the masked ones."""
+
+    layers: int
+    width: int
+    heads: int
+    hidden: int
+    rows: int
+    causal_steps: int
+    masked_steps: int
+    learning_rate: float = 2.5e-3
+
+    @property
+    def steps(self) -> int:
+        return self.causal_steps + self.masked_steps
+
+
+DRAFTER = Recipe(layers=4, width=192, heads=6, hidden=512, rows=64, causal_steps=2000, masked_steps=15600)
+VERIFIER = Recipe(layers=2, width=32, heads=2, hidden=96, rows=64, causal_steps=2500, masked_steps=0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizer and training rows
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word, space included; decoding gives back the text exactly."""
+    vocabulary = {token: i for i, token in enumerate(tasks.VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(tasks.TOKEN_PATTERN), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        mask_token="<mask>",
+        unk_token="<unk>",
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch of solved instances, right-padded.
+
+    Args:
+        ids: `b n`, prompt, answer, <eos>s, padding.
+        starts: `b 1`, where the canvas starts, that is the length of the prompt.
+        tails: `b 1`, where the tail starts, that is behind the first <eos>.
+        ends: `b 1`, where the canvas ends; the same as `tails` in a row that ends inside the answer.
+        newcomers: `b 1`, token of the name to put in, -1 if there is none.
+        is_story: `b 1` bool, whether the row is arithmetic.
+    """
+
+    ids: Tensor
+    starts: Tensor
+    tails: Tensor
+    ends: Tensor
+    newcomers: Tensor
+    is_story: Tensor
+
+
+class RowSource:
+    """Draws training rows; a function of (seed, step) only, so that a resumed run sees the same data."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int):
+        self.encode = tokenizer.backend_tokenizer.encode
+        self.token_id = {token: i for i, token in enumerate(tasks.VOCABULARY)}
+        self.seed = seed
+
+    def draw(self, step: int, count: int, cut: float, half: int) -> Rows:
+        """`count` rows, of which a share `cut` ends inside the answer; `half` (0 or 1) chooses the task weights."""
+        rng = random.Random(f"rows {self.seed} {step}")
+        chosen = rng.choices(tasks.TASKS, [TASK_WEIGHTS[task][half] for task in tasks.TASKS], k=count)
+        pad, eos = self.token_id["<pad>"], self.token_id["<eos>"]
+        ids, bounds = [], []
+        for task in chosen:
+            instance = next(tasks.stream(task, rng))
+            prompt = self.encode(instance.prompt).ids
+            answer = [*self.encode(instance.answer).ids, eos]
+            room = min(MAX_CANVAS, ROW_LENGTH - len(prompt))
+            if rng.random() < cut:
+                canvas = rng.randint(1, len(answer) - 1)
+            else:
+                canvas = room if rng.random() < 0.6 else rng.randint(len(answer), room)
+            row = prompt + (answer + [eos] * canvas)[:canvas]
+            newcomer = self.token_id[instance.newcomer] if instance.newcomer else -1
+            bounds.append((len(prompt), min(len(prompt) + len(answer), len(row)), len(row), newcomer))
+            ids.append(row + [pad] * (ROW_LENGTH - len(row)))
+        columns = torch.tensor(bounds).split(1, dim=1)
+        is_story = torch.tensor([[task == tasks.ARITHMETIC] for task in chosen])
+        return Rows(torch.tensor(ids), *columns, is_story)
+
+
+def mask_rows(rows: Rows, is_content: Tensor, generator: torch.Generator, half: int) -> tuple[Tensor, Tensor]:
+    """Choose what to mask; returns the mask and the loss weights, both `b n`.
+
+    The second half of the training dwells on what the first one left weak. Stories are masked from a frontier on, since
+    elsewhere a sum shows up again in the next equation. And a name that may go anywhere, is still missing, and has one
+    or two places left, weighs four times as much: at that point a model must notice what it has not yet done. (The
+    weight depends on what is visible only, so the probabilities that are learned stay right.)
+
+    Args:
+        rows: the solved rows.
+        is_content: `v` bool, the tokens that carry the answer (names and numbers); the others are punctuation, which
+            confidence order uncovers first.
+        generator: source of randomness.
+        half: 0 or 1, of the training.
+    """
+    b, n = rows.ids.shape
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    position = torch.arange(n).expand(b, n)
+    canvas = (position >= rows.starts) & (position < rows.ends)
+    answer = canvas & (position < rows.tails)
+    tail = canvas & ~answer
+    content = answer & is_content[rows.ids]
+
+    # Left to right: everything from a uniform frontier on, the nearest tokens weighing most.
+    frontier = rows.starts + (uniform(b, 1) * (rows.tails - rows.starts)).long()
+    behind_frontier = canvas & (position >= frontier)
+    frontier_weight = 1 / (1 + (position - frontier).clamp(min=0) / 4)
+
+    # Any order: k of the content tokens, k uniform; punctuation and tail all visible, all masked, or at the same rate.
+    num_content = content.sum(1, keepdim=True)
+    k = 1 + (uniform(b, 1) * num_content).long()
+    rate = k / num_content.clamp(min=1)
+    order = uniform(b, n)
+    # In confidence order the name that a random place gets stays hidden to the last: show such states often.
+    hide_newcomer = content & (rows.ids == rows.newcomers) & (uniform(b, 1) < 0.4)
+    order = torch.where(content, order - hide_newcomer.float(), 2.0)
+    masked_content = content & (order.argsort(1).argsort(1) < k)
+    punctuation_rate = torch.where(uniform(b, 1) < 0.5, 0.0, rate)
+    masked_punctuation = answer & ~content & (uniform(b, n) < punctuation_rate)
+    tail_kind = uniform(b, 1)
+    tail_rate = torch.where(tail_kind < 0.5, 0.0, torch.where(tail_kind < 0.75, 1.0, rate))
+    masked_tail = tail & (uniform(b, n) < tail_rate)
+    any_order = masked_content | masked_punctuation | masked_tail
+
+    is_cut = rows.ends == rows.tails
+    share = torch.where(is_cut, 0.7, 0.4)
+    if half == 1:
+        share = torch.where(rows.is_story, 0.8, share)
+    left_to_right = (uniform(b, 1) < share) | (num_content == 0)
+    masked = torch.where(left_to_right, behind_frontier, any_order)
+    weight = torch.where(left_to_right, frontier_weight, 1.0) * torch.where(tail, TAIL_WEIGHT, 1.0)
+    weight = normalise(weight * masked)
+    if half == 1:
+        is_missing = (masked & (rows.ids == rows.newcomers)).any(1, keepdim=True)
+        is_late = (masked & content).sum(1, keepdim=True) <= 2
+        weight = weight * torch.where(is_missing & is_late & ~is_cut, 4.0, 1.0)
+    return masked, weight
+
+
+def normalise(weights: Tensor) -> Tensor:
+    """Scale the weights of each row to a sum of 1."""
+    return weights / weights.sum(1, keepdim=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks and training
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def build_network(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, is_causal: bool) -> Qwen2ForCausalLM:
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.width,
+        intermediate_size=recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        use_cache=False,
+    )
+    config.is_causal = is_causal
+    return Qwen2ForCausalLM(config)
+
+
+def loss_of(network: Qwen2ForCausalLM, inputs: Tensor, targets: Tensor, weights: Tensor, visible: Tensor) -> Tensor:
+    """Weighted cross-entropy in nats, summed within rows, averaged over them; `visible` is the `b 1 n n` attention mask."""
+    position_ids = torch.arange(inputs.shape[1], device=inputs.device)[None]
+    bias = torch.where(visible, 0.0, -1e9)
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+        logits = network(input_ids=inputs, attention_mask=bias, position_ids=position_ids).logits
+    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten(), reduction="none")
+    return (losses * weights[:, 1:].flatten()).sum() / len(inputs)
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Short warm-up, then flat, then linear to zero over the second half, which brings much of the result."""
+    return min((step + 1) / 50, 1.0, 2 * (steps - step) / steps)
+
+
+def build_optimizers(network: torch.nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings, biases and norms."""
+    named = list(network.named_parameters())
+    inner = [p for name, p in named if p.ndim == 2 and "layers" in name]
+    outer = [p for name, p in named if p.ndim != 2 or "layers" not in name]
+    return [
+        torch.optim.Muon(inner, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def save_checkpoint(path: Path, network: torch.nn.Module, optimizers: list[torch.optim.Optimizer], step: int) -> None:
+    tensors = {f"network {name}": value for name, value in network.state_dict().items()}
+    for i, optimizer in enumerate(optimizers):
+        for j, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer {i} {j} {key}": value for key, value in state.items()}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, f"{path}.tmp", {"step": str(step)})
+    os.replace(f"{path}.tmp", path)  # never a half-written checkpoint
+
+
+def load_checkpoint(path: Path, network: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+    """Restore both and return the number of steps done; 0 if there is no checkpoint."""
+    if not path.exists():
+        return 0
+    weights: dict[str, Tensor] = {}
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for name, value in load_file(path).items():
+        kind, *key = name.split(" ")
+        if kind == "network":
+            weights[key[0]] = value
+        else:
+            states[int(key[0])].setdefault(int(key[1]), {})[key[2]] = value
+    network.load_state_dict(weights)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])
+
+
+def train(
+    network: Qwen2ForCausalLM,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    checkpoint: Path,
+    save_every: int,
+    title: str,
+) -> None:
+    """Train `network` in place, from the last checkpoint on if there is one."""
+    device = next(network.parameters()).device
+    optimizers = build_optimizers(network, recipe.learning_rate)
+    done = load_checkpoint(checkpoint, network, optimizers)
+    source = RowSource(tokenizer, seed)
+    is_content = torch.tensor([token.strip() in tasks.NAMES or token.strip().isdigit() for token in tasks.VOCABULARY])
+    causal = torch.ones(ROW_LENGTH, ROW_LENGTH).tril().bool()
+    network.set_attn_implementation(
+        "eager"
+    )  # at 60 tokens the backward of torch's CPU kernel takes as long as all else
+    loss_function: Callable[..., Tensor] = torch.compile(loss_of) if can_compile(device) else loss_of
+
+    network.train()
+    progress = tqdm(range(done, recipe.steps), initial=done, total=recipe.steps, desc=title, mininterval=5)
+    average = 0.0
+    for step in progress:
+        is_masked_phase = step >= recipe.causal_steps
+        half = 2 * step // recipe.steps
+        rows = source.draw(step, recipe.rows, cut=0.25 if is_masked_phase else 0.0, half=half)
+        position = torch.arange(ROW_LENGTH)
+        canvas = (position >= rows.starts) & (position < rows.ends)
+        visible = (position < rows.ends)[:, None, None, :].expand(-1, 1, ROW_LENGTH, -1)
+        if is_masked_phase:
+            noise = torch.Generator().manual_seed(seed * 10**9 + step)
+            masked, weights = mask_rows(rows, is_content, noise, half)
+            inputs = torch.where(masked, tokenizer.mask_token_id, rows.ids)
+        else:
+            weights = normalise(canvas * torch.where(position < rows.tails, 1.0, TAIL_WEIGHT))
+            inputs, visible = rows.ids, visible & causal
+        batch = (t.to(device) for t in (inputs, rows.ids, weights, visible))
+
+        loss = loss_function(network, *batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * learning_rate_factor(step, recipe.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        average = loss.item() if step == done else 0.99 * average + 0.01 * loss.item()
+        if step % 20 == 0:
+            progress.set_postfix(loss=f"{average:.3f}")
+        if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
+            save_checkpoint(checkpoint, network, optimizers, step + 1)
+    network.eval()
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works here; on a CPU it needs a C++ compiler."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception:  # whatever a missing or broken compiler raises
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Export
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def export(network: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path, is_drafter: bool) -> None:
+    """Write bfloat16 weights, tokenizer and config; the drafter's config is Dream's, field by field."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(directory)
+    tokenizer_config = json.loads((directory / "tokenizer_config.json").read_text())
+    tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config, indent=2, sort_keys=True) + "\n")
+    weights = {name: value.detach().cpu().bfloat16().contiguous() for name, value in network.state_dict().items()}
+    save_file(weights, directory / "model.safetensors", {"format": "pt"})
+    c = network.config
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": c.eos_token_id,
+        "eos_token_id": c.eos_token_id,
+        "hidden_act": "silu",
+        "hidden_size": c.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": c.intermediate_size,
+        "max_position_embeddings": c.max_position_embeddings,
+        "max_window_layers": c.num_hidden_layers,
+        "model_type": "qwen2",
+        "num_attention_heads": c.num_attention_heads,
+        "num_hidden_layers": c.num_hidden_layers,
+        "num_key_value_heads": c.num_key_value_heads,
+        "pad_token_id": c.pad_token_id,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.46.2",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": c.vocab_size,
+    }
+    if is_drafter:
+        config |= {
+            "architectures": ["DreamModel"],
+            "auto_map": {
+                "AutoConfig": f"{DREAM_CODE}--configuration_dream.DreamConfig",
+                "AutoModel": f"{DREAM_CODE}--modeling_dream.DreamModel",
+            },
+            "mask_token_id": tokenizer.mask_token_id,
+            "model_type": "Dream",
+            "use_mrope": False,
+        }
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+#: How the pair is asked, and with what arguments of `generate`. Rivals decode in their own order.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "left to right, 1 per step": {"strategy": LeftToRight(1)},
+    "by confidence, 1 per step": {"strategy": Confidence(1)},
+    "left to right, 4 per step": {"strategy": LeftToRight(4)},
+    "by confidence, 4 per step": {"strategy": Confidence(4)},
+    "threshold 0.9": {"strategy": Threshold(0.9)},
+    "verifier alone": {"strategy": Autoregressive()},
+    "APD, R = 0": {"mixture_weight": 0.0},
+    "APD, R = 0.5": {"mixture_weight": 0.5},
+    "APD, R = 0.5, correction": {"mixture_weight": 0.5, "correction": True},
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Right answers, tokens and forward passes (of the drafter, or of the verifier alone) over some instances."""
+
+    right: int
+    instances: int
+    tokens: int
+    forwards: int
+
+    def __add__(self, other: "Measured") -> "Measured":
+        return Measured(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __str__(self) -> str:
+        return f"{self.right / self.instances:.2f} @ {self.tokens / self.forwards:.1f}"
+
+
+def measure(sampler: APDSampler, task: str, count: int, arguments: dict[str, Any]) -> Measured:
+    """Greedy answers to `count` held-out instances."""
+    asked = tasks.instances(task, count, seed=1)
+    inputs = sampler.tokenizer([instance.prompt for instance in asked], return_tensors="pt", padding=True)
+    output = sampler.generate(**inputs, max_new_tokens=MAX_CANVAS, return_dict_in_generate=True, **arguments)
+    answers = output.sequences[:, inputs["input_ids"].shape[1] :]
+    texts = sampler.tokenizer.batch_decode(answers, skip_special_tokens=True)
+    right = sum(tasks.is_right(instance, text) for instance, text in zip(asked, texts, strict=True))
+    forwards = output.drafter_forwards.sum() or output.verifier_forwards.sum()
+    return Measured(right, count, int(output.new_tokens.sum()), int(forwards))
+
+
+def print_table(out: Path, count: int) -> None:
+    """Accuracy and tokens per forward of the exported pair, greedy, task by task."""
+    sampler = APDSampler.from_pretrained(str(out / "drafter"), str(out / "verifier"))
+    print(
+        f"Greedy, {count} held-out instances per task, {MAX_CANVAS} new tokens: accuracy @ tokens per drafter forward"
+    )
+    print("(of the verifier alone: per verifier forward)\n")
+    print("| task |", " | ".join(SETTINGS), "|")
+    print("|---" * (len(SETTINGS) + 1) + "|")
+    rows = []
+    for task in tasks.TASKS:
+        rows.append([measure(sampler, task, count, arguments) for arguments in SETTINGS.values()])
+        print(f"| {task} |", " | ".join(map(str, rows[-1])), "|", flush=True)
+    totals = [sum(column[1:], start=column[0]) for column in zip(*rows, strict=True)]
+    print("| **all** |", " | ".join(map(str, totals)), "|\n")
+    for name in ("drafter", "verifier"):
+        network = getattr(sampler, name).model
+        size = (out / name / "model.safetensors").stat().st_size
+        print(f"{name}: {network.num_parameters():,} parameters, {size / 1e6:.2f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "apd" / "embedded")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path.home() / ".cache" / "apd" / "train_pair",
+        help="delete it to start over",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("drafter", "verifier"), help="train one of the two, e.g. in two processes")
+    parser.add_argument("--table", action="store_true", help="measure what is in --out and stop")
+    parser.add_argument("--count", type=int, default=100, help="held-out instances per task in the table")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps of tiny networks, to see that all of it runs"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("APD_NUM_THREADS", "1")))
+
+    if not arguments.table:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        tokenizer = build_tokenizer()
+        for name, recipe in (("drafter", DRAFTER), ("verifier", VERIFIER)):
+            if arguments.only not in (None, name):
+                continue
+            if arguments.quick:
+                recipe = replace(
+                    recipe,
+                    layers=1,
+                    width=24,
+                    heads=2,
+                    hidden=32,
+                    rows=4,
+                    causal_steps=3,
+                    masked_steps=3 * (name == "drafter"),
+                )
+            torch.manual_seed(arguments.seed)
+            network = build_network(recipe, tokenizer, is_causal=name == "verifier").to(device)
+            arguments.checkpoints.mkdir(parents=True, exist_ok=True)
+            checkpoint = arguments.checkpoints / f"{name}-{arguments.seed}{'-quick' * arguments.quick}.safetensors"
+            started = time.perf_counter(), time.process_time()
+            train(network, recipe, tokenizer, arguments.seed, checkpoint, save_every=400, title=name)
+            minutes = [
+                (now - then) / 60
+                for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)
+            ]
+            print(f"{name}: {minutes[0]:.1f} minutes, {minutes[1]:.1f} CPU minutes in this run")
+            export(network, tokenizer, arguments.out / name, is_drafter=name == "drafter")
+    if arguments.only is None or arguments.table:
+        print_table(arguments.out, arguments.count if not arguments.quick else 4)
+
+
+if __name__ == "__main__":
+    main()
