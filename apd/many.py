@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from apd.decoding import Call, Decoding
 from apd.output import Recorder, RowTrace
@@ -69,74 +68,85 @@ def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
     return tokenizer(prompt, return_tensors="pt")["input_ids"]
 
 
+class Queue:
+    """Prompts that wait for a free row, drawn one by one.
+
+    Args:
+        prompts: with their numbers, all different.
+        call_of: the checked arguments of a prompt.
+        on_error: told of a prompt that is refused, which is then left out; `None` raises.
+
+    Attributes:
+        places: of the prompts drawn so far, by number: first, second, …
+        refused: places that will have no answer.
+    """
+
+    def __init__(
+        self,
+        prompts: Iterable[tuple[int, Prompt]],
+        call_of: Callable[[int, Prompt], Call],
+        on_error: Callable[[int, Exception], None] | None,
+    ) -> None:
+        self.prompts = iter(prompts)
+        self.call_of = call_of
+        self.on_error = on_error
+        self.places: dict[int, int] = {}
+        self.refused: set[int] = set()
+
+    def draw(self) -> tuple[Call, Tensor] | None:
+        """The next prompt as a call and its row number, `1` int64; `None` when there are no more."""
+        for index, prompt in self.prompts:
+            if index in self.places:
+                raise ValueError(f"`indices` must all be different, got {index} twice.")
+            self.places[index] = len(self.places)
+            try:
+                call = self.call_of(index, prompt)
+            except (ValueError, TypeError) as error:
+                if self.on_error is None:
+                    raise type(error)(f"Prompt {index}: {error}") from error
+                self.refused.add(self.places[index])
+                self.on_error(index, error)
+            else:
+                return call, torch.tensor([index], device=call.request.prompt.device)
+        return None
+
+
 def answers(
-    prompts: Iterable[Prompt],
-    *,
-    batch_size: int,
-    open_decoding: Callable[[Call, Tensor], Decoding],
-    call_of: Callable[[int, Prompt], Call],
-    tokenizer: Any,
-    progress: bool,
-    on_error: Callable[[int, Exception], None] | None,
+    queue: Queue, *, batch_size: int, open_decoding: Callable[[Call, Tensor], Decoding], tokenizer: Any
 ) -> Iterator[Generated]:
     """Decode the prompts, `batch_size` at a time, each answer as soon as it is there.
 
     Args:
         open_decoding: starts with the first row.
-        call_of: the checked arguments of the prompt with this number.
-        on_error: told of a prompt that is refused, which is then left out; `None` raises.
     """
-    waiting = _calls(prompts, call_of, on_error)
-    bar = tqdm(total=len(prompts) if isinstance(prompts, Sized) else None, disable=not progress, unit="prompt")
-    recorder = Recorder()
-    first = next(waiting, None)
-    if first is None:
+    if (first := queue.draw()) is None:
         return
-    decoding = open_decoding(*first)
-    _fill(decoding, waiting, batch_size)
-    with bar:
-        for info, after in decoding.steps():
-            recorder.record(info, after)
-            for row, is_done, is_stopped in zip(
-                after.rows.tolist(), after.done.tolist(), info.stopped.tolist(), strict=True
-            ):
-                if is_done:
-                    bar.update()
-                    yield _answer(row, recorder, is_stopped, tokenizer)
-            _fill(decoding, waiting, batch_size)
+    decoding, recorder = open_decoding(*first), Recorder()
+    _fill(decoding, queue, batch_size)
+    for info, after in decoding.steps():
+        recorder.record(info, after)
+        _fill(decoding, queue, batch_size)
+        rows = zip(after.rows.tolist(), after.done.tolist(), info.stopped.tolist(), strict=True)
+        for row, is_done, is_stopped in rows:
+            if is_done:
+                yield _answer(row, recorder, is_stopped, tokenizer)
 
 
-def in_order(answers: Iterator[Generated], skipped: set[int]) -> Iterator[Generated]:
-    """The answers in the order of their prompts, early ones waiting; nobody waits for `skipped` numbers."""
+def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:
+    """The answers in the order of their prompts; early ones wait."""
     early: dict[int, Generated] = {}
     wanted = 0
     for answer in answers:
-        early[answer.index] = answer
-        while wanted in early or wanted in skipped:
+        early[queue.places[answer.index]] = answer
+        while wanted in early or wanted in queue.refused:
             if wanted in early:
                 yield early.pop(wanted)
             wanted += 1
-    yield from (early[index] for index in sorted(early))
+    yield from (early[place] for place in sorted(early))
 
 
-def _calls(
-    prompts: Iterable[Prompt],
-    call_of: Callable[[int, Prompt], Call],
-    on_error: Callable[[int, Exception], None] | None,
-) -> Iterator[tuple[Call, Tensor]]:
-    for index, prompt in enumerate(prompts):
-        try:
-            call = call_of(index, prompt)
-        except (ValueError, TypeError) as error:
-            if on_error is None:
-                raise type(error)(f"Prompt {index}: {error}") from error
-            on_error(index, error)
-            continue
-        yield call, torch.tensor([index], device=call.request.prompt.device)
-
-
-def _fill(decoding: Decoding, waiting: Iterator[tuple[Call, Tensor]], batch_size: int) -> None:
-    while len(decoding.state.rows) < batch_size and (newcomer := next(waiting, None)) is not None:
+def _fill(decoding: Decoding, queue: Queue, batch_size: int) -> None:
+    while len(decoding.state.rows) < batch_size and (newcomer := queue.draw()) is not None:
         call, rows = newcomer
         decoding.join(call.request, rows)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -32,7 +33,7 @@ from apd.arguments import (
 from apd.config import KNOBS, APDConfig
 from apd.decoding import Call, Decoding
 from apd.drafter import Drafter
-from apd.many import Generated, Prompt, answers, encode, in_order
+from apd.many import Generated, Prompt, Queue, answers, encode, in_order
 from apd.models import (
     HUB_ARGUMENTS,
     ModelSpec,
@@ -277,6 +278,7 @@ class APDSampler:
         self,
         prompts: Iterable[Prompt],
         *,
+        indices: Iterable[int] | None = None,
         batch_size: int = 8,
         ordered: bool = True,
         progress: bool = False,
@@ -292,6 +294,8 @@ class APDSampler:
 
         Args:
             prompts: text, chats (lists of messages) or lists of ids; any iterable, drawn from as rows become free.
+            indices: numbers of the prompts, all different, from which their seeds come; 0, 1, … when not given. With
+                them a part of a run gives what the whole run would have.
             batch_size: rows decoded together, at least 1.
             ordered: yield in the order of the prompts; else as soon as each is done.
             progress: show a progress bar.
@@ -310,12 +314,6 @@ class APDSampler:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         run_seed = fresh_seed() if seed is None else seed
-        skipped: set[int] = set()
-
-        def skip(index: int, error: Exception) -> None:
-            skipped.add(index)
-            assert on_error is not None
-            on_error(index, error)
 
         def call_of(index: int, prompt: Prompt) -> Call:
             ids = encode(prompt, self.tokenizer)
@@ -328,16 +326,14 @@ class APDSampler:
                 **kwargs,
             )
 
-        found = answers(
-            prompts,
-            batch_size=batch_size,
-            open_decoding=self._open,
-            call_of=call_of,
-            tokenizer=self.tokenizer,
-            progress=progress,
-            on_error=skip if on_error is not None else None,
-        )
-        yield from in_order(found, skipped) if ordered else found
+        numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
+        queue = Queue(numbered, call_of, on_error)
+        total = len(prompts) if isinstance(prompts, Sized) else None
+        with tqdm(total=total, unit="prompt", disable=not progress) as bar:
+            found = answers(queue, batch_size=batch_size, open_decoding=self._open, tokenizer=self.tokenizer)
+            for answer in in_order(found, queue) if ordered else found:
+                bar.update()
+                yield answer
 
     @torch.no_grad()
     def __call__(

@@ -293,5 +293,15 @@ def test_a_refused_prompt_raises_with_its_number_or_is_left_out():
     assert "mask token" in str(errors[3])
 
 
+def test_a_part_of_a_run_gives_what_the_whole_would():
+    whole = list(trace_sampler().generate_many(trace_prompts(), seed=4, max_new_tokens=8, **SAMPLED))
+    part = trace_sampler().generate_many(
+        (trace_prompts()[i] for i in (5, 2, 0)), indices=[5, 2, 0], seed=4, batch_size=2, max_new_tokens=8, **SAMPLED
+    )
+    assert [(answer.index, answer.tokens) for answer in part] == [(i, whole[i].tokens) for i in (5, 2, 0)]
+    with pytest.raises(ValueError, match="`indices` must all be different, got 3 twice"):
+        list(trace_sampler().generate_many(trace_prompts()[:2], indices=[3, 3], max_new_tokens=4))
+
+
 def test_no_prompts_no_answers():
     assert list(trace_sampler().generate_many([], max_new_tokens=4)) == []
