@@ -1,16 +1,46 @@
 """Adaptive parallel decoding for masked-diffusion language models (arXiv:2506.00413)."""
 
-from apd.config import APDConfig
-from apd.drafter import Drafter, MaskedDiffusionDrafter
-from apd.embedded.tasks import EXAMPLE_PROMPTS
-from apd.models import FAMILIES, ModelSpec, load_drafter, load_verifier
-from apd.output import APDOutput, RowTrace
-from apd.sampler import APDSampler
-from apd.strategies import Confidence, LeftToRight
-from apd.streaming import Chunk
-from apd.verifier import CausalVerifier, Verifier
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apd.config import APDConfig
+    from apd.drafter import Drafter, MaskedDiffusionDrafter
+    from apd.embedded.tasks import EXAMPLE_PROMPTS
+    from apd.ideal import IdealListModel
+    from apd.many import Generated
+    from apd.models import FAMILIES, ModelSpec, load_drafter, load_verifier
+    from apd.output import APDOutput, RowTrace
+    from apd.sampler import APDSampler
+    from apd.strategies import Confidence, LeftToRight
+    from apd.streaming import Chunk
+    from apd.verifier import CausalVerifier, Verifier
 
 __version__ = "0.1.0"
+
+# Names are imported when they are asked for: `apd --help` should not wait for torch.
+_HOMES = {
+    "APDConfig": "apd.config",
+    "APDOutput": "apd.output",
+    "APDSampler": "apd.sampler",
+    "CausalVerifier": "apd.verifier",
+    "Chunk": "apd.streaming",
+    "Confidence": "apd.strategies",
+    "Drafter": "apd.drafter",
+    "EXAMPLE_PROMPTS": "apd.embedded.tasks",
+    "FAMILIES": "apd.models",
+    "Generated": "apd.many",
+    "IdealListModel": "apd.ideal",
+    "LeftToRight": "apd.strategies",
+    "MaskedDiffusionDrafter": "apd.drafter",
+    "ModelSpec": "apd.models",
+    "RowTrace": "apd.output",
+    "Verifier": "apd.verifier",
+    "load_drafter": "apd.models",
+    "load_verifier": "apd.models",
+}
 
 __all__ = [
     "EXAMPLE_PROMPTS",
@@ -22,6 +52,8 @@ __all__ = [
     "Chunk",
     "Confidence",
     "Drafter",
+    "Generated",
+    "IdealListModel",
     "LeftToRight",
     "MaskedDiffusionDrafter",
     "ModelSpec",
@@ -30,3 +62,13 @@ __all__ = [
     "load_drafter",
     "load_verifier",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'apd' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

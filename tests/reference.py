@@ -24,6 +24,7 @@ def reference_generate(
     """New tokens and committed counts per step of the coupling rule; `drafter` in Dream's format (shift 1)."""
     tokens, length, counts = list(prompt), len(prompt) + max_new_tokens, []
     removed = drafter.mask_token_id
+    shared = min(drafter.vocab_size, verifier.vocab_size)
     with torch.no_grad():
         while len(tokens) < length and (stop is None or stop not in tokens[len(prompt) :]):
             t = len(tokens)
@@ -34,7 +35,7 @@ def reference_generate(
             committed = []
             draft, lp_draft, noise = [], [], []
             for j in range(m):
-                logits = draft_logits[t + j - drafter.logit_shift].clone()
+                logits = draft_logits[t + j - drafter.logit_shift, :shared].clone()
                 logits[removed] = -math.inf
                 lp_draft.append(logits.log_softmax(-1))
                 key = torch.tensor([seed]), torch.tensor([[t + j]])
@@ -44,7 +45,7 @@ def reference_generate(
                 draft.append(int((lp_draft[j] / (temperature or 1.0) + noise[j]).argmax()))
             verify_logits = verifier.model(torch.tensor([tokens + draft])).logits[0].float()
             for j in range(m):
-                logits = verify_logits[t + j - 1].clone()
+                logits = verify_logits[t + j - 1, :shared].clone()
                 logits[removed] = -math.inf
                 mixture = mixture_weight * lp_draft[j] + (1 - mixture_weight) * logits.log_softmax(-1)
                 mixture[removed] = -math.inf
