@@ -40,8 +40,8 @@ class Generated:
 
     @property
     def tokens_per_forward(self) -> float:
-        """New tokens per drafter forward."""
-        return len(self.tokens) / self.drafter_forwards
+        """New tokens per drafter forward; where the verifier decoded alone, per verifier forward."""
+        return len(self.tokens) / (self.drafter_forwards or self.verifier_forwards)
 
 
 def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
@@ -152,12 +152,12 @@ def _fill(decoding: Decoding, queue: Queue, batch_size: int) -> None:
 
 
 def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> Generated:
-    trace, num_verified = recorder.pop(row)
+    trace, num_drafted, num_verified = recorder.pop(row)
     return Generated(
         index=row,
         tokens=trace.tokens,
         text=None if tokenizer is None else tokenizer.decode(trace.tokens, skip_special_tokens=True),
-        drafter_forwards=len(trace.committed),
+        drafter_forwards=num_drafted,
         verifier_forwards=num_verified,
         finish="stop" if is_stopped else "length",
         trace=trace,

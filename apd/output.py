@@ -22,7 +22,7 @@ class RowTrace:
         tokens: ids of the new tokens, the stop token included.
         steps: the step, from 0, that committed each of them.
         target_probs: untempered p_T of each.
-        drafter_probs: untempered p_D of each.
+        drafter_probs: untempered p_D of each; empty when no drafter ran.
         verifier_probs: untempered p_AR of each; empty when no verifier ran.
         starts: per step, the position of the first drafted mask.
         drafts: per step, the drafted ids from there on; what was not committed was rejected.
@@ -116,7 +116,8 @@ class APDOutput(ModelOutput):
         new_tokens: `b` int64, tokens up to and including the first stop token.
         drafter_forwards: `b` int64, drafter passes while the row was not done.
         verifier_forwards: `b` int64, likewise.
-        tokens_per_forward: `b` float32, new tokens per *drafter* forward; verifier passes stand beside it.
+        tokens_per_forward: `b` float32, new tokens per *drafter* forward; verifier passes stand beside it. Where the
+            verifier decoded alone, per verifier forward.
         committed_per_step: per row, the number of tokens each of its steps committed.
         trace: per row, a `RowTrace`; draws itself in a notebook, and printed to a terminal.
         scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
@@ -135,6 +136,9 @@ class APDOutput(ModelOutput):
     logits: tuple[Tensor, ...] | None = None
 
 
+_EVIDENCE = ("target_probs", "drafter_probs", "verifier_probs")
+
+
 @dataclass
 class _Row:
     """What is remembered of a row while it is decoded, some of it by the position of a new token."""
@@ -142,9 +146,10 @@ class _Row:
     prompt: list[int]
     starts: list[int] = field(default_factory=list)
     drafts: list[list[int]] = field(default_factory=list)
-    entries: dict[int, tuple[int, int, list[float]]] = field(default_factory=dict)  # token, step, probabilities
+    entries: dict[int, tuple[int, int, dict[str, float]]] = field(default_factory=dict)  # token, step, probabilities
     scores: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
+    num_drafted: int = 0
     num_verified: int = 0
     num_tokens: int = 0
 
@@ -163,8 +168,8 @@ class Recorder:
 
     def record(self, info: StepInfo, after: DecodeState) -> None:
         proposal, before = info.proposal, info.before
-        by_verifier = [] if proposal.verifier_probs is None else [proposal.verifier_probs]
-        probs = torch.stack([proposal.target_probs, proposal.drafter_probs, *by_verifier], -1).tolist()
+        evidence = {name: p for name in _EVIDENCE if (p := getattr(proposal, name)) is not None}
+        probs = torch.stack(list(evidence.values()), -1).tolist()
         tokens, drafts = proposal.tokens.tolist(), proposal.draft.tolist()
         starts = (info.window.columns[:, 0] - before.start).tolist()
         widths, num_tokens = info.window.inside.sum(1).tolist(), after.num_new_tokens.tolist()
@@ -174,11 +179,14 @@ class Recorder:
             row = self.rows[row_id]
             step = len(row.drafts)
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
-            row.entries |= {starts[i] + j: (tokens[i][j], step, probs[i][j]) for j in kept}
+            row.entries |= {
+                starts[i] + j: (tokens[i][j], step, dict(zip(evidence, probs[i][j], strict=True))) for j in kept
+            }
             row.starts.append(starts[i])
             row.drafts.append(drafts[i][: widths[i]])
             row.num_tokens = num_tokens[i]
-            row.num_verified += len(by_verifier)
+            row.num_drafted += proposal.drafter_probs is not None
+            row.num_verified += proposal.verifier_probs is not None
             for name in self.keeps:
                 first, others = getattr(proposal, f"first_{name}"), getattr(proposal, name)
                 getattr(row, name).update({starts[i] + j: (others[i, j] if j else first[i]).clone() for j in kept})
@@ -190,33 +198,32 @@ class Recorder:
         trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * steps, prompt=row.prompt)
         # Any-order strategies decide tokens behind a stop token that comes later; those do not count.
         for position in range(row.num_tokens):
-            token, step, (p_target, p_drafter, *p_verifier) = row.entries[position]
+            token, step, probs = row.entries[position]
             trace.tokens.append(token)
             trace.steps.append(step)
-            trace.target_probs.append(p_target)
-            trace.drafter_probs.append(p_drafter)
-            trace.verifier_probs += p_verifier
+            for name, p in probs.items():
+                getattr(trace, name).append(p)
             trace.committed[step] += 1
         return trace
 
-    def pop(self, row_id: int) -> tuple[RowTrace, int]:
-        """Trace and verifier passes of a row that is done, which is forgotten."""
-        trace, num_verified = self.trace(row_id), self.rows[row_id].num_verified
-        del self.rows[row_id]
-        return trace, num_verified
+    def pop(self, row_id: int) -> tuple[RowTrace, int, int]:
+        """Trace, drafter and verifier passes of a row that is done, which is forgotten."""
+        trace, row = self.trace(row_id), self.rows.pop(row_id)
+        return trace, row.num_drafted, row.num_verified
 
     def output(self, sequences: Tensor, tokenizer: Any = None) -> APDOutput:
         """Everything about rows 0, 1, … whose ids are `sequences`, `b l`; `tokenizer` spells the trace."""
+        rows = [self.rows[row] for row in sorted(self.rows)]
         traces = [self.trace(row) for row in sorted(self.rows)]
-        device = sequences.device
-        new_tokens = torch.tensor([len(trace.tokens) for trace in traces], device=device)
-        forwards = torch.tensor([len(trace.committed) for trace in traces], device=device)
+        new_tokens, drafted, verified = torch.tensor(
+            [(row.num_tokens, row.num_drafted, row.num_verified) for row in rows], device=sequences.device
+        ).T
         return APDOutput(
             sequences=sequences,
             new_tokens=new_tokens,
-            drafter_forwards=forwards,
-            verifier_forwards=torch.tensor([self.rows[row].num_verified for row in sorted(self.rows)], device=device),
-            tokens_per_forward=new_tokens / forwards,
+            drafter_forwards=drafted,
+            verifier_forwards=verified,
+            tokens_per_forward=new_tokens / torch.where(drafted > 0, drafted, verified),
             committed_per_step=[trace.committed for trace in traces],
             trace=Trace(traces, tokenizer),
             scores=self._per_position("scores"),

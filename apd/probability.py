@@ -12,7 +12,7 @@ from torch import Tensor
 
 # The streams of keyed noise. A rule that needs more than one draw per token takes them from different streams, since
 # reusing the draft's noise would tie the second draw to the first.
-DRAFT, ACCEPT, RESIDUAL = 0, 1, 2
+DRAFT, ACCEPT, RESIDUAL, ORDER = 0, 1, 2, 3
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive multiples are spread evenly
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -87,7 +87,7 @@ def keyed_bits(seeds: Tensor, positions: Tensor, stream: int, vocab_size: int) -
     Args:
         seeds: `b` int64.
         positions: `b m` int64, counted from each row's first real token.
-        stream: `DRAFT`, `ACCEPT` or `RESIDUAL`.
+        stream: `DRAFT`, `ACCEPT`, `RESIDUAL` or `ORDER`.
         vocab_size: v.
     Returns:
         `b m v` int64 in [0, 2^32).

@@ -66,6 +66,7 @@ class APDSampler:
         spec: family of a drafter given as a transformers model: `"dream"`, `"llada"`, … or a `ModelSpec`.
         mask_token_id: of a drafter given as a transformers model; by default its config's, else the tokenizer's.
         verifier_tokenizer: compared with `tokenizer`, token by token, when both are given.
+        strategy: decode with this instead of APD unless a call says otherwise.
         **knobs: single knobs that override `config`.
 
     Raises:
@@ -90,6 +91,7 @@ class APDSampler:
         spec: ModelSpec | str | None = None,
         mask_token_id: int | None = None,
         verifier_tokenizer: PreTrainedTokenizerBase | None = None,
+        strategy: Strategy | None = None,
         **knobs: Any,
     ) -> None:
         refuse_unknown(knobs, KNOBS, "APDSampler()")
@@ -97,6 +99,7 @@ class APDSampler:
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
         self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
         self.tokenizer: Any = tokenizer
+        self.strategy = strategy
         self.vocab_size = self.drafter.vocab_size
         if self.verifier is not None:
             self.vocab_size = check_vocabularies(
@@ -406,7 +409,7 @@ class APDSampler:
     ) -> Call:
         """All arguments of `generate`, checked."""
         config = self.config.replace(**{name: kwargs.pop(name) for name in KNOBS if name in kwargs})
-        strategy = strategy or _apd(config)
+        strategy = strategy or self.strategy or _apd(config)
         prompt = one_prompt(inputs, kwargs)
         of_model = getattr(self.drafter, "generation_config", None)
         of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}

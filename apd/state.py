@@ -109,7 +109,7 @@ class Proposal:
         chosen: `b m` bool, which of them to commit.
         draft: `b m` int64, what was drafted.
         target_probs: `b m` float32, untempered p_T of `tokens`.
-        drafter_probs: `b m` float32, untempered p_D of `tokens`.
+        drafter_probs: `b m` float32, untempered p_D of `tokens`; `None` when no drafter ran.
         verifier_probs: `b m` float32, untempered p_AR of `tokens`; `None` when no verifier ran.
         sound: per model, `b` bool: False where it gave NaN, +∞ or nothing finite at a position that decides this step.
         logits: `b m v` float32, log p_T before temperature and truncation.
@@ -122,7 +122,7 @@ class Proposal:
     chosen: Tensor
     draft: Tensor
     target_probs: Tensor
-    drafter_probs: Tensor
+    drafter_probs: Tensor | None
     verifier_probs: Tensor | None
     sound: dict[str, Tensor]
     logits: Tensor

@@ -65,13 +65,22 @@ class Models:
 
     def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
         """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
+        return self._drawn(self.drafter.logits(state, window), state, window, sampling)
+
+    def next_token(self, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
+        """The same from the verifier, for the token at the frontier; `window` is one column wide."""
+        assert self.verifier is not None
+        nothing = torch.zeros_like(window.columns)
+        return self._drawn(self.verifier.logits(state, window, nothing), state, window, sampling)
+
+    def _drawn(self, logits: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
         noise = sampling.gumbel(state, window, self.vocab_size)
 
         def pick(logits: Tensor, position: int) -> Tensor:
             scores = sampling.warp(log_normalise(logits[:, None])[0])
             return (scores[:, 0] + noise[:, position]).argmax(-1)
 
-        logits = self._supported(self.drafter.logits(state, window), state, window)
+        logits = self._supported(logits, state, window)
         if self.processing.needs_history:
             logits = self.processing.along(logits, state, window, pick)
         logprobs, sound = log_normalise(logits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +37,8 @@ class StopStrings(StoppingCriteria):
 
     def _is_completed(self, tail: list[int]) -> bool:
         before, now = self._text(tail[:-1]), self._text(tail)
-        known = len(os.path.commonprefix([before, now]))  # a character that was incomplete is new, too
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False))
+        known = len(list(same))  # a character that was incomplete before is new, too
         return any(stop in now and now.rindex(stop) + len(stop) > known for stop in self.stop_strings)
 
     def _text(self, ids: list[int]) -> str:

@@ -1,97 +1,326 @@
-"""Baselines behind the same step as APD: one loop, one stopping rule, one way of counting."""
+"""APD's rivals behind the same step: one loop, one stopping rule, one way of counting.
+
+Every class here says which masks of the window to commit, given one drafted token for each. All but `LeftToRight` and
+`Autoregressive` commit in any order. With keyed noise a position that was postponed draws the same token again as long
+as its distribution stays the same; published samplers redraw it, which `noise="step"` does too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from apd.probability import gather_tokens
+from apd.probability import ORDER, gather_tokens
 from apd.sampling import Sampling
 from apd.state import DecodeState, Proposal, Window
-from apd.step import Models
+from apd.step import Draft, Models
 
 
-@dataclass(frozen=True)
-class LeftToRight:
-    """Commit the K leftmost masks of every step from the drafter's marginals. K = 1 is sequential decoding.
+class Unmasking:
+    """A strategy that drafts the window's masks and commits those that `choose` picks, the drafter alone deciding."""
 
-    Args:
-        tokens_per_step: K, at least 1.
-
-    Source: the left-to-right baseline of arXiv:2506.00413 (K tokens per step).
-    """
-
-    tokens_per_step: int = 1
-    needs_verifier = False
-    left_to_right = True
-
-    def __post_init__(self) -> None:
-        _check_tokens_per_step(self.tokens_per_step)
-
-    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        def leftmost(confidence: Tensor, candidate: Tensor) -> Tensor:
-            return (
-                torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate) < self.tokens_per_step
-            )
-
-        return _propose(state, window, models, sampling, leftmost)
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """Commit the K masks, anywhere in the window, whose drawn token has the highest probability.
-
-    Args:
-        tokens_per_step: K, at least 1; fewer where fewer are left.
-
-    Source: low-confidence remasking of LLaDA, arXiv:2502.09992; maskgit-plus order of Dream.
-    """
-
-    tokens_per_step: int = 1
     needs_verifier = False
     left_to_right = False
 
+    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
+        draft = models.draft(state, window, sampling)
+        probs = gather_tokens(draft.logprobs, draft.tokens).exp()
+        candidate = window.inside & ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
+        return Proposal(
+            tokens=draft.tokens,
+            chosen=self.choose(draft, candidate, state, window, sampling) & candidate,
+            draft=draft.tokens,
+            target_probs=probs,
+            drafter_probs=probs,
+            verifier_probs=None,
+            sound={"drafter": (draft.sound | ~candidate).all(1)},
+            logits=draft.logprobs,
+            scores=draft.scores,
+            first_logits=draft.logprobs[:, 0],
+            first_scores=draft.scores[:, 0],
+        )
+
+    def choose(
+        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        """Which of the candidates (`b m` bool, at least one per row) to commit, `b m` bool."""
+        raise NotImplementedError
+
+
+class _TopK(Unmasking):
+    """Commits the K candidates that rank highest; all of them where fewer are left.
+
+    Args:
+        tokens_per_step: K, at least 1; or one K for each step, the last of which goes for all further ones.
+    """
+
+    tokens_per_step: int | Sequence[int]
+
     def __post_init__(self) -> None:
-        _check_tokens_per_step(self.tokens_per_step)
+        for count in self._schedule:
+            if count < 1:
+                raise ValueError(f"`tokens_per_step` must be at least 1, got {self.tokens_per_step}.")
+
+    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+        """What to order candidates by, highest first: `b m` float."""
+        raise NotImplementedError
+
+    def choose(
+        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        schedule = torch.tensor(self._schedule, device=candidate.device)
+        count = schedule[state.steps.clamp(max=len(schedule) - 1)]
+        place = _places(self.rank(draft, state, window, sampling), candidate)
+        return place < count[:, None]
+
+    @property
+    def _schedule(self) -> Sequence[int]:
+        return [self.tokens_per_step] if isinstance(self.tokens_per_step, int) else self.tokens_per_step
+
+
+@dataclass(frozen=True)
+class LeftToRight(_TopK):
+    """The K leftmost masks. K = 1 is sequential decoding, the reference everywhere.
+
+    Args:
+        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+
+    Source: the left-to-right baseline of arXiv:2506.00413.
+    """
+
+    tokens_per_step: int | Sequence[int] = 1
+    left_to_right = True
+
+    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+        return -window.columns.float()
+
+
+@dataclass(frozen=True)
+class RandomOrder(_TopK):
+    """K masks at random, in an order that depends on the row's seed alone.
+
+    Args:
+        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+
+    Source: the random strategy of arXiv:2510.04767 (ParallelBench), the forward process of masked diffusion run back.
+    """
+
+    tokens_per_step: int | Sequence[int] = 1
+
+    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+        return sampling.uniform(state, window, ORDER)
+
+
+@dataclass(frozen=True)
+class Confidence(_TopK):
+    """The K masks whose drawn token has the highest probability.
+
+    Args:
+        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+
+    Source: low-confidence remasking of LLaDA, arXiv:2502.09992; `maskgit_plus` of Dream.
+    """
+
+    tokens_per_step: int | Sequence[int] = 1
+
+    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+        return confidence(draft)
+
+
+@dataclass(frozen=True)
+class Margin(_TopK):
+    """The K masks where the likeliest token leads the second likeliest by most probability.
+
+    Args:
+        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+
+    Source: `topk_margin` of Dream; Kim et al. 2025, arXiv:2502.06768.
+    """
+
+    tokens_per_step: int | Sequence[int] = 1
+
+    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+        first, second = draft.logprobs.topk(2, dim=-1).values.exp().unbind(-1)
+        return first - second
+
+
+@dataclass(frozen=True)
+class Entropy(_TopK):
+    """The K masks whose distribution has the lowest entropy.
+
+    Args:
+        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+
+    Source: `entropy` of Dream, arXiv:2508.15487.
+    """
+
+    tokens_per_step: int | Sequence[int] = 1
+
+    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+        return -entropy(draft)
+
+
+@dataclass(frozen=True)
+class Threshold(Unmasking):
+    """Every mask whose drawn token has at least probability γ, and always the most confident one.
+
+    Args:
+        threshold: γ in [0, 1].
+
+    Source: confidence-aware decoding of Fast-dLLM, arXiv:2505.22618.
+    """
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
+
+    def choose(
+        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        probs = confidence(draft)
+        return (probs >= self.threshold) | (_places(probs, candidate) == 0)
+
+
+@dataclass(frozen=True)
+class Factor(Unmasking):
+    """The n most confident masks for the largest n with (n + 1)·(1 − c_n) < f, c_n being the n-th confidence.
+
+    Fast-dLLM's code also commits the last mask whenever all before it pass, whatever its confidence; its definition,
+    which is what stands here, does not.
+
+    Args:
+        factor: f > 0.
+
+    Source: factor-based decoding of Fast-dLLM, arXiv:2505.22618.
+    """
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise ValueError(f"`factor` must be above 0, got {self.factor}. Small values commit one token per step.")
+
+    def choose(
+        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        probs = confidence(draft)
+        place = _places(probs, candidate)
+        passes = ((place + 2) * (1 - probs) < self.factor) & candidate
+        # n is the largest place that passes, counted from 1; every place before it is committed with it.
+        largest = (place + 1).masked_fill(~passes, 1).amax(1, keepdim=True)
+        return place < largest
+
+
+@dataclass(frozen=True)
+class EntropyBound(Unmasking):
+    """The masks of lowest entropy, as many as keep Σ H − max H within γ: a bound on what they know of each other.
+
+    Args:
+        bound: γ ≥ 0, in nats.
+
+    Source: EB-Sampler, arXiv:2505.24857.
+    """
+
+    bound: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.bound < 0:
+            raise ValueError(f"`bound` must be at least 0 nats, got {self.bound}. Use 0 for certain tokens only.")
+
+    def choose(
+        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        entropies = entropy(draft)
+        place = _places(-entropies, candidate)
+        in_order = torch.zeros_like(entropies).scatter(1, place, entropies)
+        # In rising order the largest of the first n is the n-th, so Σ − max is the sum of those before it.
+        before = in_order.cumsum(1) - in_order
+        return (before <= self.bound).gather(1, place)
+
+
+@dataclass(frozen=True)
+class OneStep(Unmasking):
+    """Every mask of the window at once, as APD does at R = 1."""
+
+    def choose(
+        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        return candidate
+
+
+@dataclass(frozen=True)
+class Blocks(Unmasking):
+    """Semi-autoregressive: another strategy, block by block from left to right.
+
+    Candidates are the masks of the first block that has any; the drafter still sees the whole canvas.
+
+    Args:
+        strategy: picks within a block.
+        length: of a block in tokens, at least 1, counted from the end of the prompt.
+
+    Source: arXiv:2502.09992 (LLaDA), semi-autoregressive remasking.
+    """
+
+    strategy: Unmasking
+    length: int = 32
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"`length` must be at least 1, got {self.length}. Use 1 for sequential decoding.")
+
+    def choose(
+        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        block = (window.columns - state.start[:, None]) // self.length
+        within = candidate & (block == block[:, :1])  # the frontier is the window's first column
+        return self.strategy.choose(draft, within, state, window, sampling) & within
+
+
+@dataclass(frozen=True)
+class Autoregressive:
+    """The verifier alone, one token per step: a plain causal LM under the same loop. The drafter never runs."""
+
+    needs_verifier = True
+    left_to_right = True
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        def most_confident(confidence: Tensor, candidate: Tensor) -> Tensor:
-            best = confidence.masked_fill(~candidate, -1.0).topk(min(self.tokens_per_step, candidate.shape[1])).indices
-            return torch.zeros_like(candidate).scatter(1, best, True) & candidate
+        first = Window(window.columns[:, :1], window.inside[:, :1], window.columns[:, 0] + 1)
+        draft = models.next_token(state, first, sampling)
+        tokens, probs = draft.tokens, gather_tokens(draft.logprobs, draft.tokens).exp()
+        return Proposal(
+            tokens=tokens.expand_as(window.columns),
+            chosen=window.columns == first.columns,
+            draft=tokens,
+            target_probs=probs,
+            drafter_probs=None,
+            verifier_probs=probs,
+            sound={"verifier": draft.sound.all(1)},
+            logits=draft.logprobs,
+            scores=draft.scores,
+            first_logits=draft.logprobs[:, 0],
+            first_scores=draft.scores[:, 0],
+        )
 
-        return _propose(state, window, models, sampling, most_confident)
+
+def confidence(draft: Draft) -> Tensor:
+    """Untempered probability of each drawn token: `b m`."""
+    return gather_tokens(draft.logprobs, draft.tokens).exp()
 
 
-def _propose(
-    state: DecodeState,
-    window: Window,
-    models: Models,
-    sampling: Sampling,
-    choose: Callable[[Tensor, Tensor], Tensor],
-) -> Proposal:
-    """Draft the window and commit what `choose(confidence [b m], candidate [b m])` says, `b m` bool."""
-    draft = models.draft(state, window, sampling)
-    probs = gather_tokens(draft.logprobs, draft.tokens).exp()
-    undecided = ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
-    candidate = window.inside & undecided
-    return Proposal(
-        tokens=draft.tokens,
-        chosen=choose(probs, candidate) & candidate,
-        draft=draft.tokens,
-        target_probs=probs,
-        drafter_probs=probs,
-        verifier_probs=None,
-        sound={"drafter": (draft.sound | ~candidate).all(1)},
-        logits=draft.logprobs,
-        scores=draft.scores,
-        first_logits=draft.logprobs[:, 0],
-        first_scores=draft.scores[:, 0],
+def entropy(draft: Draft) -> Tensor:
+    """Of each untempered distribution, in nats: `b m`."""
+    # A removed token has log-probability −∞ and contributes nothing.
+    return -(draft.logprobs.exp() * draft.logprobs.clamp(min=torch.finfo(draft.logprobs.dtype).min)).sum(-1)
+
+
+def _places(rank: Tensor, candidate: Tensor) -> Tensor:
+    """The place of each position when candidates are ordered by `rank`, highest first, ties from the left: `b m`."""
+    order = rank.masked_fill(~candidate, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
-
-
-def _check_tokens_per_step(tokens_per_step: int) -> None:
-    if tokens_per_step < 1:
-        raise ValueError(f"`tokens_per_step` must be at least 1, got {tokens_per_step}.")
