@@ -25,8 +25,16 @@ setup(
     ],
     extras_require={
         # The linter and the type checker are pinned here and nowhere else.
-        "test": ["pytest>=8", "ruff==0.17.5", "mypy==2.4.1"],
-        "notebook": ["jupyterlab>=4", "matplotlib>=3.8"],
+        "test": [
+            "apd-decoding[eval,bench]",
+            "pytest>=8",
+            "nbclient>=0.10",
+            "ipykernel>=6",
+            "ruff==0.17.5",
+            "mypy==2.4.1",
+        ],
+        "eval": ["lm-eval>=0.4.10,<0.5"],
+        "notebook": ["jupyterlab>=4", "ipywidgets>=8", "matplotlib>=3.8"],
         "bench": ["matplotlib>=3.8"],
     },
     entry_points={"console_scripts": ["apd = apd.cli:main"]},

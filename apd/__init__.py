@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from apd.ideal import IdealListModel
     from apd.many import Generated
     from apd.models import FAMILIES, ModelSpec, load_drafter, load_verifier
-    from apd.output import APDOutput, RowTrace
+    from apd.output import APDOutput, RowTrace, Trace
     from apd.sampler import APDSampler
     from apd.strategies import (
         Autoregressive,
@@ -57,6 +57,7 @@ _HOMES = {
     "OneStep": "apd.strategies",
     "RandomOrder": "apd.strategies",
     "RowTrace": "apd.output",
+    "Trace": "apd.output",
     "Threshold": "apd.strategies",
     "Verifier": "apd.verifier",
     "load_drafter": "apd.models",
@@ -88,6 +89,7 @@ __all__ = [
     "RandomOrder",
     "RowTrace",
     "Threshold",
+    "Trace",
     "Verifier",
     "load_drafter",
     "load_verifier",

@@ -1,0 +1,95 @@
+"""Everything in `examples/` that runs on the included pair does run, and shows what its text says.
+
+Notebooks need jupyter and matplotlib (the extra `notebook`) and are skipped where these are missing.
+"""
+
+import os
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "train_pair.py")
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+SECONDS_PER_CELL = 180  # on a machine that does other things as well; alone, a whole notebook takes less than 60
+
+
+def run(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("batch", capsys)
+    assert lines[-1] == "The last row, decoded alone with its seed, is the same."
+    saved = re.fullmatch(r"(\d+) tokens in (\d+) drafter forwards", lines[-2])
+    assert saved and int(saved[1]) > int(saved[2])
+
+
+def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("streaming", capsys)
+    assert lines[1].startswith("Put the names in a new random order: ")
+    assert sum(", done: " in line for line in lines) == 3
+    pieces: dict[str, str] = {}
+    for row, text in re.findall(r"^step \d+, row (\d): .* tokens(?:, done)?: (['\"].*['\"])$", "\n".join(lines), re.M):
+        pieces[row] = pieces.get(row, "") + eval(text)
+    assert [line[line.index(".") + 1 :] for line in lines[-3:]] == [pieces[row] for row in "012"]
+
+
+def test_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("chat", capsys)
+    assert [line.split(":")[0].strip() for line in lines] == ["user", "assistant"] * 4
+    answers = [line.split(": ", 1)[1] for line in lines[1::2]]
+    for question, answer in zip(lines[2::2], answers[:3], strict=True):
+        assert question.endswith(f": {answer}.")  # every turn builds on the answer before
+
+
+def test_constrained(capsys: pytest.CaptureFixture[str]) -> None:
+    free, grammar = run("constrained", capsys)
+    assert grammar.startswith("grammar: 200 of 200 outputs obey it")
+    obeying = re.match(r"free: (\d+) of 200", free)
+    assert obeying and int(obeying[1]) < 200
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_are_short_and_say_how_to_run_them(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    assert f"python examples/{path.name}" in text.split('"""')[1]
+
+
+def read(path: Path) -> Any:
+    return pytest.importorskip("nbformat").read(path, as_version=4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs_and_state_their_needs(path: Path) -> None:
+    notebook = read(path)
+    pytest.importorskip("nbformat").validate(notebook)
+    assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
+    first = notebook.cells[0].source
+    assert first.startswith(f"# {path.name[0]} ")
+    assert "**Needs**" in first and re.search(r"\*\*Takes\*\* about \d+ seconds", first)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow) if path.stem == "2_knobs" else path for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
+def test_notebooks_run(path: Path, tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    for module in ("ipykernel", "matplotlib"):
+        pytest.importorskip(module)
+    notebook = read(path)
+    environment = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    client = nbclient.NotebookClient(
+        notebook, timeout=SECONDS_PER_CELL, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute(env={**os.environ, **environment})
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("text/html" in data or "image/png" in data for data in shown)
