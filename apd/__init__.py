@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from apd.output import APDOutput, RowTrace, Trace
     from apd.sampler import APDSampler
     from apd.strategies import (
+        KLASS,
         Autoregressive,
         Blocks,
         Confidence,
@@ -50,6 +51,7 @@ _HOMES = {
     "Factor": "apd.strategies",
     "Generated": "apd.many",
     "IdealListModel": "apd.ideal",
+    "KLASS": "apd.strategies",
     "LeftToRight": "apd.strategies",
     "Margin": "apd.strategies",
     "MaskedDiffusionDrafter": "apd.drafter",
@@ -57,8 +59,8 @@ _HOMES = {
     "OneStep": "apd.strategies",
     "RandomOrder": "apd.strategies",
     "RowTrace": "apd.output",
-    "Trace": "apd.output",
     "Threshold": "apd.strategies",
+    "Trace": "apd.output",
     "Verifier": "apd.verifier",
     "load_drafter": "apd.models",
     "load_verifier": "apd.models",
@@ -67,6 +69,7 @@ _HOMES = {
 __all__ = [
     "EXAMPLE_PROMPTS",
     "FAMILIES",
+    "KLASS",
     "APDConfig",
     "APDOutput",
     "APDSampler",

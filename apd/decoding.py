@@ -49,6 +49,7 @@ class Decoding:
         self.call = call
         self.mask_token_id = drafter.mask_token_id
         self.state = lay_out(call.request, drafter.mask_token_id, rows)
+        self.strategy = call.strategy.open(self.state)
         self.models = Models(
             drafter=drafter.open(self.state, call.config.kv_window),
             verifier=verifier.open(self.state) if verifier is not None and call.strategy.needs_verifier else None,
@@ -65,7 +66,7 @@ class Decoding:
         while len(self.state.rows):
             after, info = decode_step(
                 self.state,
-                strategy=self.call.strategy,
+                strategy=self.strategy,
                 models=self.models,
                 sampling=self.call.request.sampling,
                 window_size=self.call.config.window_size,
@@ -78,6 +79,7 @@ class Decoding:
                 going_on = (~after.done).nonzero().squeeze(1)
                 self.state = after.select(going_on)
                 self.models.select(going_on)
+                self.strategy.select(going_on)
             yield info, after
 
     def join(self, request: Request, rows: Tensor) -> None:
@@ -89,6 +91,7 @@ class Decoding:
         """
         self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
         self.models.join(self.state)
+        self.strategy.join(self.state)
 
 
 def lay_out(request: Request, mask_token_id: int, rows: Tensor | None = None) -> DecodeState:

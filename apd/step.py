@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from apd.processing import Processing
 from apd.sampling import Sampling
 from apd.state import DecodeState, Proposal, StepInfo, Stopping, Window, commit
 from apd.verifier import VerifierSession
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,19 @@ class Models:
         return self.processing.at_once(logits, state, window)
 
 
+class StrategySession(Protocol):
+    """A strategy's memory for the length of one call; like a model's session it follows the rows."""
+
+    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
+        """Which tokens of the window to commit."""
+
+    def select(self, rows: Tensor) -> None:
+        """Forget all rows but these (`n` int64); the next state has only them."""
+
+    def join(self, state: DecodeState) -> None:
+        """The next state is this one: its first rows are those of the last, the others new, columns maybe more."""
+
+
 class Strategy(Protocol):
     """Which tokens a step commits. One small class each; `APD` below, its rivals in `strategies.py`."""
 
@@ -124,12 +140,25 @@ class Strategy(Protocol):
     def left_to_right(self) -> bool:
         """Whether it commits prefixes of the window only."""
 
-    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        """Which tokens of the window to commit."""
+    def open(self, state: DecodeState) -> StrategySession:
+        """Start a session for these rows."""
+
+
+class Memoryless:
+    """A strategy that is its own session: what it commits depends on the state alone. Subclasses `propose`."""
+
+    def open(self, state: DecodeState) -> Self:
+        return self
+
+    def select(self, rows: Tensor) -> None:
+        pass
+
+    def join(self, state: DecodeState) -> None:
+        pass
 
 
 @dataclass(frozen=True)
-class APD:
+class APD(Memoryless):
     """Adaptive parallel decoding: commit the longest prefix on which draft and mixture agree.
 
     Args:
@@ -197,7 +226,7 @@ class APD:
 def decode_step(
     state: DecodeState,
     *,
-    strategy: Strategy,
+    strategy: StrategySession,
     models: Models,
     sampling: Sampling,
     window_size: int | None,

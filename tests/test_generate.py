@@ -19,7 +19,7 @@ from transformers import (
     TextStreamer,
 )
 
-from apd import EXAMPLE_PROMPTS, APDSampler, Confidence
+from apd import EXAMPLE_PROMPTS, KLASS, APDSampler, Confidence
 from apd.arguments import REFUSED, SUPPORTED
 from apd.probability import mix_seed
 from apd.stop_strings import StopStrings
@@ -230,11 +230,18 @@ def test_a_stream_without_a_tokenizer_has_ids():
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 @pytest.mark.parametrize(
-    "knobs", [{}, SAMPLED, SAMPLED | {"kv_window": 4, "window_size": 6}, {"strategy": Confidence(1)}]
+    "knobs",
+    [
+        {},
+        SAMPLED,
+        SAMPLED | {"kv_window": 4, "window_size": 6},
+        {"strategy": Confidence(1)},
+        {"strategy": KLASS(0.5, 0.5, 1)},
+    ],
 )
 def test_many_prompts_equal_single_calls(batch_size, knobs):
     """More prompts than rows, of all lengths: rows are refilled while others are half-way."""
-    prompts = [p[:cut] for cut in (8, 5, 24, 3) for p in trace_prompts()]
+    prompts = [p[:cut] for cut in (8, 24) for p in trace_prompts()]
     common = {"max_new_tokens": 12, "eos_token_id": [STOP, 61, 83]} | knobs
     answers = list(trace_sampler().generate_many(prompts, batch_size=batch_size, seed=9, **common))
     assert [answer.index for answer in answers] == list(range(len(prompts)))

@@ -9,6 +9,7 @@ from pairs import STOP, TRACES, left_padded, new_tokens, trace_prompts, trace_sa
 from transformers import LogitsProcessorList
 
 from apd import (
+    KLASS,
     APDSampler,
     Autoregressive,
     Blocks,
@@ -37,6 +38,7 @@ ANY_ORDER = [
     EntropyBound(0.5),
     Blocks(Confidence(2), 8),
     Blocks(Threshold(0.6), 5),
+    KLASS(0.5, 0.5, 1),
 ]
 
 
@@ -229,6 +231,49 @@ def test_rows_do_not_depend_on_their_batch(strategy, sampling):
         assert batch.drafter_forwards[i] == alone.drafter_forwards[0]
 
 
+def klass_by_hand(prompt, length, klass):
+    """One row, plain Python: the definition once more."""
+    drafter = trace_sampler().drafter
+    tokens, before, calm = list(prompt) + [drafter.mask_token_id] * length, None, [0] * length
+    counts = []
+    while drafter.mask_token_id in tokens:
+        with torch.no_grad():
+            logits = drafter.model(torch.tensor([tokens])).logits[0, len(prompt) - 1 : -1].clone()
+        logits[:, drafter.mask_token_id] = -torch.inf
+        p = logits.softmax(-1)
+        open_positions = [i for i in range(length) if tokens[len(prompt) + i] == drafter.mask_token_id]
+        for i in range(length):
+            if i < open_positions[0]:
+                continue
+            kl = math.inf
+            if before is not None:
+                kl = sum(
+                    float(a * (a / b).log()) for a, b in zip(p[i].double(), before[i].double(), strict=True) if a > 0
+                )
+            calm[i] = calm[i] + 1 if kl < klass.kl_threshold else 0
+        before = p
+        stable = [i for i in open_positions if p[i].max() > klass.threshold and calm[i] >= klass.history]
+        chosen = stable or [max(open_positions, key=lambda i: float(p[i].max()))]
+        for i in chosen:
+            tokens[len(prompt) + i] = int(p[i].argmax())
+        counts.append(len(chosen))
+    return tokens[len(prompt) :], counts
+
+
+@pytest.mark.parametrize("klass", [KLASS(0.6, 0.05, 1), KLASS(0.4, 0.5, 2), KLASS(0.0, 9.0, 3)])
+def test_klass_commits_what_is_confident_and_stable(klass):
+    output = trace_sampler().generate(
+        **left_padded(trace_prompts()),
+        max_new_tokens=14,
+        strategy=klass,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+    )
+    for prompt, tokens, counts in zip(trace_prompts(), new_tokens(output), output.committed_per_step, strict=True):
+        assert (tokens, counts) == klass_by_hand(prompt, 14, klass)
+    assert max(map(max, output.committed_per_step)) > 1
+
+
 def test_random_order_is_uniform_and_follows_the_seed():
     """First committed position of 4 in 4000 rows: chi-square with 3 degrees of freedom; 40 has probability 1e-8."""
     rows = torch.tensor(trace_prompts()[0])[None].repeat(4000, 1)
@@ -299,6 +344,9 @@ def test_a_sampler_may_have_a_strategy_of_its_own():
         (lambda: Factor(0), "`factor` must be above 0"),
         (lambda: EntropyBound(-1), "`bound` must be at least 0 nats"),
         (lambda: Blocks(Confidence(), 0), "`length` must be at least 1"),
+        (lambda: KLASS(1.5), r"`threshold` must be in \[0, 1\]"),
+        (lambda: KLASS(kl_threshold=0), "`kl_threshold` must be above 0"),
+        (lambda: KLASS(history=0), "`history` must be at least 1 step"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):
