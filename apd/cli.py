@@ -5,8 +5,10 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +17,10 @@ from apd import __version__
 from apd.config import APDConfig
 
 if TYPE_CHECKING:
-    from apd import APDSampler
-    from apd.jsonl import Prompt
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+    from apd import APDSampler, Generated
+    from apd.jsonl import Part, Prompt
 
 # What only one command needs is imported where it is used.
 
@@ -33,21 +37,26 @@ examples:
   apd generate --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \\
       --input prompts.jsonl --output answers.jsonl --chat --device-map cuda
       many prompts with checkpoints; run it again to continue where it was interrupted
+  accelerate launch --num-processes 8 -m apd generate --input prompts.jsonl ...
+      the same over 8 GPUs
 
 'apd COMMAND --help' lists every option."""
 
 _GENERATE_DESCRIPTION = """\
 Answer one prompt, or every line of a file.
 
---input holds one {"prompt": "..."} per line. --output gets one line per prompt:
-index (of the input's line, from 0), prompt, text, new_tokens, drafter_forwards,
+--input holds one {"prompt": "..."} per line. --output gets one line per prompt, in the order
+of the input: index (of the input's line, from 0), prompt, text, new_tokens, drafter_forwards,
 verifier_forwards, tokens_per_forward, finish ("stop" or "length"), and run, a fingerprint
-of the settings. A batch is written as soon as it is done; after an interruption the same
-command continues. With --do-sample, prompt i has the seed mix(SEED, i): its answer depends
-neither on its batch nor on interruptions."""
+of the settings. Until the end, answers stand in OUTPUT.part-*; after an interruption the same
+command continues. Started by `accelerate launch` or `torchrun`, every process decodes its
+share. With --do-sample, prompt i has the seed mix(SEED, i): its answer depends neither on its
+batch nor on the number of processes nor on interruptions."""
 
 _SAMPLING = {"temperature": (0, float("inf")), "top_k": (0, float("inf")), "top_p": (0, 1), "min_p": (0, 1)}
 _LOADING = ("dtype", "device_map", "attn_implementation", "revision")
+_APD_ONLY = ("mixture_weight", "acceptance_threshold", "acceptance", "correction")
+_PATIENCE = timedelta(days=7)  # how long a process that is done waits for the others
 
 
 class UsageError(ValueError):
@@ -59,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
-    arguments = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["lm-eval"]:  # the harness parses the rest
+        arguments = argparse.Namespace(run=_lm_eval, rest=argv[1:])
+    else:
+        arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -115,7 +128,9 @@ def _parser() -> argparse.ArgumentParser:
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", help="one prompt; the answer goes to standard output")
     source.add_argument("--input", type=Path, metavar="FILE", help="JSONL file of prompts; needs --output")
-    what.add_argument("--output", type=Path, metavar="FILE", help="JSONL file for the results; continued if it exists")
+    what.add_argument(
+        "--output", type=Path, metavar="FILE", help="JSONL file for the results; an interrupted run is continued"
+    )
     what.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts decoded together (default 8)")
     what.add_argument(
         "--on-error",
@@ -133,7 +148,9 @@ def _parser() -> argparse.ArgumentParser:
         "--verifier", metavar="PATH", help="small causal LM of the same vocabulary; not needed at R = 1"
     )
     models.add_argument("--dtype", help="float32, bfloat16, ... (default: float32 on a CPU)")
-    models.add_argument("--device-map", metavar="DEVICE", help="cpu, cuda, auto, ...")
+    models.add_argument(
+        "--device-map", metavar="DEVICE", help="cpu, cuda, auto, ... (default: each process's own GPU, else cpu)"
+    )
     models.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, ...")
     models.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the drafter on the hub")
 
@@ -149,7 +166,21 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest up to this mass (default 1)")
     sampling.add_argument("--min-p", type=float, metavar="P", help="drop what is below P times the likeliest")
     sampling.add_argument("--seed", type=int, default=0, help="same seed, same answers (default 0)")
+    sampling.add_argument(
+        "--stop-string",
+        action="append",
+        metavar="TEXT",
+        help="end an answer with this text, which stays in it; may be given several times",
+    )
+    sampling.add_argument(
+        "--strategy",
+        type=_strategy,
+        metavar="NAME[:K]",
+        help="for comparison, decode without APD, K tokens per step (default 1): left-to-right, or confidence",
+    )
     generate.set_defaults(run=_generate)
+
+    commands.add_parser("lm-eval", add_help=False, help="lm-eval's own command line with `apd` among its models")
     return parser
 
 
@@ -201,6 +232,17 @@ def _count(text: str) -> int | None:
 _count.__name__ = "whole number or 'none'"  # argparse names it in its error
 
 
+def _strategy(text: str) -> str:
+    """`left-to-right` or `confidence` with the number of tokens per step spelled out."""
+    name, _, tokens_per_step = text.partition(":")
+    tokens_per_step = tokens_per_step or "1"
+    if name not in ("left-to-right", "confidence") or not tokens_per_step.isdecimal() or int(tokens_per_step) < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be left-to-right[:K] or confidence[:K] with K at least 1, got {text!r}"
+        )
+    return f"{name}:{int(tokens_per_step)}"
+
+
 def _config(arguments: argparse.Namespace) -> APDConfig:
     given = vars(arguments)
     try:
@@ -244,11 +286,37 @@ def _demo(arguments: argparse.Namespace) -> None:
 def _generate(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     _check_usage(arguments, config)
-    _prepare(embedded=arguments.drafter is None)
-    if arguments.input is None:
-        _answer(_load(arguments, config), arguments)
-    else:
-        _answer_file(arguments, config)
+    with _processes(arguments) as processes:
+        _prepare(embedded=arguments.drafter is None)
+        if arguments.input is not None:
+            _answer_file(arguments, config, processes)
+        elif processes.num_processes > 1:
+            raise UsageError(f"--prompt takes one process, got {processes.num_processes}. Use --input and --output.")
+        else:
+            _answer(_load(arguments, config), arguments)
+
+
+@contextmanager
+def _processes(arguments: argparse.Namespace) -> "Iterator[PartialState]":
+    """What a launcher has started, a single process without one. Names the device of a pair that has none given.
+
+    Processes exchange nothing but that they are there, so GPUs too are joined through gloo, in which a process waits
+    without keeping its GPU busy.
+    """
+    import torch
+    from accelerate import PartialState
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    on_cpu = arguments.drafter is None or arguments.device_map == "cpu" or accelerator is None
+    on_cpu = on_cpu or (accelerator is not None and accelerator.type == "mps")  # of which there is never more than one
+    launched = {"backend": "gloo", "timeout": _PATIENCE} if "LOCAL_RANK" in os.environ else {}
+    state = PartialState(cpu=on_cpu, **launched)
+    if arguments.drafter is not None and arguments.device_map in (None, state.device.type):
+        arguments.device_map = str(state.device)
+    try:
+        yield state
+    finally:
+        state.destroy_process_group()
 
 
 def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
@@ -272,7 +340,17 @@ def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
             raise UsageError(
                 f"{_flag(name)} must be at least {low}{f', at most {high}' * (high == 1)}, got {given[name]}."
             )
-    if arguments.drafter is not None and arguments.verifier is None and config.mixture_weight < 1:
+    if not all(arguments.stop_string or ()):
+        raise UsageError("--stop-string must not be empty. Leave it out.")
+    if arguments.strategy is not None:
+        useless = [_flag(name) for name in _APD_ONLY if name in given]
+        if useless:
+            raise UsageError(f"{', '.join(useless)} with --strategy has no effect: only APD mixes and accepts.")
+        if arguments.strategy.startswith("confidence") and config.kv_window is not None:
+            raise UsageError(
+                "--kv-window must be none with --strategy confidence, which does not commit left to right."
+            )
+    elif arguments.drafter is not None and arguments.verifier is None and config.mixture_weight < 1:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
     if arguments.drafter is None:
         homeless = [_flag(name) for name in ("verifier", *_LOADING) if given[name] is not None]
@@ -282,6 +360,13 @@ def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def _lm_eval(arguments: argparse.Namespace) -> None:
+    _prepare(embedded=any("pair=embedded" in argument for argument in arguments.rest))
+    from apd.harness import main
+
+    main(arguments.rest)
 
 
 def _load(arguments: argparse.Namespace, config: APDConfig) -> "APDSampler":
@@ -301,27 +386,31 @@ def _load(arguments: argparse.Namespace, config: APDConfig) -> "APDSampler":
     return sampler
 
 
-def _decode(sampler: "APDSampler", prompts: "Sequence[Prompt]", arguments: argparse.Namespace) -> Any:
-    """Decode a batch, each row with the seed of its own prompt; returns the sampler's `APDOutput`."""
-    from apd.probability import mix_seed
+def _answers(
+    sampler: "APDSampler",
+    prompts: "Sequence[Prompt]",
+    arguments: argparse.Namespace,
+    on_error: Callable[[int, Exception], None],
+) -> "Iterator[Generated]":
+    """Decode prompts, each with the seed of its own index; every answer as soon as it is there."""
+    from apd import Confidence, LeftToRight
 
-    tokenizer: Any = sampler.tokenizer
-    texts = [prompt.text for prompt in prompts]
-    if arguments.chat:
-        texts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-            )
-            for text in texts
-        ]
-    inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not arguments.chat)
     sampling = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
-    return sampler.generate(
-        **inputs,
+    strategy = None
+    if arguments.strategy is not None:
+        name, tokens_per_step = arguments.strategy.split(":")
+        strategy = {"left-to-right": LeftToRight, "confidence": Confidence}[name](int(tokens_per_step))
+    return sampler.generate_many(
+        [[{"role": "user", "content": prompt.text}] if arguments.chat else prompt.text for prompt in prompts],
+        indices=[prompt.index for prompt in prompts],
+        batch_size=arguments.batch_size,
+        ordered=False,
+        seed=arguments.seed,
+        on_error=on_error,
+        strategy=strategy,
         max_new_tokens=arguments.max_new_tokens,
         do_sample=arguments.do_sample,
-        seed=[mix_seed(arguments.seed, prompt.index) for prompt in prompts],
-        return_dict_in_generate=True,
+        stop_strings=arguments.stop_string,
         **sampling,
     )
 
@@ -335,84 +424,136 @@ def _answer(sampler: "APDSampler", arguments: argparse.Namespace) -> None:
     from apd.display import legend, mark, pieces, wants_colour
     from apd.jsonl import Prompt
 
-    output = _decode(sampler, [Prompt(0, arguments.prompt)], arguments)
-    trace = output.trace[0]
+    def refuse(index: int, error: Exception) -> None:
+        raise error
+
+    answer = next(_answers(sampler, [Prompt(0, arguments.prompt)], arguments, refuse))
     if arguments.show_steps:
         colour = wants_colour(sys.stdout, arguments.color)
         print(legend(colour=colour), file=sys.stderr)
-        print(mark(pieces(trace.tokens, trace.steps, partial(_text, sampler)), colour=colour))
+        print(mark(pieces(answer.tokens, answer.trace.steps, partial(_text, sampler)), colour=colour))
     else:
-        print(_text(sampler, trace.tokens).strip())
-    tokens, drafted, verified = (
-        int(count[0]) for count in (output.new_tokens, output.drafter_forwards, output.verifier_forwards)
-    )
+        print(str(answer.text).strip())
     print(
-        f"{tokens} tokens, {drafted} drafter forwards ({tokens / drafted:.1f} tokens each), {verified} verifier forwards",
+        f"{len(answer.tokens)} tokens, {answer.drafter_forwards} drafter forwards "
+        f"({answer.tokens_per_forward:.1f} tokens each), {answer.verifier_forwards} verifier forwards",
         file=sys.stderr,
     )
 
 
-def _answer_file(arguments: argparse.Namespace, config: APDConfig) -> None:
+def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "PartialState") -> None:
+    """Decode this process's share of what is left, then let the first process merge all shares.
+
+    1. The first process takes over what an interrupted run has left, while the others wait.
+    2. Every process finds out for itself what is left; the i-th of n takes every n-th prompt, from the i-th on.
+    3. It decodes them into its own part file.
+    4. When all are done, the first process merges the parts into the output.
+    """
+    from apd.jsonl import Part, indices, merge, part_path, take_over
+
+    output, run = arguments.output, _fingerprint(arguments, config)
+    paths = [part_path(output, process) for process in range(processes.num_processes)]
+    with ExitStack() as stack:
+        # 1. Take over what an interrupted run has left.
+        if processes.is_main_process:
+            part = stack.enter_context(Part(paths[0]))
+            prompts = list(_prompts(arguments, report=True))
+            take_over(part, output, partial(_check_result, prompts={p.index: p.text for p in prompts}, run=run))
+        _meet(processes)
+        if not processes.is_main_process:
+            if not paths[0].exists():
+                raise FileNotFoundError(f"{paths[0]} is not there: all processes must see the same files.")
+            part = stack.enter_context(Part(paths[processes.process_index]))
+            prompts = list(_prompts(arguments, report=False))
+
+        # 2. The share of this process.
+        done = indices(output)
+        todo = [prompt for prompt in prompts if prompt.index not in done]
+        if not todo and processes.is_main_process:
+            print(f"nothing left to do: {output} holds {len(done)} results", file=sys.stderr)
+        share = todo[processes.process_index :: processes.num_processes]
+
+        # 3. Decode it.
+        if share:
+            _answer_share(share, part, arguments, config, processes, run)
+
+        # 4. Merge.
+        _meet(processes)
+        if processes.is_main_process:
+            merge(output, paths)
+            for path in paths[1:]:
+                path.unlink()
+            part.delete()
+            if todo and not output.exists():
+                raise ValueError("every prompt was skipped")
+
+
+def _prompts(arguments: argparse.Namespace, *, report: bool) -> "Iterator[Prompt]":
+    from apd.jsonl import BadLine, read_prompts
+
+    for item in read_prompts(arguments.input):
+        if not isinstance(item, BadLine):
+            yield item
+        elif arguments.on_error == "stop":
+            raise item
+        elif report:
+            _report_skipped(item)
+
+
+def _check_result(path: Path, row: dict[str, Any], *, prompts: dict[int, str], run: str) -> None:
+    index = row["index"]
+    if row.get("run") != run or prompts.get(index, row.get("prompt")) != row.get("prompt"):
+        raise ValueError(
+            f"{path} holds results of another run: line {index + 1} of the input was decoded with another prompt or "
+            "other settings. Choose another --output, or repeat the settings."
+        )
+
+
+def _meet(processes: "PartialState") -> None:
+    """Wait until every process is here.
+
+    Accelerate's own `wait_for_everyone` touches the GPU with this process's number, which a process on a CPU need not
+    have.
+    """
+    import torch
+
+    if processes.num_processes == 1:
+        return
+    try:
+        torch.distributed.barrier()
+    except RuntimeError as error:
+        raise RuntimeError("another process of this run has ended early; its message says why") from error
+
+
+def _answer_share(
+    share: "Sequence[Prompt]",
+    part: "Part",
+    arguments: argparse.Namespace,
+    config: APDConfig,
+    processes: "PartialState",
+    run: str,
+) -> None:
+    """Decode prompts into the part file. The bar, on the first process only, counts this process's share."""
     from tqdm import tqdm
 
-    from apd.jsonl import append
-
-    run = _fingerprint(arguments, config)
-    done, todo = _left(arguments, run)
-    if not todo:
-        print(f"nothing left to do: {arguments.output} holds {done} results", file=sys.stderr)
-        return
-    sampler = _load(arguments, config)
-    written = 0
-    with tqdm(total=done + len(todo), initial=done, unit="prompt", disable=None) as bar:
-        for start in range(0, len(todo), arguments.batch_size):
-            batch = todo[start : start + arguments.batch_size]
-            for prompts, output in _decode_each(sampler, batch, arguments):
-                append(arguments.output, _results(sampler, prompts, output, arguments, run))
-                written += len(prompts)
-            bar.update(len(batch))
-    if not written:
-        raise ValueError("every prompt was skipped")
-
-
-def _left(arguments: argparse.Namespace, run: str) -> "tuple[int, list[Prompt]]":
-    """How many prompts the output already answers, and those that it does not."""
-    from apd.jsonl import BadLine, Prompt, finished, read_prompts
-
-    done = finished(arguments.output)
-    todo: list[Prompt] = []
-    for item in read_prompts(arguments.input):
-        if isinstance(item, BadLine):
-            if arguments.on_error == "stop":
-                raise item
-            _report_skipped(item)
-        elif item.index not in done:
-            todo.append(item)
-        elif done[item.index].get("prompt") != item.text or done[item.index].get("run") != run:
-            raise ValueError(
-                f"{arguments.output} holds results of another run: line {item.index + 1} of {arguments.input} was "
-                "decoded with another prompt or other settings. Choose another --output, or repeat the settings."
-            )
-    return len(done), todo
-
-
-def _decode_each(
-    sampler: "APDSampler", prompts: "Sequence[Prompt]", arguments: argparse.Namespace
-) -> "Iterator[tuple[Sequence[Prompt], Any]]":
-    """Decode a batch; if that is refused, decode its prompts one by one and name or skip the culprits."""
-    try:
-        output = _decode(sampler, prompts, arguments)
-    except (ValueError, TypeError, FloatingPointError) as error:
-        if len(prompts) > 1:
-            for prompt in prompts:
-                yield from _decode_each(sampler, [prompt], arguments)
-            return
-        complaint = f"{arguments.input}, line {prompts[0].index + 1}: {error}"
+    def refused(index: int, error: Exception) -> None:
+        complaint = f"{arguments.input}, line {index + 1}: {error}"
         if arguments.on_error == "stop":
             raise ValueError(complaint) from error
         _report_skipped(complaint)
-    else:
-        yield prompts, output
+        bar.update()
+
+    sampler = _load(arguments, config)
+    texts = {prompt.index: prompt.text for prompt in share}
+    of_many = f"process 1 of {processes.num_processes}" if processes.num_processes > 1 else None
+    disable = None if processes.is_main_process else True  # None: only in a terminal
+    with tqdm(total=len(share), desc=of_many, unit="prompt", disable=disable) as bar:
+        try:
+            for answer in _answers(sampler, share, arguments, refused):
+                part.write(_result(answer, texts[answer.index], run))
+                bar.update()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{arguments.input}: {error} Row i is line i + 1.") from error
 
 
 def _report_skipped(complaint: object) -> None:
@@ -421,45 +562,23 @@ def _report_skipped(complaint: object) -> None:
     tqdm.write(f"apd: skipped: {complaint}", file=sys.stderr)
 
 
-def _results(
-    sampler: "APDSampler", prompts: "Sequence[Prompt]", output: Any, arguments: argparse.Namespace, run: str
-) -> list[dict[str, Any]]:
-    stops = _stop_token_ids(sampler)
-    return [
-        {
-            "index": prompt.index,
-            "prompt": prompt.text,
-            "text": _text(sampler, trace.tokens).strip(),
-            "new_tokens": new_tokens,
-            "drafter_forwards": drafter_forwards,
-            "verifier_forwards": verifier_forwards,
-            "tokens_per_forward": round(new_tokens / drafter_forwards, 3),
-            "finish": "stop" if new_tokens < arguments.max_new_tokens or trace.tokens[-1] in stops else "length",
-            "run": run,
-        }
-        for prompt, trace, new_tokens, drafter_forwards, verifier_forwards in zip(
-            prompts,
-            output.trace,
-            output.new_tokens.tolist(),
-            output.drafter_forwards.tolist(),
-            output.verifier_forwards.tolist(),
-            strict=True,
-        )
-    ]
-
-
-def _stop_token_ids(sampler: "APDSampler") -> list[int]:
-    """The ids that end a row, as `generate` resolves them: the model's, else the tokenizer's."""
-    tokenizer: Any = sampler.tokenizer
-    config = getattr(getattr(sampler.drafter, "model", None), "generation_config", None)
-    ids = getattr(config, "eos_token_id", None)
-    if ids is None:
-        ids = tokenizer.eos_token_id
-    return ids if isinstance(ids, list) else [ids]
+def _result(answer: "Generated", prompt: str, run: str) -> dict[str, Any]:
+    return {
+        "index": answer.index,
+        "prompt": prompt,
+        "text": answer.text,
+        "new_tokens": len(answer.tokens),
+        "drafter_forwards": answer.drafter_forwards,
+        "verifier_forwards": answer.verifier_forwards,
+        "tokens_per_forward": round(answer.tokens_per_forward, 3),
+        "finish": answer.finish,
+        "run": run,
+    }
 
 
 def _fingerprint(arguments: argparse.Namespace, config: APDConfig) -> str:
     """Eight hex digits for all that decides an answer beside the prompt, so that two runs never mix in a file."""
     ignored = {"run", "prompt", "input", "output", "batch_size", "on_error", "color", "show_steps"}
     settings = {name: value for name, value in vars(arguments).items() if name not in ignored} | asdict(config)
+    settings["device_map"] = str(arguments.device_map).split(":")[0]  # which of several GPUs does not matter
     return f"{zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from apd import EXAMPLE_PROMPTS, APDSampler
+from apd import EXAMPLE_PROMPTS, APDSampler, Confidence, LeftToRight
 from apd.cli import main
 from apd.demo import Comparison, Run, compare, play, table
 from apd.display import align, legend, mark, pieces, wants_colour
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import EXAMPLES
-from apd.jsonl import BadLine, finished
+from apd.jsonl import BadLine, Part, part_path, read_results
+from apd.step import Strategy
 
 ROOT = Path(__file__).parent.parent
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -257,26 +258,53 @@ def test_a_run_continues_after_a_kill_at_any_byte(prompts: Path, tmp_path: Path,
 def test_an_interrupted_run_says_how_to_continue(
     prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    import apd.jsonl
-
-    append = apd.jsonl.append
     output = tmp_path / "out.jsonl"
+    write = Part.write
 
-    def interrupted(path: Path, results: list[dict]) -> None:
-        if path.exists():
+    def interrupted(part: Part, row: dict) -> None:
+        if len(part.path.read_bytes().splitlines()) == 2:
             raise KeyboardInterrupt
-        append(path, results)
+        write(part, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(apd.jsonl, "append", interrupted)
+        patch.setattr(Part, "write", interrupted)
         assert generate(prompts, output, "--batch-size", "2") == 130
     assert "continues" in capsys.readouterr().err
-    assert [row["index"] for row in rows(output)] == [0, 1]
+    assert not output.exists()
+    assert len(rows(part_path(output, 0))) == 2
     assert generate(prompts, output) == 0
     assert [row["index"] for row in rows(output)] == [0, 1, 2, 3, 4]
+    assert list(tmp_path.glob("out.jsonl.*")) == []
     before = output.read_bytes()
-    assert generate(prompts, output) == 0  # nothing is left to do
+    capsys.readouterr()
+    assert generate(prompts, output) == 0
+    assert "nothing left to do" in capsys.readouterr().err
     assert output.read_bytes() == before
+
+
+def test_texts_are_those_of_generate_many(prompts: Path, tmp_path: Path, sampler: APDSampler) -> None:
+    output = tmp_path / "out.jsonl"
+    assert generate(prompts, output, "--do-sample", "--seed", "3", "--stop-string", ",", "--stop-string", "x") == 0
+    wanted = sampler.generate_many(
+        EXAMPLE_PROMPTS[:5], max_new_tokens=12, do_sample=True, seed=3, stop_strings=[",", "x"]
+    )
+    assert [row["text"] for row in rows(output)] == [answer.text for answer in wanted]
+    assert max(row["text"].count(",") for row in rows(output)) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "strategy"),
+    [("left-to-right", LeftToRight(1)), ("left-to-right:3", LeftToRight(3)), ("confidence:2", Confidence(2))],
+)
+def test_another_strategy_can_be_compared(
+    tmp_path: Path, prompts: Path, sampler: APDSampler, flag: str, strategy: Strategy
+) -> None:
+    output = tmp_path / "out.jsonl"
+    assert generate(prompts, output, "--strategy", flag) == 0
+    wanted = list(sampler.generate_many(EXAMPLE_PROMPTS[:5], max_new_tokens=12, strategy=strategy))
+    assert [row["drafter_forwards"] for row in rows(output)] == [answer.drafter_forwards for answer in wanted]
+    assert [row["text"] for row in rows(output)] == [answer.text for answer in wanted]
+    assert generate(prompts, output) == 1  # APD is another run
 
 
 def test_results_of_two_runs_are_never_mixed(prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -326,7 +354,7 @@ def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> No
     path = tmp_path / "notes.txt"
     path.write_text(text)
     with pytest.raises(BadLine, match=r"notes\.txt, line \d"):
-        finished(path)
+        list(read_results(path))
     assert path.read_text() == text
 
 
@@ -346,6 +374,9 @@ def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> No
         (["--drafter", "somewhere"], "--drafter needs --verifier, or -R 1"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
         (["--output", "out.jsonl"], "--input and --output go together"),
+        (["--stop-string", ""], "--stop-string must not be empty"),
+        (["--strategy", "confidence:2", "-R", "1", "--correction"], "--mixture-weight, --correction with --strategy"),
+        (["--strategy", "confidence", "-W", "4"], "--kv-window must be none with --strategy confidence"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -358,7 +389,15 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["generate"], ["generate", "--prompt", "a", "-M", "few"], ["demo", "--fast"]]
+    "arguments",
+    [
+        [],
+        ["generate"],
+        ["generate", "--prompt", "a", "-M", "few"],
+        ["generate", "--prompt", "a", "--strategy", "confidence:0"],
+        ["generate", "--prompt", "a", "--strategy", "random"],
+        ["demo", "--fast"],
+    ],
 )
 def test_what_cannot_be_parsed_is_exit_code_2(capsys: pytest.CaptureFixture, arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
