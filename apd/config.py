@@ -15,7 +15,7 @@ class APDConfig:
     Args:
         mixture_weight: R in [0, 1], weight of the drafter in p_T ∝ p_D^R · p_AR^(1-R). Higher commits more per step.
         acceptance_threshold: τ in [0, 1]. Beyond the first position a token is committed only if p_T ≥ τ; 0 is the
-            paper's rule, 1 commits one token per step.
+            paper's rule, 1 commits one token per step (as long as no probability rounds to 1).
         window_size: M, masks drafted per step, in tokens. `None`: all that are left.
         kv_window: W, how many of the last committed tokens are recomputed each step, in tokens; older keys and values
             stay frozen, an approximation, since the drafter attends both ways. `None`: no cache, exact.
@@ -23,7 +23,7 @@ class APDConfig:
             sampling toward p_T).
         correction: with `"coupling"`, also commit the target's token at the first mismatch.
         noise: `"keyed"` draws the same noise whenever a position is drafted again; `"step"` redraws it, as published
-            code does, which biases what is generated.
+            code does, which biases what is generated unless `correction` is on.
 
     Raises:
         ValueError: a knob is outside its range.

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from transformers import (
     EpsilonLogitsWarper,
@@ -89,7 +90,8 @@ class Processing:
             suppressed = torch.tensor(self.suppressed_first, device=logits.device)
             logits = _remove(logits, suppressed, position == 0)
         if self.processors and not self.needs_history:
-            logits = self.processors(None, logits.flatten(0, 1)).view_as(logits)
+            flat = self.processors(None, rearrange(logits, "b m v -> (b m) v"))
+            logits = rearrange(flat, "(b m) v -> b m v", m=window.columns.shape[1])
         return logits
 
     def along(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from transformers import LogitsProcessorList
 
@@ -28,7 +29,8 @@ class Sampling:
 
     def warp(self, logprobs: Tensor) -> Tensor:
         """Warped scores: `b m v` → `b m v`."""
-        return self.warpers(None, logprobs.flatten(0, 1)).view_as(logprobs)
+        flat = self.warpers(None, rearrange(logprobs, "b m v -> (b m) v"))
+        return rearrange(flat, "(b m) v -> b m v", m=logprobs.shape[1])
 
     def probs(self, scores: Tensor) -> Tensor:
         """The distribution that warped scores are drawn from, `b m v`; at temperature 0 all of it is on the best."""
