@@ -1,0 +1,1 @@
+"""Benchmarks of `apd`, imported from the repository root and not installed."""

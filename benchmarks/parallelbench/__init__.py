@@ -1,0 +1,9 @@
+"""ParallelBench (arXiv 2510.04767), written anew: theory, tasks, scorers. Start with `theory.py` and `score.py`.
+
+python -m benchmarks.parallelbench theory        closed forms beside what the strategies do on exact models
+python -m benchmarks.parallelbench cases FILE    recorded outputs of the official scorers against ours
+"""
+
+from benchmarks.parallelbench.score import score
+
+__all__ = ["score"]
