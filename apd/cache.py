@@ -132,7 +132,7 @@ def span_hidden_states(
     Returns:
         `b q d`, float dtype of the model; fillers hold numbers without meaning.
     """
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     keys = span.columns if cache is None else torch.arange(int(span.end.max()), device=tokens.device)[None]
     visible = (keys >= padding[:, None]) & (keys < span.end[:, None])
     mask = visible[:, None, None, :].expand(-1, 1, span.columns.shape[1], -1)
@@ -150,6 +150,13 @@ def span_hidden_states(
         use_cache=False,
     )
     return output.last_hidden_state
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs. Weights that accelerate keeps elsewhere until they are needed are on "meta"."""
+    embeddings = model.get_input_embeddings()
+    elsewhere = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
 
 
 def project(model: PreTrainedModel, hidden: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, Span, project, span_hidden_states
+from apd.cache import ColumnCache, Span, input_device, project, span_hidden_states
 from apd.state import DecodeState, Window
 
 
@@ -66,7 +66,7 @@ class MaskedDiffusionDrafter:
         self.model = model
         self.mask_token_id = mask_token_id
         self.logit_shift = logit_shift
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = model.config.vocab_size
         self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
         self.generation_config = model.generation_config
         if not 0 <= mask_token_id < self.vocab_size:
@@ -77,7 +77,7 @@ class MaskedDiffusionDrafter:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return input_device(self.model)
 
     def open(self, state: DecodeState, kv_window: int | None) -> NeuralDrafterSession:
         return NeuralDrafterSession(self, state, kv_window)

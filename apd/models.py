@@ -10,7 +10,7 @@ only logs a weight that found no place, and keeps random numbers where one is mi
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,12 +36,15 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from apd.cache import input_device
 from apd.drafter import Drafter, MaskedDiffusionDrafter
 from apd.verifier import CausalVerifier, Verifier
 
 __all__ = [
     "FAMILIES",
     "HUB_ARGUMENTS",
+    "PLACING_ARGUMENTS",
+    "SPLITTING_ARGUMENTS",
     "ModelSpec",
     "as_drafter",
     "as_verifier",
@@ -55,6 +58,10 @@ RawConfig = Mapping[str, Any]
 
 #: How a checkpoint is fetched, as in transformers.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+#: How a large model is spread over devices, as in transformers.
+PLACING_ARGUMENTS = ("max_memory", "offload_folder", "offload_buffers")
+#: Likewise, for the drafter only: a verifier is small.
+SPLITTING_ARGUMENTS = ("tp_plan", "quantization_config")
 
 _NEEDED = (
     "vocab_size",
@@ -263,10 +270,11 @@ def load_drafter(
         dtype: by default float32 on a CPU and the stored dtype elsewhere.
         device_map: as in transformers; `None` is the CPU.
         attn_implementation: "sdpa" (the default) or "eager".
-        **hub: `HUB_ARGUMENTS`, as in transformers.
+        **hub: `HUB_ARGUMENTS`, as in transformers; also `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`.
     Raises:
         ValueError: unknown family, no mask token, weights that do not fit, unsupported attention.
     """
+    placing = _taken(hub, PLACING_ARGUMENTS + SPLITTING_ARGUMENTS)
     _check_hub_arguments(hub)
     _check_implementation(attn_implementation)
     # Never AutoConfig: with `auto_map` it asks on stdin whether to run the checkpoint's code, and without it the model
@@ -293,6 +301,7 @@ def load_drafter(
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that they are reported, and refused below, with the others
         output_loading_info=True,
+        **placing,
         **hub,
     )
     _check_complete(path, spec.model_class, report, "missing_keys", "mismatched_keys", "unexpected_keys")
@@ -309,12 +318,13 @@ def load_verifier(
 ) -> CausalVerifier:
     """A causal language model from a directory or the hub, ready to score drafts.
 
-    Arguments are those of `load_drafter`. Any causal model of transformers will do whose layers all attend to
+    Arguments are those of `load_drafter`, `SPLITTING_ARGUMENTS` aside. Any causal model of transformers will do whose layers all attend to
     everything before them.
 
     Raises:
         ValueError: a diffusion model, a model that transformers knows no code for, unsupported attention.
     """
+    placing = _taken(hub, PLACING_ARGUMENTS)
     _check_hub_arguments(hub)
     _check_implementation(attn_implementation)
     raw = _read_json(path, "config.json", hub) or _no_config(path)
@@ -341,6 +351,7 @@ def load_verifier(
         use_safetensors=True,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
+        **placing,
         **hub,
     )
     # Weights without a place are tolerated here: checkpoints of causal models come with heads nobody asked for.
@@ -372,6 +383,11 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
     # Without `model_input_names` some tokenizers add token_type_ids, which no model here takes.
     names = ["input_ids", "attention_mask"]
     return tokenizer_class.from_pretrained(path, padding_side="left", model_input_names=names, **hub)
+
+
+def _taken(arguments: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """These arguments, removed from the others."""
+    return {name: arguments.pop(name) for name in names if name in arguments}
 
 
 def _check_hub_arguments(hub: Mapping[str, Any]) -> None:
@@ -571,7 +587,7 @@ def _check_head(model: PreTrainedModel) -> None:
             f"The verifier must take `position_ids`, which {type(model).__name__} does not. Choose a model with "
             "rotary or learned positions."
         )
-    ids = torch.tensor([[0, 1]], device=model.get_input_embeddings().weight.device)
+    ids = torch.tensor([[0, 1]], device=input_device(model))
     logits = model(input_ids=ids, use_cache=False).logits
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     projected = model.get_output_embeddings()(hidden).to(logits.device)

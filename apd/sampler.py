@@ -36,6 +36,8 @@ from apd.drafter import Drafter
 from apd.many import Generated, Prompt, Queue, answers, encode, in_order
 from apd.models import (
     HUB_ARGUMENTS,
+    PLACING_ARGUMENTS,
+    SPLITTING_ARGUMENTS,
     ModelSpec,
     as_drafter,
     as_verifier,
@@ -124,7 +126,7 @@ class APDSampler:
         attn_implementation: str | None = None,
         revision: str | None = None,
         verifier_revision: str | None = None,
-        **knobs_or_hub: Any,
+        **knobs_or_loading: Any,
     ) -> APDSampler:
         """Load drafter, verifier and tokenizers from directories or hub ids; never remote code, never pickles.
 
@@ -139,25 +141,32 @@ class APDSampler:
             attn_implementation: `"sdpa"` (default) or `"eager"`.
             revision: of the drafter.
             verifier_revision: of the verifier.
-            **knobs_or_hub: single knobs that override `config`; `token`, `cache_dir`, `local_files_only` and
-                `force_download`, as in transformers.
+            **knobs_or_loading: single knobs that override `config`; and as in transformers `token`, `cache_dir`,
+                `local_files_only`, `force_download`, for both models `max_memory`, `offload_folder`, `offload_buffers`,
+                for the drafter alone `tp_plan` (under torchrun; give every process the same `seed`) and
+                `quantization_config`.
         """
         own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
-        refuse_unknown(knobs_or_hub, [*KNOBS, *HUB_ARGUMENTS, *own], "from_pretrained()")
-        hub = {name: knobs_or_hub.pop(name) for name in HUB_ARGUMENTS if name in knobs_or_hub}
-        compute: dict[str, Any] = {
-            "dtype": dtype,
-            "device_map": device_map,
-            "attn_implementation": attn_implementation,
-        }
+        known = [*KNOBS, *HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS, *own]
+        refuse_unknown(knobs_or_loading, known, "from_pretrained()")
+        hub, placing, splitting = (
+            {name: knobs_or_loading.pop(name) for name in names if name in knobs_or_loading}
+            for names in (HUB_ARGUMENTS, PLACING_ARGUMENTS, SPLITTING_ARGUMENTS)
+        )
+        shared = {"dtype": dtype, "attn_implementation": attn_implementation, **placing}
         of_drafter, of_verifier = hub | {"revision": revision}, hub | {"revision": verifier_revision}
+        loaded = load_drafter(
+            drafter, spec=spec, mask_token_id=mask_token_id, device_map=device_map, **shared, **splitting, **of_drafter
+        )
+        if "tp_plan" in splitting:  # the verifier stays whole, beside this process's part of the drafter
+            device_map = loaded.device
         return cls(
-            load_drafter(drafter, spec=spec, mask_token_id=mask_token_id, **compute, **of_drafter),
-            None if verifier is None else load_verifier(verifier, **compute, **of_verifier),
+            loaded,
+            None if verifier is None else load_verifier(verifier, device_map=device_map, **shared, **of_verifier),
             load_tokenizer(drafter, **of_drafter),
             config,
             verifier_tokenizer=None if verifier is None else load_tokenizer(verifier, **of_verifier),
-            **knobs_or_hub,
+            **knobs_or_loading,
         )
 
     @classmethod

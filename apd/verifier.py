@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, Span, project, span_hidden_states
+from apd.cache import ColumnCache, Span, input_device, project, span_hidden_states
 from apd.state import DecodeState, Window
 
 
@@ -54,12 +54,12 @@ class CausalVerifier:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.vocab_size: int = model.config.vocab_size
         self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        return input_device(self.model)
 
     def open(self, state: DecodeState) -> NeuralVerifierSession:
         return NeuralVerifierSession(self, state)
