@@ -61,7 +61,7 @@ HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_do
 #: How a large model is spread over devices, as in transformers.
 PLACING_ARGUMENTS = ("max_memory", "offload_folder", "offload_buffers")
 #: Likewise, for the drafter only: a verifier is small.
-SPLITTING_ARGUMENTS = ("tp_plan", "quantization_config")
+SPLITTING_ARGUMENTS = ("tp_plan", "distributed_config", "quantization_config")
 
 _NEEDED = (
     "vocab_size",

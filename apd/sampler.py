@@ -143,7 +143,7 @@ class APDSampler:
             verifier_revision: of the verifier.
             **knobs_or_loading: single knobs that override `config`; and as in transformers `token`, `cache_dir`,
                 `local_files_only`, `force_download`, for both models `max_memory`, `offload_folder`, `offload_buffers`,
-                for the drafter alone `tp_plan` (under torchrun; give every process the same `seed`) and
+                for the drafter alone `tp_plan` or `distributed_config` (under torchrun; give every process the same `seed`) and
                 `quantization_config`.
         """
         own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
@@ -158,7 +158,10 @@ class APDSampler:
         loaded = load_drafter(
             drafter, spec=spec, mask_token_id=mask_token_id, device_map=device_map, **shared, **splitting, **of_drafter
         )
-        if "tp_plan" in splitting:  # the verifier stays whole, beside this process's part of the drafter
+        if splitting.keys() & {
+            "tp_plan",
+            "distributed_config",
+        }:  # the verifier stays whole, beside this process's part of the drafter
             device_map = loaded.device
         return cls(
             loaded,
