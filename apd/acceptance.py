@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from apd.config import check_fraction
 from apd.probability import ACCEPT, RESIDUAL, gather_tokens, prefix_length
 from apd.sampling import Sampling
 from apd.state import DecodeState, Window
@@ -38,7 +39,7 @@ class AcceptanceRule(Protocol):
         draft_scores: `b m v`, warped log p_D.
         target_scores: `b m v`, warped log p_T.
         target_logprobs: `b m v`, normalised log p_T before temperature and truncation.
-        noise: `b m v` or a scalar, the Gumbel noise that the draft was drawn with.
+        noise: `b m v`, the Gumbel noise that the draft was drawn with.
         inside: `b m` bool, False past a row's end.
         sampling: draws further keyed noise, for `key`.
     """
@@ -71,6 +72,9 @@ class Coupling:
     threshold: float = 0.0
     correction: bool = False
 
+    def __post_init__(self) -> None:
+        check_fraction("threshold", self.threshold, "0 is the paper, 1 one token per step")
+
     def __call__(
         self,
         *,
@@ -79,9 +83,10 @@ class Coupling:
         target_logprobs: Tensor,
         noise: Tensor,
         inside: Tensor,
+        sampling: Sampling,
         **_: object,
     ) -> Accepted:
-        target = (target_scores + noise).argmax(-1)
+        target = sampling.pick(target_scores, noise)
         sure = gather_tokens(target_logprobs, target).exp() >= self.threshold
         num_accepted = _accepted((draft == target) & sure, inside)
         if not self.correction:
@@ -118,7 +123,7 @@ class Rejection:
         # Rounding can leave nothing of a residual that is almost zero; p_T is its limit then.
         residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, p_target)
         noise = sampling.gumbel(*key, residual.shape[-1], stream=RESIDUAL)
-        replacement = (residual.log() + noise).argmax(-1)
+        replacement = sampling.pick(residual.log(), noise)
         return _replace(draft, replacement, num_accepted, allowed=inside)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import numbers
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -26,12 +27,10 @@ from transformers import (
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
-    StopStringCriteria,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
@@ -42,12 +41,13 @@ from transformers import (
 
 from apd.config import KNOBS
 from apd.probability import SEED_MASK, mix_seed
-from apd.processing import AllowedTokens, Processing, split_warpers
+from apd.processing import AllowedTokens, Processing, split_processors
 from apd.sampling import Sampling
 from apd.state import Stopping
 from apd.stop_strings import StopStrings
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
+_COLDEST = 1e-5  # below it, scores divided by the temperature overflow, and the best token is drawn all the same
 # Likewise: sampling means top-k 50 unless the caller says otherwise.
 _DEFAULTS = {
     "temperature": 1.0,
@@ -110,7 +110,7 @@ SUPPORTED = (
     "output_scores",
     "output_logits",
 )
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING_ONLY = tuple(_DEFAULTS)
 
 _ONE_DRAW = "APD draws one continuation at a time; use `num_return_sequences` for several"
 _NO_ASSISTANT = "the diffusion model is what drafts"
@@ -262,6 +262,7 @@ def resolve(
     *,
     seed: int | Sequence[int] | None = None,
     redraw: bool = False,
+    is_random: bool = False,
     logits_processor: Iterable[LogitsProcessor] | None = None,
     stopping_criteria: Iterable[StoppingCriteria] | None = None,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
@@ -273,6 +274,7 @@ def resolve(
         generation: the effective configuration, see `effective_config`.
         limits: what the models allow.
         redraw: noise changes with the row's step.
+        is_random: the strategy draws even where tokens are not sampled.
         prompt, attention_mask, seed, …: as in `APDSampler.generate`.
     Raises:
         ValueError, TypeError: see `APDSampler.generate`.
@@ -290,22 +292,28 @@ def resolve(
     if pad_token_id is None:
         pad_token_id = stop_token_ids[0] if stop_token_ids else 0
     stops = torch.tensor(stop_token_ids, dtype=torch.int64, device=limits.device)
-    warpers, processors = split_warpers(logits_processor or ())
+    warpers, processors, constraint = split_processors(logits_processor or ())
+    if constraint is not None and prefix_allowed_tokens_fn is not None:
+        raise ValueError(
+            "`prefix_allowed_tokens_fn` must be given once, got another one in `logits_processor`. Join the two."
+        )
+    sampling = _sampling(generation, warpers, redraw)
+    are_drawn = is_random or not sampling.greedy
     return Request(
         prompt=prompt,
         padding=padding,
         max_new_tokens=max_new_tokens,
-        seeds=torch.tensor(_row_seeds(seed, len(prompt)), device=limits.device),
+        seeds=torch.tensor(_row_seeds(seed, len(prompt), are_drawn=are_drawn), device=limits.device),
         pad_token_id=pad_token_id,
         stopping=Stopping(stops, _criteria(generation, stopping_criteria or (), tokenizer)),
         processing=Processing(
             stop_token_ids=stops,
             processors=LogitsProcessorList([*_processors(generation, stops), *processors]),
-            allowed_tokens=prefix_allowed_tokens_fn,
+            allowed_tokens=prefix_allowed_tokens_fn or constraint,
             min_new_tokens=max(generation.min_new_tokens or 0, (generation.min_length or 0) - prompt.shape[1]),
             suppressed_first=tuple(generation.begin_suppress_tokens or ()),
         ),
-        sampling=_sampling(generation, warpers, redraw),
+        sampling=sampling,
         generation=generation,
     )
 
@@ -321,6 +329,11 @@ def effective_config(
         TypeError: an unknown argument; the nearest is named.
         ValueError: an argument that cannot be meant here; the reason is named.
     """
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(given).__name__}.")
+    of_transformers = vars(GenerationConfig())
+    added = [name for name in vars(given or GenerationConfig()) if name not in of_transformers and name[0] != "_"]
+    refuse_unknown(added, of_transformers, "GenerationConfig")
     _refuse(kwargs, unless=())  # before transformers looks at them
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
     for default in defaults:
@@ -330,16 +343,24 @@ def effective_config(
     _refuse(config.to_dict(), unless=_UNASKED)
     for name in _SAMPLING_ONLY:
         if kwargs.get(name) is not None and not config.do_sample:
-            warnings.warn(f"`{name}` has no effect without `do_sample=True`.", UserWarning, stacklevel=4)
+            _warn(f"`{name}` has no effect without `do_sample=True`.")
     return config
 
 
 def _refuse(arguments: dict[str, Any], *, unless: tuple[str, ...]) -> None:
     for name, value in arguments.items():
-        if name not in REFUSED or name in unless:
+        if name not in REFUSED or name in unless or value is None or value is False:
             continue
-        if value is not None and value is not False and value not in ([], {}, 0, _NEUTRAL.get(name)):
+        if isinstance(value, Tensor) or value not in ([], {}, 0, _NEUTRAL.get(name)):
             raise ValueError(f"`{name}` is not supported, got {value!r}: {REFUSED[name]}.")
+
+
+def _warn(message: str) -> None:
+    """A warning that points at the caller's own line, whatever stands between."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("apd", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def fresh_seed() -> int:
@@ -359,36 +380,48 @@ def unprepared(
 ) -> dict[str, Any]:
     """Arguments for `generate` that mean what transformers prepared for a `custom_generate`, nothing of it twice.
 
-    Objects that transformers made from options are left out, since `generate` makes them again: some count columns of
-    the padded batch, and rows are processed without padding here.
+    Options that became objects are switched off: the objects count, since a caller's own replaces transformers'. Those
+    that count columns of the padded batch become options again: rows are processed without padding here.
     """
     config = copy.deepcopy(prepared) if prepared is not None else GenerationConfig()
-    config.num_return_sequences = 1  # the rows are expanded already
+    for option, neutral in _BECAME_OBJECTS.items():
+        if config.do_sample or option not in _SAMPLING_ONLY:
+            setattr(config, option, neutral)
+    kept: dict[str, list[Any]] = {"logits_processor": [], "stopping_criteria": []}
+    for name, objects in (("logits_processor", processors), ("stopping_criteria", criteria)):
+        for each in objects or ():
+            if type(each) in _BECOME_OPTIONS:
+                option = _BECOME_OPTIONS[type(each)]
+                value = getattr(each, option)
+                setattr(config, option, value.flatten().tolist() if isinstance(value, Tensor) else value)
+            elif type(each) is RepetitionPenaltyLogitsProcessor:  # transformers' own may expect the whole batch
+                kept[name].append(RepetitionPenaltyLogitsProcessor(each.penalty))
+            else:
+                kept[name].append(each)
     if config.max_length is not None:
         config.max_new_tokens, config.max_length = config.max_length - prompt_width, None
-    no_stops = torch.empty(0, dtype=torch.int64)
-    made: list[object] = [*_processors(config, no_stops), *_sampling(config, LogitsProcessorList(), False).warpers]
-    remade = {type(each) for each in made} | {MaxLengthCriteria, EosTokenCriteria, PrefixConstrainedLogitsProcessor}
-    for option, kind in _MADE_FROM:
-        if getattr(config, option):
-            remade.add(kind)
-    constrained = [each for each in processors or () if isinstance(each, PrefixConstrainedLogitsProcessor)]
-    return {
-        "generation_config": config,
-        "logits_processor": [each for each in processors or () if type(each) not in remade],
-        "stopping_criteria": [each for each in criteria or () if type(each) not in remade],
-        # Called with one row at a time, the processor would take every row for the first.
-        "prefix_allowed_tokens_fn": constrained[0]._prefix_allowed_tokens_fn if constrained else None,
-    }
+    config.num_return_sequences = 1  # the rows are expanded already
+    return {"generation_config": config, **kept}
 
 
-_MADE_FROM = (
-    ("min_length", MinLengthLogitsProcessor),
-    ("min_new_tokens", MinNewTokensLengthLogitsProcessor),
-    ("begin_suppress_tokens", SuppressTokensAtBeginLogitsProcessor),
-    ("max_time", MaxTimeCriteria),
-    ("stop_strings", StopStringCriteria),
-)
+_BECAME_OBJECTS = {
+    **_DEFAULTS,
+    "top_k": 0,
+    "repetition_penalty": None,
+    "no_repeat_ngram_size": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "max_time": None,
+    "stop_strings": None,
+}
+_BECOME_OPTIONS = {
+    MinLengthLogitsProcessor: "min_length",
+    MinNewTokensLengthLogitsProcessor: "min_new_tokens",
+    SuppressTokensAtBeginLogitsProcessor: "begin_suppress_tokens",
+    EosTokenCriteria: "eos_token_id",
+    MaxLengthCriteria: "max_length",
+}
 
 
 def refuse_for(where: str, kwargs: dict[str, Any], *names: str) -> None:
@@ -432,6 +465,8 @@ def _left_padding(
     """Columns of left padding per row, `b` int64."""
     if attention_mask is None:
         real = _inferred_mask(prompt, pad_token_id, stop_token_ids)
+    elif not isinstance(attention_mask, Tensor):
+        raise TypeError(f"`attention_mask` must be a tensor like `input_ids`, got {type(attention_mask).__name__}.")
     elif attention_mask.shape != prompt.shape:
         raise ValueError(
             f"`attention_mask` must have the shape of `input_ids`, {list(prompt.shape)}, got "
@@ -457,11 +492,9 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
     if pad_token_id is None or not (prompt == pad_token_id).any():
         return torch.ones_like(prompt, dtype=torch.bool)
     if pad_token_id in stop_token_ids:
-        warnings.warn(
+        _warn(
             "`attention_mask` cannot be inferred, since the pad token is a stop token too; nothing is taken for "
             "padding. Pass `attention_mask`.",
-            UserWarning,
-            stacklevel=6,
         )
         return torch.ones_like(prompt, dtype=torch.bool)
     return prompt != pad_token_id
@@ -469,7 +502,7 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
 
 def _stop_token_ids(generation: GenerationConfig, limits: Limits) -> list[int]:
     ids = generation.eos_token_id
-    stop_token_ids = [] if ids is None else [ids] if isinstance(ids, int) else [int(i) for i in ids]
+    stop_token_ids: list[int] = [] if ids is None else torch.as_tensor(ids).flatten().long().tolist()
     for stop in stop_token_ids:
         if not 0 <= stop < limits.vocab_size or stop == limits.mask_token_id:
             raise ValueError(
@@ -507,13 +540,11 @@ def _check_length(prompt_tokens: int, max_new_tokens: int, limits: Limits) -> No
 def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
     if generation.max_new_tokens is not None:
         if generation.max_length is not None:
-            warnings.warn("`max_new_tokens` takes precedence over `max_length`.", UserWarning, stacklevel=5)
+            _warn("`max_new_tokens` takes precedence over `max_length`.")
         return _count("max_new_tokens", generation.max_new_tokens)
     if generation.max_length is None:
-        warnings.warn(
+        _warn(
             f"Neither `max_new_tokens` nor `max_length` is set: {DEFAULT_NEW_TOKENS} new tokens at most.",
-            UserWarning,
-            stacklevel=5,
         )
         return DEFAULT_NEW_TOKENS
     if generation.max_length <= prompt_width:
@@ -524,18 +555,33 @@ def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
     return generation.max_length - prompt_width
 
 
-def _row_seeds(seed: int | Sequence[int] | None, rows: int) -> list[int]:
+def whole_seed(seed: Any) -> int:
+    """One seed for a run of any number of rows.
+
+    Raises:
+        TypeError: not an integer.
+    """
+    seed = seed.item() if hasattr(seed, "item") else seed
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"`seed` must be one integer for the run, got {seed!r}.")
+    return int(seed)
+
+
+def _row_seeds(seed: Any, rows: int, *, are_drawn: bool) -> list[int]:
     if seed is None:
-        seed = fresh_seed()
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        return [mix_seed(seed, row) for row in range(rows)]
-    if not isinstance(seed, (list, tuple)) or not all(isinstance(entry, int) for entry in seed):
+        seed = fresh_seed() if are_drawn else 0  # greedy decoding leaves torch's generator alone
+    entries = seed.tolist() if hasattr(seed, "tolist") else seed  # tensors and numpy's numbers
+    entries = list(entries) if isinstance(entries, (list, tuple, range)) else entries
+    whole = entries if isinstance(entries, list) else [entries]
+    if not all(isinstance(entry, numbers.Integral) and not isinstance(entry, bool) for entry in whole):
         raise TypeError(f"`seed` must be an integer or a list with one integer per row, got {seed!r}.")
-    if len(seed) != rows:
+    if not isinstance(entries, list):
+        return [mix_seed(int(entries), row) for row in range(rows)]
+    if len(entries) != rows:
         raise ValueError(
-            f"`seed` must have one entry per row, {rows} (prompts times num_return_sequences), got {len(seed)}."
+            f"`seed` must have one entry per row, {rows} (prompts times num_return_sequences), got {len(entries)}."
         )
-    return [entry & SEED_MASK for entry in seed]
+    return [int(entry) & SEED_MASK for entry in entries]
 
 
 def _processors(generation: GenerationConfig, stops: Tensor) -> list[LogitsProcessor]:
@@ -579,7 +625,7 @@ def _sampling(generation: GenerationConfig, given: LogitsProcessorList, redraw: 
         if not holds(setting[name]):
             raise ValueError(f"`{name}` must be {rule}, got {setting[name]}. {remedy}.")
     warpers = LogitsProcessorList()
-    if not generation.do_sample or setting["temperature"] == 0:
+    if not generation.do_sample or setting["temperature"] < _COLDEST:
         return Sampling(given, greedy=True)
     if setting["temperature"] != 1:
         warpers.append(TemperatureLogitsWarper(float(setting["temperature"])))

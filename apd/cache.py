@@ -26,18 +26,20 @@ class Span:
         end: `b` int64.
         columns: `b q` int64; fillers point past the row's end.
         real: `b q` bool, False for fillers.
+        reach: the furthest `end`, known to the host.
     """
 
     start: Tensor
     end: Tensor
     columns: Tensor
     real: Tensor
+    reach: int
 
     @classmethod
     def between(cls, start: Tensor, end: Tensor) -> Span:
-        width = int((end - start).max())
+        width, reach = torch.stack([end - start, end]).amax(1).tolist()
         columns = start[:, None] + torch.arange(width, device=start.device)
-        return cls(start, end, columns, columns < end[:, None])
+        return cls(start, end, columns, columns < end[:, None], reach)
 
 
 class ColumnLayer(CacheLayerMixin):
@@ -103,7 +105,7 @@ class ColumnCache(Cache):
     def aim(self, span: Span) -> None:
         """Let the next forward pass write at `span` and read every column before the furthest end."""
         self.slots = torch.where(span.real, span.columns, self.num_columns)
-        self.visible = int(span.end.max())
+        self.visible = span.reach
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (`n` int64)."""
@@ -133,19 +135,20 @@ def span_hidden_states(
         `b q d`, float dtype of the model; fillers hold numbers without meaning.
     """
     device = input_device(model)
-    keys = span.columns if cache is None else torch.arange(int(span.end.max()), device=tokens.device)[None]
+    keys = span.columns if cache is None else torch.arange(span.reach, device=tokens.device)[None]
     visible = (keys >= padding[:, None]) & (keys < span.end[:, None])
     mask = visible[:, None, None, :].expand(-1, 1, span.columns.shape[1], -1)
     if causal:
         mask = mask & (keys[:, None, None, :] <= span.columns[:, None, :, None])
     if cache is not None:
         cache.aim(span)
-    # Fillers read id 0: the token at the row's end may be a mask that this model's vocabulary does not have.
+    # Fillers are id 0 at position 0: what stands at a row's end may be outside the vocabulary, and its place
+    # outside the positions.
     ids = tokens.gather(1, span.columns.clamp(max=tokens.shape[1] - 1)).masked_fill(~span.real, 0)
     output = model.base_model(
         input_ids=ids.to(device),
         attention_mask=_for_attention(mask, model).to(device),
-        position_ids=(span.columns - padding[:, None]).to(device),
+        position_ids=(span.columns - padding[:, None]).masked_fill(~span.real, 0).to(device),
         past_key_values=cache,
         use_cache=False,
     )

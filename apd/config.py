@@ -41,8 +41,8 @@ class APDConfig:
     noise: str = "keyed"
 
     def __post_init__(self) -> None:
-        _check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
-        _check_fraction("acceptance_threshold", self.acceptance_threshold, "0 is the paper, 1 one token per step")
+        check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
+        check_fraction("acceptance_threshold", self.acceptance_threshold, "0 is the paper, 1 one token per step")
         _check_count("window_size", self.window_size, "Use 1 for one mask per step, None for all that are left")
         _check_count("kv_window", self.kv_window, "Use None for no cache (exact); 0 would never recompute a new token")
         _check_choice("acceptance", self.acceptance, ("coupling", "rejection"))
@@ -74,7 +74,7 @@ class APDConfig:
 KNOBS = tuple(field.name for field in dataclasses.fields(APDConfig))
 
 
-def _check_fraction(name: str, value: Any, remedy: str) -> None:
+def check_fraction(name: str, value: Any, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number in [0, 1], got {value!r}.")
     if not 0.0 <= float(value) <= 1.0:

@@ -102,7 +102,7 @@ def lay_out(request: Request, mask_token_id: int, rows: Tensor | None = None) ->
     return DecodeState(
         tokens=torch.cat([prompt, masks], 1),
         decided=decided,
-        done=~decided.any(1),
+        done=torch.zeros_like(request.padding, dtype=torch.bool),
         padding=request.padding,
         start=torch.full_like(request.padding, prompt.shape[1]),
         end=torch.full_like(request.padding, decided.shape[1]),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from apd.decoding import Call, Decoding
@@ -44,28 +46,49 @@ class Generated:
         return len(self.tokens) / (self.drafter_forwards or self.verifier_forwards)
 
 
+def check_prompts(prompts: Any) -> None:
+    """Refuse what iterates, but not over prompts.
+
+    Raises:
+        TypeError: one text, what a tokenizer returned, or a padded batch.
+    """
+    if isinstance(prompts, (str, Mapping)) or hasattr(prompts, "keys"):
+        raise TypeError(f"`prompts` must be many prompts, got one {type(prompts).__name__}. Put texts in a list.")
+    if isinstance(prompts, Tensor):
+        raise TypeError(
+            f"`prompts` must be a list, got a tensor of shape {list(prompts.shape)}, where padding cannot be told from "
+            "prompt. Give a list of ids for each prompt."
+        )
+
+
 def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
     """A prompt as ids, `1 n` int64.
 
     Raises:
-        ValueError: text without a tokenizer.
+        ValueError: text without a tokenizer, or a chat that the template refuses.
         TypeError: none of the forms that a prompt may have.
     """
-    if isinstance(prompt, Tensor):
-        return prompt.reshape(1, -1)
-    if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
-        return torch.tensor(prompt, dtype=torch.int64).reshape(1, -1)
+    if hasattr(prompt, "tolist"):  # a tensor, an array
+        prompt = prompt.tolist()
+        if len(prompt) == 1 and isinstance(prompt[0], list):
+            prompt = prompt[0]
+    if isinstance(prompt, list) and all(isinstance(token, numbers.Integral) for token in prompt):
+        return torch.tensor([prompt], dtype=torch.int64)
     is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
     if not is_chat and not isinstance(prompt, str):
         raise TypeError(
-            f"A prompt must be a string, a chat (list of messages) or a list of ids, got {type(prompt).__name__}."
+            "A prompt must be a string, a chat (list of messages) or a list of ids, got "
+            f"{type(prompt).__name__} {str(prompt)[:40]!r}."
         )
     if tokenizer is None:
         raise ValueError("A prompt must be a list of ids, got text: the sampler has no tokenizer. Give it one.")
-    if is_chat:
+    if not is_chat:
+        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+    try:
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return torch.tensor(ids, dtype=torch.int64).reshape(1, -1)
-    return tokenizer(prompt, return_tensors="pt")["input_ids"]
+    except (TemplateError, KeyError, TypeError) as error:  # templates raise what they like about a message
+        raise ValueError(f"The chat must suit the tokenizer's template, got {str(prompt)[:60]!r}: {error}") from error
+    return torch.tensor([ids], dtype=torch.int64)
 
 
 class Queue:
@@ -103,7 +126,7 @@ class Queue:
                 call = self.call_of(index, prompt)
             except (ValueError, TypeError) as error:
                 if self.on_error is None:
-                    raise type(error)(f"Prompt {index}: {error}") from error
+                    raise ValueError(f"Prompt {index}: {error}") from error
                 self.refused.add(self.places[index])
                 self.on_error(index, error)
             else:
@@ -111,6 +134,7 @@ class Queue:
         return None
 
 
+@torch.no_grad()
 def answers(
     queue: Queue, *, batch_size: int, open_decoding: Callable[[Call, Tensor], Decoding], tokenizer: Any
 ) -> Iterator[Generated]:

@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from apd.cache import input_device
+from apd.cache import ColumnCache, Span, input_device, project, span_hidden_states
 from apd.drafter import Drafter, MaskedDiffusionDrafter
 from apd.verifier import CausalVerifier, Verifier
 
@@ -572,30 +572,41 @@ def _check_causal(model: PreTrainedModel) -> PreTrainedModel:
         )
     _check_implementation(model.config._attn_implementation)
     _check_layers(model.config)
-    _check_head(model)
+    _check_computation(model)
     return model
 
 
 @torch.no_grad()
-def _check_head(model: PreTrainedModel) -> None:
-    """Only the rows that are needed are projected, so logits must be the output layer of the hidden states.
+def _check_computation(model: PreTrainedModel) -> None:
+    """Ragged rows, a cache and a bare output layer must give what the model gives for each row alone.
 
-    Gemma 2 caps its logits and Cohere scales them, each in its own code; so the model is asked, not the config.
+    Some models change their logits afterwards (Gemma 2 caps, Cohere scales them), some build a causal mask of their
+    own (GPT-Neo, ALiBi): each does so in its own code, so the model is asked, not its config.
     """
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         raise ValueError(
             f"The verifier must take `position_ids`, which {type(model).__name__} does not. Choose a model with "
             "rotary or learned positions."
         )
-    ids = torch.tensor([[0, 1]], device=input_device(model))
-    logits = model(input_ids=ids, use_cache=False).logits
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    projected = model.get_output_embeddings()(hidden).to(logits.device)
-    if (logits - projected).abs().max() > 1e-2 * logits.abs().max():
-        raise ValueError(
-            f"The verifier's logits must be what its output layer returns, but {type(model).__name__} changes them "
-            "afterwards. Choose a model that neither scales nor caps its logits."
-        )
+    rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
+    tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
+    padding = torch.tensor([5 - len(row) for row in rows])
+    cache = ColumnCache(model.config.num_hidden_layers, 5)
+    parts = []
+    for start, end in ((padding, torch.tensor([4, 3])), (torch.tensor([4, 3]), torch.tensor([5, 5]))):
+        span = Span.between(start, end)
+        hidden = span_hidden_states(model, tokens, padding, span, cache, causal=True)
+        index = torch.arange(hidden.shape[1]).expand(len(rows), -1)
+        parts.append((span.real, project(model, hidden, index)))
+    for i, row in enumerate(rows):
+        ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])
+        alone = model(input_ids=torch.tensor([row], device=input_device(model)), use_cache=False).logits[0]
+        if (ours.to(alone.device) - alone).abs().max() > 2e-2 * alone.abs().max():
+            raise ValueError(
+                f"The verifier must score rows of different lengths in one batch as it scores each alone, which "
+                f"{type(model).__name__} does not: it scales its logits, or has a mask or positions of its own. Choose "
+                "another model, such as a Qwen or Llama with the drafter's tokenizer."
+            )
 
 
 #: Embedding tables are padded to a round number of rows; more than this is no padding.

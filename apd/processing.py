@@ -20,6 +20,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    PrefixConstrainedLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -134,21 +135,29 @@ class Processing:
         return scores + removed
 
 
-def split_warpers(given: Iterable[LogitsProcessor]) -> tuple[LogitsProcessorList, LogitsProcessorList]:
-    """The caller's warpers and the caller's other processors, each in their order.
+def split_processors(
+    given: Iterable[LogitsProcessor],
+) -> tuple[LogitsProcessorList, LogitsProcessorList, AllowedTokens | None]:
+    """The caller's warpers, the caller's other processors, each in their order, and a grammar if there is one.
+
+    A grammar is taken out of its processor, which would take every row for the first: it is called with one at a time.
 
     Raises:
         ValueError: a processor keeps a state of its own.
     """
     warpers, processors = LogitsProcessorList(), LogitsProcessorList()
+    constraint: AllowedTokens | None = None
     for processor in given:
+        if isinstance(processor, PrefixConstrainedLogitsProcessor):
+            constraint = processor._prefix_allowed_tokens_fn
+            continue
         if type(processor).__name__ in _STATEFUL:
             raise ValueError(
                 f"`logits_processor` must be pure functions of (ids, scores), got {type(processor).__name__}, which "
                 "keeps a state or expects rows of its own; drafted positions are asked about more than once."
             )
         (warpers if isinstance(processor, WARPERS) else processors).append(processor)
-    return warpers, processors
+    return warpers, processors, constraint
 
 
 def _is_history_free(processor: LogitsProcessor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import torch
@@ -22,6 +23,7 @@ from apd.acceptance import Coupling, Rejection
 from apd.arguments import (
     PREPARED_BY_TRANSFORMERS,
     Limits,
+    Request,
     effective_config,
     fresh_seed,
     one_prompt,
@@ -29,11 +31,12 @@ from apd.arguments import (
     refuse_unknown,
     resolve,
     unprepared,
+    whole_seed,
 )
 from apd.config import KNOBS, APDConfig
 from apd.decoding import Call, Decoding
 from apd.drafter import Drafter
-from apd.many import Generated, Prompt, Queue, answers, encode, in_order
+from apd.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.models import (
     HUB_ARGUMENTS,
     PLACING_ARGUMENTS,
@@ -233,17 +236,16 @@ class APDSampler:
             FloatingPointError: a model gave NaN, +∞ or nothing finite where a token had to be decided.
         """
         # 1. Resolve the arguments and lay out the rows.
-        call = self._resolve(
-            inputs,
-            generation_config=generation_config,
+        prompt = one_prompt(inputs, kwargs)
+        call = self._call(
+            self._settings(generation_config, strategy, kwargs),
+            prompt,
             attention_mask=attention_mask,
-            strategy=strategy,
             seed=seed,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             tokenizer=tokenizer,
-            **kwargs,
         )
         decoding, request = self._open(call), call.request
         sequences = Sequences(decoding.state, request.pad_token_id)
@@ -262,14 +264,20 @@ class APDSampler:
         # 3. Put the output together.
         if not generation.return_dict_in_generate:
             return sequences.ids()
-        return recorder.output(sequences.ids(), tokenizer or self.tokenizer)
+        return recorder.output(sequences.ids(), self.tokenizer if tokenizer is None else tokenizer)
 
-    @torch.no_grad()
     def stream(
         self,
         inputs: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *,
+        attention_mask: Tensor | None = None,
+        seed: int | Sequence[int] | None = None,
+        strategy: Strategy | None = None,
+        logits_processor: Iterable[LogitsProcessor] | None = None,
+        stopping_criteria: Iterable[StoppingCriteria] | None = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        tokenizer: Any = None,
         skip_special_tokens: bool = True,
         **kwargs: Any,
     ) -> Iterator[Chunk]:
@@ -277,18 +285,27 @@ class APDSampler:
 
         Args:
             skip_special_tokens: leave stop tokens and the like out of the text.
-            **kwargs: everything else as in `generate`, `streamer` and `return_dict_in_generate` aside.
+            inputs, …, **kwargs: as in `generate`.
 
         Example:
             >>> for chunk in sampler.stream(**inputs, max_new_tokens=32):
             ...     print(chunk.text, end="", flush=True)
         """
         refuse_for("stream()", kwargs, "streamer", "return_dict_in_generate")
-        tokenizer = self.tokenizer if kwargs.get("tokenizer") is None else kwargs["tokenizer"]
-        decoding = self._open(self._resolve(inputs, generation_config=generation_config, **kwargs))
-        yield from chunks(decoding.steps(), tokenizer, skip_special_tokens=skip_special_tokens)
+        prompt = one_prompt(inputs, kwargs)
+        call = self._call(
+            self._settings(generation_config, strategy, kwargs),
+            prompt,
+            attention_mask=attention_mask,
+            seed=seed,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            tokenizer=tokenizer,
+        )
+        tokenizer = self.tokenizer if tokenizer is None else tokenizer
+        return chunks(self._open(call).steps(), tokenizer, skip_special_tokens=skip_special_tokens)
 
-    @torch.no_grad()
     def generate_many(
         self,
         prompts: Iterable[Prompt],
@@ -301,6 +318,10 @@ class APDSampler:
         on_error: Callable[[int, Exception], None] | None = None,
         generation_config: GenerationConfig | None = None,
         strategy: Strategy | None = None,
+        logits_processor: Iterable[LogitsProcessor] | None = None,
+        stopping_criteria: Iterable[StoppingCriteria] | None = None,
+        prefix_allowed_tokens_fn: AllowedTokens | None = None,
+        tokenizer: Any = None,
         **kwargs: Any,
     ) -> Iterator[Generated]:
         """Answer any number of prompts, refilling a row as soon as it is done.
@@ -317,38 +338,46 @@ class APDSampler:
             seed: one integer for the run; drawn from torch's default generator when not given.
             on_error: told the number and the error of a prompt that is refused, which is then left out. When not
                 given, the error is raised.
-            generation_config, strategy, **kwargs: as in `generate`, one answer per prompt.
+            generation_config, …, **kwargs: as in `generate`, one answer per prompt.
 
         Example:
             >>> for answer in sampler.generate_many(apd.EXAMPLE_PROMPTS, max_new_tokens=32):
             ...     print(answer.index, answer.text)
         """
         refuse_for(
-            "generate_many()", kwargs, "streamer", "return_dict_in_generate", "num_return_sequences", "min_length"
+            "generate_many()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask"
         )
+        settings = self._settings(generation_config, strategy, kwargs)
+        for name, neutral in (("num_return_sequences", 1), ("min_length", 0), ("max_time", None)):
+            value = getattr(settings.generation, name)
+            if value not in (None, neutral):
+                raise ValueError(
+                    f"`{name}` cannot be meant in generate_many(), where prompts come and go, got {value!r}. Use "
+                    "`min_new_tokens`, a prompt several times, or generate()."
+                )
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        run_seed = fresh_seed() if seed is None else seed
+        check_prompts(prompts)
+        run_seed = fresh_seed() if seed is None else whole_seed(seed)
+        given = {
+            "logits_processor": list(logits_processor or ()),
+            "stopping_criteria": list(stopping_criteria or ()),
+            "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
+            "tokenizer": tokenizer,
+        }
 
         def call_of(index: int, prompt: Prompt) -> Call:
             ids = encode(prompt, self.tokenizer)
-            return self._resolve(
-                ids,
-                generation_config=generation_config,
-                strategy=strategy,
-                attention_mask=torch.ones_like(ids),
-                seed=[mix_seed(run_seed, index)],
-                **kwargs,
+            return self._call(
+                settings, ids, attention_mask=torch.ones_like(ids), seed=[mix_seed(run_seed, index)], **given
             )
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
         queue = Queue(numbered, call_of, on_error)
+        found = answers(queue, batch_size=batch_size, open_decoding=self._open, tokenizer=self.tokenizer)
         total = len(prompts) if isinstance(prompts, Sized) else None
-        with tqdm(total=total, unit="prompt", disable=not progress) as bar:
-            found = answers(queue, batch_size=batch_size, open_decoding=self._open, tokenizer=self.tokenizer)
-            for answer in in_order(found, queue) if ordered else found:
-                bar.update()
-                yield answer
+        found = in_order(found, queue) if ordered else found
+        return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
     @torch.no_grad()
     def __call__(
@@ -405,67 +434,77 @@ class APDSampler:
             **knobs,
         )
 
-    def _resolve(
-        self,
-        inputs: Tensor | None,
-        *,
-        generation_config: GenerationConfig | None = None,
-        logits_processor: Iterable[LogitsProcessor] | None = None,
-        stopping_criteria: Iterable[StoppingCriteria] | None = None,
-        prefix_allowed_tokens_fn: AllowedTokens | None = None,
-        attention_mask: Tensor | None = None,
-        tokenizer: Any = None,
-        seed: int | Sequence[int] | None = None,
-        strategy: Strategy | None = None,
-        **kwargs: Any,
-    ) -> Call:
-        """All arguments of `generate`, checked."""
-        config = self.config.replace(**{name: kwargs.pop(name) for name in KNOBS if name in kwargs})
-        strategy = strategy or self.strategy or _apd(config)
-        prompt = one_prompt(inputs, kwargs)
+    def _settings(
+        self, generation_config: GenerationConfig | None, strategy: Strategy | None, kwargs: dict[str, Any]
+    ) -> Settings:
+        """What holds for every row of a call: knobs, strategy, generation configuration."""
+        if isinstance(strategy, type):
+            raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
+        knobs = {name: kwargs.pop(name) for name in KNOBS if name in kwargs}
+        idle = sorted(knobs.keys() & {"mixture_weight", "acceptance_threshold", "acceptance", "correction"})
+        if strategy is not None and idle:
+            raise ValueError(f"`{idle[0]}` has no effect beside `strategy`, got {strategy!r}. Leave one of them out.")
+        config = self.config.replace(**knobs)
         of_model = getattr(self.drafter, "generation_config", None)
         of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
-        models = {"drafter": self.drafter} | ({} if self.verifier is None else {"verifier": self.verifier})
+        defaults = [of_model.to_dict() if of_model else {}, of_tokenizer]
+        generation = effective_config(generation_config, defaults, kwargs)
+        return Settings(config, strategy or self.strategy or _apd(config), generation)
+
+    def _call(
+        self, settings: Settings, prompt: Any, *, attention_mask: Tensor | None, tokenizer: Any, **of_request: Any
+    ) -> Call:
+        """All arguments of `generate`, checked."""
+        strategy = settings.strategy
+        if strategy.needs_verifier and self.verifier is None:
+            raise ValueError(
+                f"`verifier` must be given with {strategy!r}, got None. Name a causal LM with the drafter's tokenizer; "
+                "mixture_weight=1 needs none."
+            )
+        running = {"drafter": self.drafter} | ({"verifier": self.verifier} if strategy.needs_verifier else {})
         request = resolve(
             prompt,
             attention_mask,
-            effective_config(generation_config, [of_model.to_dict() if of_model else {}, of_tokenizer], kwargs),
+            settings.generation,
             Limits(
                 vocab_size=self.vocab_size,
                 mask_token_id=self.drafter.mask_token_id,
-                max_lengths={name: model.max_length for name, model in models.items()},
+                max_lengths={name: model.max_length for name, model in running.items() if model is not None},
                 device=self.drafter.device,
             ),
-            seed=seed,
-            redraw=config.noise == "step",
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            redraw=settings.config.noise == "step",
+            is_random=getattr(strategy, "is_random", False),
             tokenizer=self.tokenizer if tokenizer is None else tokenizer,
+            **of_request,
         )
-        self._check_strategy(strategy, config, needs_history=request.processing.needs_history)
-        return Call(request, config, strategy)
+        if not strategy.left_to_right:
+            self._check_any_order(settings, request)
+        return Call(request, settings.config, strategy)
 
     def _open(self, call: Call, rows: Tensor | None = None) -> Decoding:
         return Decoding(self.drafter, self.verifier, vocab_size=self.vocab_size, call=call, rows=rows)
 
-    def _check_strategy(self, strategy: Strategy, config: APDConfig, *, needs_history: bool) -> None:
-        name = type(strategy).__name__
-        if strategy.needs_verifier and self.verifier is None:
+    def _check_any_order(self, settings: Settings, request: Request) -> None:
+        if settings.config.kv_window is not None:
             raise ValueError(
-                f"`verifier` must be given unless mixture_weight is 1, got None with mixture_weight="
-                f"{config.mixture_weight}. Name a causal LM with the drafter's tokenizer."
+                f"`kv_window` must be None with {settings.strategy!r}, got {settings.config.kv_window}: frozen keys "
+                "presume that tokens are committed from left to right."
             )
-        if not strategy.left_to_right and config.kv_window is not None:
+        if request.processing.needs_history:
             raise ValueError(
-                f"`kv_window` must be None with {name}, got {config.kv_window}: frozen keys presume that tokens are "
-                "committed from left to right."
+                f"`logits_processor` must not look at earlier tokens with {settings.strategy!r}, which commits in any "
+                "order. Decode from left to right (APD, LeftToRight), or mark a processor that ignores ids "
+                "`history_free`."
             )
-        if not strategy.left_to_right and needs_history:
-            raise ValueError(
-                f"`logits_processor` must not look at earlier tokens with {name}, which commits in any order. "
-                "Decode from left to right (APD, LeftToRight), or mark a processor that ignores ids `history_free`."
-            )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every row of a call."""
+
+    config: APDConfig
+    strategy: Strategy
+    generation: GenerationConfig
 
 
 def _apd(config: APDConfig) -> APD:

@@ -32,6 +32,10 @@ class Sampling:
         flat = self.warpers(None, rearrange(logprobs, "b m v -> (b m) v"))
         return rearrange(flat, "(b m) v -> b m v", m=logprobs.shape[1])
 
+    def pick(self, scores: Tensor, noise: Tensor) -> Tensor:
+        """The argmax under noise: `… v` → `…` int64. Zero noise need not be added."""
+        return (scores if self.greedy else scores + noise).argmax(-1)
+
     def probs(self, scores: Tensor) -> Tensor:
         """The distribution that warped scores are drawn from, `b m v`; at temperature 0 all of it is on the best."""
         if self.greedy:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from apd.acceptance import AcceptanceRule
+from apd.config import check_fraction
 from apd.drafter import DrafterSession
 from apd.probability import gather_tokens, log_normalise, mix
 from apd.processing import Processing
@@ -81,14 +82,14 @@ class Models:
 
         def pick(logits: Tensor, position: int) -> Tensor:
             scores = sampling.warp(log_normalise(logits[:, None])[0])
-            return (scores[:, 0] + noise[:, position]).argmax(-1)
+            return sampling.pick(scores[:, 0], noise[:, position])
 
         logits = self._supported(logits, state, window)
         if self.processing.needs_history:
             logits = self.processing.along(logits, state, window, pick)
         logprobs, sound = log_normalise(logits)
         scores = sampling.warp(logprobs)
-        return Draft((scores + noise).argmax(-1), logprobs, scores, noise, sound)
+        return Draft(sampling.pick(scores, noise), logprobs, scores, noise, sound)
 
     def verify(self, state: DecodeState, window: Window, draft: Tensor) -> tuple[Tensor, Tensor]:
         """log p_AR of every token given the draft before it, `b m v`, and where it is a distribution, `b m`."""
@@ -109,7 +110,7 @@ class Models:
             self.verifier.join(state)
 
     def _supported(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
-        logits = logits[..., : self.vocab_size]
+        logits = logits[..., : self.vocab_size].float()  # processors expect float32, as in transformers
         if self.mask_token_id < self.vocab_size:
             mask = torch.tensor([self.mask_token_id], device=logits.device)
             logits = logits.index_fill(-1, mask, -torch.inf)
@@ -172,6 +173,9 @@ class APD(Memoryless):
     accept: AcceptanceRule
     left_to_right = True
 
+    def __post_init__(self) -> None:
+        check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
+
     @property
     def needs_verifier(self) -> bool:
         return self.mixture_weight < 1
@@ -185,10 +189,12 @@ class APD(Memoryless):
         if self.needs_verifier:
             verify_logprobs, verifier_sound = models.verify(state, window, draft.tokens)
 
-        # 3. Mix raw, then warp: the other order gives empty supports.
-        mixture = mix(draft.logprobs, verify_logprobs, self.mixture_weight)
-        target_scores = sampling.warp(mixture)
-        target_logprobs, mixture_sound = log_normalise(mixture)
+        # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
+        target_logprobs, target_scores, mixture_sound = draft.logprobs, draft.scores, draft.sound
+        if verify_logprobs is not None:
+            mixture = mix(draft.logprobs, verify_logprobs, self.mixture_weight)
+            target_logprobs, mixture_sound = log_normalise(mixture)
+            target_scores = sampling.warp(mixture)
 
         # 4. Accept.
         accepted = self.accept(

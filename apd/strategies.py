@@ -25,6 +25,7 @@ class Unmasking(Memoryless):
 
     needs_verifier = False
     left_to_right = False
+    is_random = False
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         draft = models.draft(state, window, sampling)
@@ -61,9 +62,8 @@ class _TopK(Unmasking):
     tokens_per_step: int | Sequence[int]
 
     def __post_init__(self) -> None:
-        for count in self._schedule:
-            if count < 1:
-                raise ValueError(f"`tokens_per_step` must be at least 1, got {self.tokens_per_step}.")
+        if not self._schedule or any(count < 1 for count in self._schedule):
+            raise ValueError(f"`tokens_per_step` must be at least 1, got {self.tokens_per_step}.")
 
     def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         """What to order candidates by, highest first: `b m` float."""
@@ -110,6 +110,7 @@ class RandomOrder(_TopK):
     """
 
     tokens_per_step: int | Sequence[int] = 1
+    is_random = True
 
     def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         return sampling.uniform(state, window, ORDER)
@@ -271,8 +272,17 @@ class Blocks(Unmasking):
     length: int = 32
 
     def __post_init__(self) -> None:
+        if not isinstance(self.strategy, Unmasking):
+            raise TypeError(
+                f"`strategy` must pick within a block by the state alone, got {self.strategy!r}. Use Confidence, "
+                "Threshold or the like."
+            )
         if self.length < 1:
             raise ValueError(f"`length` must be at least 1, got {self.length}. Use 1 for sequential decoding.")
+
+    @property
+    def is_random(self) -> bool:  # type: ignore[override]
+        return self.strategy.is_random
 
     def choose(
         self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling

@@ -60,6 +60,7 @@ class TextPieces(TextStreamer):
         return text
 
 
+@torch.no_grad()
 def chunks(steps: Iterator[tuple[StepInfo, DecodeState]], tokenizer: Any, **decode_kwargs: Any) -> Iterator[Chunk]:
     """The steps of a decoding as chunks, rows in order within each step."""
     texts: dict[int, TextPieces] = {}

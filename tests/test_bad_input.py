@@ -108,12 +108,12 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "no verifier": (
         ValueError,
-        "`verifier` must be given unless mixture_weight is 1",
+        r"`verifier` must be given with APD\(mixture_weight=0.5.*mixture_weight=1 needs none",
         lambda: APDSampler(trace_sampler().drafter).generate(PROMPT, max_new_tokens=4),
     ),
     "any order with W": (
         ValueError,
-        "`kv_window` must be None with Confidence, got 4",
+        r"`kv_window` must be None with Confidence\(tokens_per_step=1\), got 4",
         lambda: generate(kv_window=4, strategy=Confidence(1)),
     ),
     "K of 0": (ValueError, "`tokens_per_step` must be at least 1, got 0", lambda: LeftToRight(0)),

@@ -125,7 +125,7 @@ def test_stateful_processors_are_refused_by_name():
 
 
 def test_processors_that_need_the_history_are_refused_in_any_order():
-    with pytest.raises(ValueError, match="must not look at earlier tokens with Confidence"):
+    with pytest.raises(ValueError, match=r"must not look at earlier tokens with Confidence"):
         generate(no_repeat_ngram_size=2, strategy=Confidence(1))
 
 

@@ -53,7 +53,6 @@ def decode(sampler, run, strategy, length):
         max_new_tokens=length,
         eos_token_id=None,
         strategy=strategy,
-        mixture_weight=1.0,
         return_dict_in_generate=True,
     )
 
