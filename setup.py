@@ -28,7 +28,6 @@ setup(
         "test": [
             "apd-decoding[eval,bench]",
             "pytest>=8",
-            "torchao>=0.13",
             "nbclient>=0.10",
             "ipykernel>=6",
             "ruff==0.17.5",

@@ -84,7 +84,8 @@ class Counts:
     @property
     def tokens_per_forward(self) -> float:
         """Tokens per *drafter* forward; verifier passes stand beside it."""
-        return self.tokens / self.drafter_forwards if self.drafter_forwards else math.nan
+        forwards = self.drafter_forwards or self.verifier_forwards  # the latter where the verifier decoded alone
+        return self.tokens / forwards if forwards else math.nan
 
     def add(self, requests: int, tokens: int, drafter_forwards: int, verifier_forwards: int = 0) -> None:
         self.requests += requests
