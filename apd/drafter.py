@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.cache import ColumnCache, Span, input_device, project, span_hidden_states
-from apd.state import DecodeState, Window
+from apd.state import DecodeState, FollowsRows, Window
 
 
-class DrafterSession(Protocol):
+class DrafterSession(FollowsRows, Protocol):
     """A drafter's memory for the length of one `generate` call."""
 
     def logits(self, state: DecodeState, window: Window) -> Tensor:
@@ -20,12 +20,6 @@ class DrafterSession(Protocol):
 
         Columns outside the window's `inside` may hold anything.
         """
-
-    def select(self, rows: Tensor) -> None:
-        """Forget all rows but these (`n` int64); the next state has only them."""
-
-    def join(self, state: DecodeState) -> None:
-        """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
 
 
 @runtime_checkable

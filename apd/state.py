@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,16 @@ class DecodeState:
             if isinstance(value := getattr(self, field.name), Tensor)
         }
         return dataclasses.replace(self, **chosen)
+
+
+class FollowsRows(Protocol):
+    """What is remembered of rows for the length of one call, and follows them as they come and go."""
+
+    def select(self, rows: Tensor) -> None:
+        """Forget all rows but these (`n` int64); the next state has only them."""
+
+    def join(self, state: DecodeState) -> None:
+        """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
 
 
 @dataclass(frozen=True)

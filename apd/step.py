@@ -23,7 +23,7 @@ from apd.drafter import DrafterSession
 from apd.probability import gather_tokens, log_normalise, mix
 from apd.processing import Processing
 from apd.sampling import Sampling
-from apd.state import DecodeState, Proposal, StepInfo, Stopping, Window, commit
+from apd.state import DecodeState, FollowsRows, Proposal, StepInfo, Stopping, Window, commit
 from apd.verifier import VerifierSession
 
 if TYPE_CHECKING:
@@ -117,17 +117,11 @@ class Models:
         return self.processing.at_once(logits, state, window)
 
 
-class StrategySession(Protocol):
-    """A strategy's memory for the length of one call; like a model's session it follows the rows."""
+class StrategySession(FollowsRows, Protocol):
+    """A strategy's memory for the length of one call."""
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         """Which tokens of the window to commit."""
-
-    def select(self, rows: Tensor) -> None:
-        """Forget all rows but these (`n` int64); the next state has only them."""
-
-    def join(self, state: DecodeState) -> None:
-        """The next state is this one: its first rows are those of the last, the others new, columns maybe more."""
 
 
 class Strategy(Protocol):

@@ -17,7 +17,7 @@ Run it with the same command again after an interruption and it goes on from the
 
     python examples/train_pair.py                # about 70 minutes on one CPU core
     python examples/train_pair.py --table        # only measure what is in --out
-    python examples/train_pair.py --quick --out /tmp/pair   # seconds; shows that the script runs
+    python examples/train_pair.py --quick --out pair   # seconds; shows that the script runs
 """
 
 import argparse
