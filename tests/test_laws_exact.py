@@ -490,7 +490,7 @@ def test_correction_raises_tokens_per_step(mixture_weight):
     plain = tokens_per_step(toy(), mixture_weight=mixture_weight)
     corrected = tokens_per_step(toy(), mixture_weight=mixture_weight, correction=True)
     assert 1 < plain < corrected - 0.3
-    assert tokens_per_step(toy(), mixture_weight=mixture_weight, strategy=LeftToRight(1)) == 1
+    assert tokens_per_step(toy(), strategy=LeftToRight(1)) == 1
 
 
 def test_more_trust_in_the_drafter_raises_tokens_per_step():

@@ -2,6 +2,8 @@
 
 python -m benchmarks.parallelbench theory        closed forms beside what the strategies do on exact models
 python -m benchmarks.parallelbench cases FILE    recorded outputs of the official scorers against ours
+python -m benchmarks.parallelbench run ...        a pair and many strategies on the tasks, resumable
+python -m benchmarks.parallelbench report DIR     tables, plots and a page of what was run
 """
 
 from benchmarks.parallelbench.score import score

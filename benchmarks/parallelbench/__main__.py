@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.parallelbench import report, run
 from benchmarks.parallelbench.cases import check_cases
 from benchmarks.parallelbench.table import FALSE_ALARM, render, table
 
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("cases", help="recorded outputs of the official scorers against ours")
     command.add_argument("file", type=Path, help="parallelbench_metric_cases.json")
     command.set_defaults(run=_cases)
+
+    run.add_parser(commands)
+    report.add_parser(commands)
 
     options = parser.parse_args(arguments)
     return options.run(options)

@@ -1,0 +1,108 @@
+"""A report as one HTML page that needs nothing else: a curve to point at, and the tables behind it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.parallelbench.metrics import Cell
+from benchmarks.parallelbench.pictures import GROUPS, TICKS, group_of, spots
+from benchmarks.parallelbench.report import MEAN, TARGETS, Report, cell_of
+from benchmarks.parallelbench.summary import described
+
+__all__ = ["write_page"]
+
+_TEMPLATE = Path(__file__).with_name("page.html")
+_HOW = (
+    "A forward is one drafter pass of a row that is not done; a row is done when every position up to its first stop "
+    "token is decided, for every strategy alike. Plain autoregressive decoding has no drafter, so its verifier passes "
+    "count. Milliseconds are wall-clock per sample on a shared CPU core, in batches: an order of magnitude, no more."
+)
+
+
+def write_page(report: Report, directory: Path) -> None:
+    """`index.html`."""
+    # "</" would end the script in which the data stand.
+    data = json.dumps(_data(report), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    page = _TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", data)
+    (directory / "index.html").write_text(page, encoding="utf-8")
+
+
+def _data(report: Report) -> dict[str, Any]:
+    tasks = [*report.tasks, MEAN]
+    speeds = [cell_of(point, task).tpf for point in report.points for task in tasks]
+    families = [
+        {
+            "name": family.name,
+            "group": group_of(family).name,
+            "pbx": [family.pbx[x] for x in TARGETS],
+            "aup": family.aup,
+            "best": family.best.setting.spec,
+            "best_cell": _cell(family.best.mean),
+            "pick": report.pick(family).setting.spec,
+            "points": [
+                {"spec": point.setting.spec, "cells": {task: _cell(cell_of(point, task)) for task in tasks}}
+                for point in family.points
+            ],
+        }
+        for family in report.families
+    ]
+    equal = [
+        {"task": e.task, "reference": e.reference, "apd": _side(e.apd), "rival": _side(e.rival), "ratio": e.ratio}
+        for e in report.equal
+    ]
+    oracles = [
+        {
+            "of": of,
+            "group": "APD" if of == "apd" else "any order, adaptive",
+            "cells": {task: _cell(cell) for task, cell in cells.items()},
+        }
+        for of, cells in report.oracles.items()
+    ]
+    return {
+        "mean": MEAN,
+        "run": described(report),
+        "how": _HOW,
+        "facts": _facts(report),
+        "tasks": report.tasks,
+        "targets": TARGETS,
+        "ticks": TICKS,
+        "range": [min(speeds) * 0.9, max(speeds) * 1.12],
+        "groups": [{"name": group.name, "light": group.light, "dark": group.dark} for group in GROUPS],
+        "families": families,
+        "oracles": oracles,
+        "equal": equal,
+        "map": [
+            {"x": spot.x, "y": spot.y, "tasks": [{"task": task, "x": x, "y": y} for task, x, y in spot.tasks]}
+            for spot in spots(report.task_map)
+        ],
+    }
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """The few numbers at the top."""
+    mean = report.equal[-1]
+    facts = []
+    if mean.apd is not None:
+        spec, cell = mean.apd
+        facts.append((f"{cell.tpf:.2f}", f"tokens per forward: APD as accurate as one token per step ({spec})"))
+    if mean.rival is not None:
+        spec, cell = mean.rival
+        facts.append((f"{cell.tpf:.2f}", f"the fastest any-order rival at that accuracy ({spec})"))
+    ratios = [(equal.ratio, equal.task) for equal in report.equal[:-1] if equal.ratio is not None]
+    if ratios:
+        ratio, task = max(ratios)
+        facts.append((f"{ratio:.2f} ×", f"where APD gains most at equal accuracy: {task.replace('_', ' ')}"))
+        ratio, task = min(ratios)
+        facts.append((f"{ratio:.2f} ×", f"where it gains least: {task.replace('_', ' ')}"))
+    return facts
+
+
+def _side(side: tuple[str, Cell] | None) -> dict[str, Any] | None:
+    return None if side is None else {"spec": side[0], **_cell(side[1])}
+
+
+def _cell(cell: Cell) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in asdict(cell).items()}

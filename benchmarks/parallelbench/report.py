@@ -1,0 +1,345 @@
+"""What the records of a run say: curves, PBx, the oracle, AUP, the task map, as CSV, PNG and one HTML page.
+
+    python -m benchmarks.parallelbench report runs/few
+
+Writes into the directory: `results.csv` (a row per strategy and task), `curves.csv` (official column names),
+`families.csv`, `oracle.csv`, `equal.csv`, `task_map.csv`, three PNG files and `index.html`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.parallelbench.metrics import (
+    Cell,
+    Point,
+    aup,
+    average,
+    oracle,
+    parallelisability,
+    pbx,
+    slope,
+    summarise,
+)
+from benchmarks.parallelbench.records import NAME, Log, Record, read
+from benchmarks.parallelbench.specs import parse
+
+__all__ = ["MEAN", "TARGETS", "Equal", "Family", "Report", "add_parser", "build", "load", "write_csv"]
+
+TARGETS = (90, 80, 70, 60)
+MEAN = "average"
+_MARGIN = 1.0  # points below one token per step that still count as equal
+
+
+@dataclass(frozen=True)
+class Family:
+    """Settings that differ in one parameter.
+
+    Attributes:
+        name: such as "threshold" or "apd:correction".
+        points: in the order of the parameter.
+        pbx: by target, in our tokens per forward.
+        pbx_published: the same in the mean of max_tokens / forwards.
+        aup: accuracy under parallelism of the means over tasks.
+    """
+
+    name: str
+    points: list[Point]
+    pbx: dict[int, float | None]
+    pbx_published: dict[int, float | None]
+    aup: float
+
+    @property
+    def best(self) -> Point:
+        """The most accurate setting, the faster of two."""
+        return max(self.points, key=lambda point: (point.mean.accuracy, point.mean.tpf))
+
+
+@dataclass(frozen=True)
+class Equal:
+    """The fastest APD and the fastest any-order rival that are as accurate as one token per step.
+
+    Attributes:
+        task: or the mean over tasks.
+        reference: accuracy of the best strategy that decodes one token per step.
+        apd, rival: setting and its cell, the fastest within a point of the reference; `None` if there is none.
+    """
+
+    task: str
+    reference: float
+    apd: tuple[str, Cell] | None
+    rival: tuple[str, Cell] | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Tokens per forward of APD over those of the rival."""
+        return self.apd[1].tpf / self.rival[1].tpf if self.apd and self.rival else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the files are made of.
+
+    Attributes:
+        log: the records.
+        count: samples per task, the same everywhere; `None` if they differ.
+        tasks: in the order of the records.
+        points: settings that have every task.
+        left_out: settings that have not.
+        families: in the order of the records.
+        oracles: of a family of settings, per task and on average.
+        equal: for every task and on average.
+        task_map: parallelisability and block slope per task, where the settings for them are there.
+        num_records: how many it is made of.
+        num_unlike: records whose official score differs from ours, which wants the exact form.
+    """
+
+    log: Log
+    count: int | None
+    tasks: list[str]
+    points: list[Point]
+    left_out: list[str]
+    families: list[Family]
+    oracles: dict[str, dict[str, Cell]]
+    equal: list[Equal]
+    task_map: dict[str, tuple[float, float | None]]
+    num_records: int
+    num_unlike: int
+
+    def pick(self, family: Family) -> Point:
+        """The fastest setting within a point of one token per step, on average; else the most accurate one."""
+        enough = [point for point in family.points if point.mean.accuracy >= self.equal[-1].reference - _MARGIN]
+        return max(enough, key=lambda point: point.mean.tpf, default=family.best)
+
+
+def load(directory: Path) -> Log:
+    """The records of a directory, packed or not.
+
+    Raises:
+        ValueError: there are none.
+    """
+    for name in (NAME, f"{NAME}.xz"):
+        if (log := read(directory / name)) is not None and log.records:
+            return log
+    raise ValueError(f"{directory} holds no records. Make some with `python -m benchmarks.parallelbench run`.")
+
+
+def build(log: Log, count: int | None = None) -> Report:
+    """The report on these records, or on the first `count` samples of each task."""
+    records = [record for record in log.records if count is None or record["index"] < count]
+    by_setting: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        by_setting[record["strategy"]][record["task"]].append(record)
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    complete = {spec: found for spec, found in by_setting.items() if len(found) == len(tasks)}
+    points = [_point(spec, found, tasks) for spec, found in complete.items()]
+    sizes = {cell.n for point in points for cell in point.cells.values()}
+    return Report(
+        log=log,
+        count=sizes.pop() if len(sizes) == 1 else None,
+        tasks=tasks,
+        points=points,
+        left_out=[spec for spec in by_setting if spec not in complete],
+        families=_families(points),
+        oracles=_oracles(complete, points, tasks),
+        equal=[_equal(task, points) for task in (*tasks, MEAN)],
+        task_map=_task_map(points, tasks),
+        num_records=len(records),
+        num_unlike=sum(record["score"] != record["exact"] for record in records if "exact" in record),
+    )
+
+
+def _point(spec: str, found: dict[str, list[Record]], tasks: Sequence[str]) -> Point:
+    cells = {task: summarise(found[task]) for task in tasks}
+    return Point(parse(spec), cells, average(cells.values()))
+
+
+def _families(points: Sequence[Point]) -> list[Family]:
+    members: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        members[point.setting.family].append(point)
+    best = max(point.mean.accuracy for point in points)
+    families = []
+    for name, family in members.items():
+        ordered = sorted(family, key=lambda point: point.setting.value)
+        families.append(
+            Family(
+                name=name,
+                points=ordered,
+                pbx={x: pbx(ordered, x) for x in TARGETS},
+                pbx_published={x: pbx(ordered, x, lambda cell: cell.tps_mean_ratio) for x in TARGETS},
+                aup=aup([(point.mean.tpf, point.mean.accuracy) for point in ordered], best) if best else 0.0,
+            )
+        )
+    return families
+
+
+def _oracles(
+    complete: dict[str, dict[str, list[Record]]], points: Sequence[Point], tasks: Sequence[str]
+) -> dict[str, dict[str, Cell]]:
+    """Of the threshold, as published; and of all settings of APD, and all that commit in any order."""
+    groups: dict[str, Callable[[Point], bool]] = {
+        "threshold": lambda point: point.setting.family == "threshold",
+        "any order": lambda point: point.setting.is_any_order,
+        "apd": lambda point: point.setting.is_apd,
+    }
+    oracles = {}
+    for name, belongs in groups.items():
+        specs = [point.setting.spec for point in points if belongs(point)]
+        if specs:
+            cells = {task: oracle(record for spec in specs for record in complete[spec][task]) for task in tasks}
+            oracles[name] = {**cells, MEAN: average(cells.values())}
+    return oracles
+
+
+def cell_of(point: Point, task: str) -> Cell:
+    """Its cell on a task, or the mean."""
+    return point.mean if task == MEAN else point.cells[task]
+
+
+def _equal(task: str, points: Sequence[Point]) -> Equal:
+    cells = [(point.setting, cell_of(point, task)) for point in points]
+    reference = max((cell.accuracy for setting, cell in cells if _is_sequential(setting)), default=100.0)
+    enough = [(setting, cell) for setting, cell in cells if cell.accuracy >= reference - _MARGIN]
+
+    def fastest(belongs: Callable[[Any], bool]) -> tuple[str, Cell] | None:
+        found = [(setting.spec, cell) for setting, cell in enough if belongs(setting)]
+        return max(found, key=lambda pair: pair[1].tpf, default=None)
+
+    return Equal(
+        task, reference, fastest(lambda setting: setting.is_apd), fastest(lambda setting: setting.is_any_order)
+    )
+
+
+def _is_sequential(setting: Any) -> bool:
+    return setting.parameter == "K" and setting.value == 1 and "/" not in setting.spec
+
+
+def _task_map(points: Sequence[Point], tasks: Sequence[str]) -> dict[str, tuple[float, float | None]]:
+    """Where a task stands: how much parallelism it puts up with, and what longer blocks do to it."""
+    by_spec = {point.setting.spec: point for point in points}
+    top_k = [point for point in points if point.setting.family == "confidence"]
+    lengths = {
+        int(spec.removeprefix("blocks:").partition("/")[0]): point
+        for spec, point in by_spec.items()
+        if spec.startswith("blocks:") and spec.endswith("/confidence:2")
+    }
+    if "confidence:2" in by_spec:
+        lengths |= {32: by_spec["confidence:2"]}
+    if not top_k:
+        return {}
+    return {
+        task: (
+            parallelisability((point.setting.value, point.cells[task].accuracy) for point in top_k),
+            slope((n, point.cells[task].accuracy) for n, point in lengths.items()) if len(lengths) > 1 else None,
+        )
+        for task in tasks
+    }
+
+
+def write_csv(report: Report, directory: Path) -> None:
+    """All tables, in files that a spreadsheet reads."""
+
+    def write(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        with (directory / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows([_plain(value) for value in row] for row in rows)
+
+    names = list(Cell.__dataclass_fields__)
+    cells = [(point.setting, task, cell_of(point, task)) for point in report.points for task in (*report.tasks, MEAN)]
+    write(
+        "results.csv",
+        ["strategy", "family", "parameter", "value", "task", *names],
+        ([s.spec, s.family, s.parameter, s.value, task, *asdict(cell).values()] for s, task, cell in cells),
+    )
+    write(
+        "curves.csv",
+        ["strategy", "task", "tps", "accuracy"],
+        ([s.spec, task, c.tps_ratio_of_means if s.is_apd else c.tps_mean_ratio, c.accuracy] for s, task, c in cells),
+    )
+    targets = [f"pb{x}" for x in TARGETS]
+    write(
+        "families.csv",
+        ["family", "settings", *targets, *(f"{name}_published" for name in targets), "aup", "best", "accuracy", "tpf"],
+        (
+            [f.name, len(f.points), *f.pbx.values(), *f.pbx_published.values(), f.aup, *_named(f.best)]
+            for f in report.families
+        ),
+    )
+    write(
+        "oracle.csv",
+        ["of", "task", *names],
+        ([of, task, *asdict(cell).values()] for of, found in report.oracles.items() for task, cell in found.items()),
+    )
+    sides = [f"{side}{column}" for side in ("apd", "rival") for column in ("", "_accuracy", "_tpf", "_verifier")]
+    write("equal.csv", ["task", "reference", *sides, "ratio"], map(_equal_row, report.equal))
+    write(
+        "task_map.csv",
+        ["task", "parallelisability", "block_slope"],
+        ([task, *place] for task, place in report.task_map.items()),
+    )
+
+
+def _named(point: Point) -> tuple[str, float, float]:
+    return point.setting.spec, point.mean.accuracy, point.mean.tpf
+
+
+def _equal_row(equal: Equal) -> list[Any]:
+    row: list[Any] = [equal.task, equal.reference]
+    for side in (equal.apd, equal.rival):
+        row += (
+            ["", "", "", ""] if side is None else [side[0], side[1].accuracy, side[1].tpf, side[1].verifier_forwards]
+        )
+    return [*row, equal.ratio]
+
+
+def _plain(value: Any) -> Any:
+    if value is None:
+        return ""
+    return f"{value:.4f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+
+
+def add_parser(commands: Any) -> None:
+    """The subcommand `report`."""
+    parser = commands.add_parser(
+        "report",
+        help="curves and summary numbers of a run",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--count", type=int, metavar="N", help="the first N samples of each task only")
+    parser.add_argument(
+        "--docs", type=Path, nargs="+", default=[], metavar="PAGE", help="Markdown pages to renew, too"
+    )
+    parser.set_defaults(run=_main)
+
+
+def _main(options: argparse.Namespace) -> int:
+    from benchmarks.parallelbench.page import write_page
+    from benchmarks.parallelbench.pictures import write_pictures
+    from benchmarks.parallelbench.summary import refresh, tables
+
+    try:
+        report = build(load(options.directory), options.count)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_csv(report, options.directory)
+    write_pictures(report, options.directory)
+    write_page(report, options.directory)
+    for page in options.docs:
+        refresh(page, report, options.directory.resolve().name)
+    print(tables(report)["main"])
+    if report.left_out:
+        print(f"Left out, since they lack tasks: {', '.join(report.left_out)}")
+    print(f"Look at {options.directory / 'index.html'}")
+    return 0

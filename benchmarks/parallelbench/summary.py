@@ -1,0 +1,146 @@
+"""A report as Markdown tables, and a page whose tables are renewed from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from benchmarks.parallelbench.metrics import Cell
+from benchmarks.parallelbench.report import MEAN, TARGETS, Report, cell_of
+
+__all__ = ["described", "refresh", "tables"]
+
+
+def tables(report: Report) -> dict[str, str]:
+    """By name: `run`, `main`, `families`, `oracle`, `equal`, `task-map`, `tasks`."""
+    return {
+        "run": described(report),
+        "main": _main(report),
+        "families": _families(report),
+        "oracle": _oracle(report),
+        "equal": _equal(report),
+        "task-map": _task_map(report),
+        "tasks": _tasks(report),
+    }
+
+
+def refresh(page: Path, report: Report, run: str) -> None:
+    """Renew what stands between `<!-- table RUN/NAME -->` and `<!-- end -->`; tables of other runs stay.
+
+    Args:
+        run: name of the directory that the records are in.
+    Raises:
+        ValueError: the page asks for a table that does not exist.
+    """
+    found = tables(report)
+
+    def renewed(match: re.Match[str]) -> str:
+        if match[1] not in found:
+            raise ValueError(f"{page} asks for the table {match[1]!r}. There are: {', '.join(found)}.")
+        return f"<!-- table {run}/{match[1]} -->\n{found[match[1]]}\n<!-- end -->"
+
+    text = page.read_text(encoding="utf-8")
+    pattern = rf"<!-- table {re.escape(run)}/(\S+) -->\n.*?<!-- end -->"
+    page.write_text(re.sub(pattern, renewed, text, flags=re.DOTALL), encoding="utf-8")
+
+
+def described(report: Report) -> str:
+    """What was run, with what, when."""
+    made, settings = report.log.made_with, report.log.settings
+    n = f"{report.count} samples per task" if report.count else "samples per task as in `results.csv`"
+    how = "greedy" if not settings["temperature"] else f"temperature {settings['temperature']:g}"
+    return (
+        f"{len(report.points)} settings, {len(report.tasks)} tasks, {n}, {how}, seed {settings['seed']}, "
+        f"at most {settings['max_new_tokens']} new tokens. Pair: {settings['pair']} (drafter {settings['drafter']}, "
+        f"verifier {settings['verifier']}). Made on {made['date']} with Python {made['python']}, torch {made['torch']}, "
+        f"transformers {made['transformers']}. The official scorers and ours, which wants the exact form, differ on "
+        f"{report.num_unlike} of {report.num_records} answers."
+    )
+
+
+def _main(report: Report) -> str:
+    """One setting per family."""
+    header = ["strategy", "accuracy [95 %]", "tokens / forward", "drafter / verifier passes"]
+    rows = [
+        [
+            f"`{point.setting.spec}`",
+            f"{point.mean.accuracy:.1f} [{point.mean.low:.1f}, {point.mean.high:.1f}]",
+            f"{point.mean.tpf:.2f}",
+            f"{point.mean.drafter_forwards:.2f} / {point.mean.verifier_forwards:.2f}",
+            f"{point.mean.tps_mean_ratio:.2f} ({point.mean.tps_ratio_of_means:.2f})",
+        ]
+        for point in map(report.pick, report.families)
+    ]
+    return _table([*header, "max/NFE: mean of ratios (ratio of means)"], rows)
+
+
+def _families(report: Report) -> str:
+    rows = [
+        [
+            f"`{family.name}`",
+            *(_number(family.pbx[x]) for x in TARGETS),
+            f"{family.aup:.0f}",
+            f"{family.best.mean.accuracy:.1f} @ {family.best.mean.tpf:.2f}",
+        ]
+        for family in sorted(report.families, key=lambda family: -family.aup)
+    ]
+    return _table(["family", *(f"PB{x}" for x in TARGETS), "AUP", "most accurate setting"], rows)
+
+
+def _oracle(report: Report) -> str:
+    tasks = [*report.tasks, MEAN]
+    rows = [[of, *(_short(cells[task]) for task in tasks)] for of, cells in report.oracles.items()]
+    return "\n".join([_table(["oracle over", *tasks], rows), "", *_distances(report)])
+
+
+def _distances(report: Report) -> list[str]:
+    """How much of the oracles' tokens per forward the fastest settings reach that are accurate enough on average."""
+    mean = report.equal[-1]
+    lines = []
+    for side in (mean.apd, mean.rival):
+        if side is not None:
+            shares = [
+                f"{100 * side[1].tpf / cells[MEAN].tpf:.0f} % of the oracle over {of}"
+                for of, cells in report.oracles.items()
+            ]
+            lines.append(f"- `{side[0]}` ({_short(side[1])}): {', '.join(shares)}.")
+    return lines
+
+
+def _equal(report: Report) -> str:
+    rows = []
+    for equal in report.equal:
+        sides = [
+            "none" if side is None else f"`{side[0]}` {_short(side[1])}, {side[1].verifier_forwards:.1f} verifier"
+            for side in (equal.apd, equal.rival)
+        ]
+        sides[1] = sides[1].removesuffix(", 0.0 verifier")
+        rows.append([equal.task, f"{equal.reference:.1f}", *sides, _number(equal.ratio)])
+    return _table(["task", "one at a time", "fastest APD", "fastest any-order rival", "ratio"], rows)
+
+
+def _task_map(report: Report) -> str:
+    rows = [[task, f"{x:.2f}", "–" if y is None else f"{y:+.1f}"] for task, (x, y) in report.task_map.items()]
+    return _table(["task", "parallelisability", "points per doubling of the block"], rows)
+
+
+def _tasks(report: Report) -> str:
+    rows = [
+        [f"`{point.setting.spec}`", *(_short(cell_of(point, task)) for task in report.tasks)]
+        for point in map(report.pick, report.families)
+    ]
+    return _table(["accuracy @ tokens per forward", *report.tasks], rows)
+
+
+def _short(cell: Cell) -> str:
+    return f"{cell.accuracy:.0f} @ {cell.tpf:.2f}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
