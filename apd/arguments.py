@@ -343,7 +343,7 @@ def effective_config(
     _refuse(config.to_dict(), unless=_UNASKED)
     for name in _SAMPLING_ONLY:
         if kwargs.get(name) is not None and not config.do_sample:
-            _warn(f"`{name}` has no effect without `do_sample=True`.")
+            warn(f"`{name}` has no effect without `do_sample=True`.")
     return config
 
 
@@ -355,7 +355,7 @@ def _refuse(arguments: dict[str, Any], *, unless: tuple[str, ...]) -> None:
             raise ValueError(f"`{name}` is not supported, got {value!r}: {REFUSED[name]}.")
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
     """A warning that points at the caller's own line, whatever stands between."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("apd", "torch"):
@@ -492,7 +492,7 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
     if pad_token_id is None or not (prompt == pad_token_id).any():
         return torch.ones_like(prompt, dtype=torch.bool)
     if pad_token_id in stop_token_ids:
-        _warn(
+        warn(
             "`attention_mask` cannot be inferred, since the pad token is a stop token too; nothing is taken for "
             "padding. Pass `attention_mask`.",
         )
@@ -527,6 +527,18 @@ def _check_tokens(prompt: Tensor, padding: Tensor, limits: Limits) -> None:
         )
 
 
+def warn_of_unknown_words(request: Request, tokenizer: Any) -> None:
+    """Say so when a prompt has words that its tokenizer does not know: models answer anything to these."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        return  # some tokenizers name a token that stands for other things too
+    if (request.prompt == unknown).any():
+        warn(
+            "The prompt has words that the tokenizer does not know; they became its unknown token. The models cannot "
+            "read them."
+        )
+
+
 def _check_length(prompt_tokens: int, max_new_tokens: int, limits: Limits) -> None:
     tokens = prompt_tokens + max_new_tokens
     for model, limit in limits.max_lengths.items():
@@ -540,10 +552,10 @@ def _check_length(prompt_tokens: int, max_new_tokens: int, limits: Limits) -> No
 def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
     if generation.max_new_tokens is not None:
         if generation.max_length is not None:
-            _warn("`max_new_tokens` takes precedence over `max_length`.")
+            warn("`max_new_tokens` takes precedence over `max_length`.")
         return _count("max_new_tokens", generation.max_new_tokens)
     if generation.max_length is None:
-        _warn(
+        warn(
             f"Neither `max_new_tokens` nor `max_length` is set: {DEFAULT_NEW_TOKENS} new tokens at most.",
         )
         return DEFAULT_NEW_TOKENS

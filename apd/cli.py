@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -74,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            arguments.run(arguments)
         sys.stdout.flush()
     except UsageError as error:
         return _complain(error, 2)
@@ -91,6 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(error: object, code: int) -> int:
     print(f"apd: error: {' '.join(str(error).split())}", file=sys.stderr)
     return code
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """One line, as for errors, without the file and line of ours that Python would add."""
+    print(f"apd: warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -31,6 +31,7 @@ from apd.arguments import (
     refuse_unknown,
     resolve,
     unprepared,
+    warn_of_unknown_words,
     whole_seed,
 )
 from apd.config import KNOBS, APDConfig
@@ -477,6 +478,7 @@ class APDSampler:
             tokenizer=self.tokenizer if tokenizer is None else tokenizer,
             **of_request,
         )
+        warn_of_unknown_words(request, self.tokenizer)
         if not strategy.left_to_right:
             self._check_any_order(settings, request)
         return Call(request, settings.config, strategy)

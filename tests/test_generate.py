@@ -310,5 +310,11 @@ def test_a_part_of_a_run_gives_what_the_whole_would():
         list(trace_sampler().generate_many(trace_prompts()[:2], indices=[3, 3], max_new_tokens=4))
 
 
+def test_words_that_the_tokenizer_does_not_know_are_warned_of(sampler):
+    """The included pair answered nothing to "Hello world", without a word."""
+    with pytest.warns(UserWarning, match="words that the tokenizer does not know"):
+        sampler.generate(**sampler.tokenizer("Hello world.", return_tensors="pt"), max_new_tokens=2)
+
+
 def test_no_prompts_no_answers():
     assert list(trace_sampler().generate_many([], max_new_tokens=4)) == []

@@ -44,6 +44,8 @@ def test_the_first_block_holds_the_two_commands() -> None:
 def test_python_blocks_run_without_a_warning(block: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # The blocks' 7B names stand for the included pair here, which knows few words.
+        warnings.filterwarnings("ignore", message="The prompt has words that the tokenizer does not know")
         exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
 
 
