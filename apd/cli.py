@@ -96,7 +96,7 @@ def _complain(error: object, code: int) -> int:
     return code
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """One line, as for errors, without the file and line of ours that Python would add."""
     print(f"apd: warning: {message}", file=sys.stderr)
 

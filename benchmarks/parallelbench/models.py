@@ -1,15 +1,21 @@
 """What a run decodes with and what it is asked: a pair of models, samples, and how an answer is judged.
 
 The embedded pair answers the tasks it was trained for (`apd.embedded.tasks`, held-out instances), any other pair of an
-instruction-tuned drafter and a verifier our own tasks in the official schema (`tasks.py`). Causal LMs alone and endpoints
-would join here: whatever gives `Sample`s and has `generate_many` can be run.
+instruction-tuned drafter and a verifier, any causal LM and any endpoint our own tasks in the official schema (`tasks.py`)
+or those of a checkout of the official benchmark (`official.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib.util
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +23,23 @@ from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded import tasks as embedded
 from apd.many import Prompt
 from apd.sampler import APDSampler
-from benchmarks.parallelbench.score import TEXT_KINDS, kind_of, score
+from benchmarks.parallelbench import official
+from benchmarks.parallelbench.alone import Alone, CausalLM, Endpoint, check_url
+from benchmarks.parallelbench.score import TASKS, TEXT_KINDS, kind_of, score
 from benchmarks.parallelbench.tasks import GENERATED_TASKS, Row, embedded_rows, generate
 
-__all__ = ["Judge", "Pair", "Sample", "embedded_pair", "pair_of"]
+__all__ = [
+    "Judge",
+    "Pair",
+    "Questions",
+    "Sample",
+    "causal_lm",
+    "embedded_pair",
+    "endpoint",
+    "our_questions",
+    "pair_of",
+    "questions_of_checkout",
+]
 
 #: From an answer to the scores of a record.
 Judge = Callable[[str], dict[str, float]]
@@ -49,24 +68,41 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Models and what they are asked.
+class Questions:
+    """What a model is asked.
 
     Attributes:
-        settings: what tells this pair from every other; part of a run's settings.
         tasks: their names.
         by_default: those of them that run when none is named.
-        max_new_tokens: length of the answer field.
-        open: loads the models.
+        max_new_tokens: length of the answer field, the largest where tasks differ.
         samples: the first `count` samples of a task, the same for the same seed.
+        lengths: of the answer field, by task, where they differ.
+        settings: what tells these questions from others; part of a run's settings.
     """
 
-    settings: dict[str, Any]
     tasks: tuple[str, ...]
     by_default: tuple[str, ...]
     max_new_tokens: int
-    open: Callable[[], APDSampler]
     samples: Callable[[str, int, int], list[Sample]]
+    lengths: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Models, mostly a drafter and its verifier, and what they are asked.
+
+    Attributes:
+        settings: what tells this pair from every other; part of a run's settings.
+        open: loads the models.
+        questions: the tasks.
+        strategies: the only ones there are where the model decodes alone; `None`: any.
+    """
+
+    settings: dict[str, Any]
+    open: Callable[[], APDSampler | Alone]
+    questions: Questions
+    strategies: tuple[str, ...] | None = None
 
 
 def _embedded_samples(task: str, count: int, seed: int) -> list[Sample]:
@@ -97,37 +133,131 @@ def embedded_pair() -> Pair:
     """The pair that ships with the package."""
     return Pair(
         settings={"pair": "embedded", "drafter": _digest(DRAFTER_DIR), "verifier": _digest(VERIFIER_DIR)},
-        tasks=embedded.TASKS,
-        by_default=embedded.TASKS,
-        max_new_tokens=32,
         open=APDSampler.from_embedded,
-        samples=_embedded_samples,
+        questions=Questions(embedded.TASKS, embedded.TASKS, max_new_tokens=32, samples=_embedded_samples),
     )
 
 
-def pair_of(drafter: str, verifier: str | None, **loading: Any) -> Pair:
+def pair_of(drafter: str, verifier: str | None, questions: Questions | None = None, **loading: Any) -> Pair:
     """Any drafter with a chat template, and its verifier, by directory or hub id; their weights are not compared.
 
     Args:
+        questions: ours when not given.
         loading: for `APDSampler.from_pretrained`, such as `device_map`.
     """
     return Pair(
         settings={"pair": "own", "drafter": drafter, "verifier": verifier},
-        tasks=GENERATED_TASKS,
-        # Sentences need a grammar checker, which is an extra.
-        by_default=tuple(task for task in GENERATED_TASKS if kind_of(task) not in TEXT_KINDS),
-        max_new_tokens=64,
         open=lambda: APDSampler.from_pretrained(drafter, verifier, **loading),
-        samples=_chat_samples,
+        questions=questions or our_questions(),
     )
 
 
-def _chat_samples(task: str, count: int, seed: int) -> list[Sample]:
-    first = GENERATED_TASKS.index(task) * _PER_TASK
-    return [
-        Sample(task, i, first + i, row.messages, lambda text, row=row: score(row.task, text, row.answer))
-        for i, row in enumerate(generate(task, count, seed))
-    ]
+def causal_lm(name: str, questions: Questions | None = None, **loading: Any) -> Pair:
+    """A causal LM alone, by directory or hub id, one token per forward.
+
+    Args:
+        questions: ours when not given.
+        loading: for `CausalLM.from_pretrained`.
+    """
+    return Pair(
+        settings={"pair": "causal-lm", "drafter": None, "verifier": name},
+        open=lambda: CausalLM.from_pretrained(name, **loading),
+        questions=questions or our_questions(),
+        strategies=("autoregressive",),
+    )
+
+
+def endpoint(url: str, model: str, api_key_env: str | None = None, questions: Questions | None = None) -> Pair:
+    """A model behind an OpenAI-compatible endpoint, see `Endpoint`; its forwards are unknown.
+
+    Raises:
+        ValueError: the URL, which is stored, holds a password or a query.
+    """
+    check_url(url)
+    return Pair(
+        settings={"pair": f"{model} at {url}", "drafter": None, "verifier": None},
+        open=lambda: Endpoint(url, model, api_key_env),
+        questions=questions or our_questions(),
+        strategies=("endpoint",),
+    )
+
+
+def our_questions() -> Questions:
+    """Our own tasks in the official schema."""
+    return Questions(
+        tasks=GENERATED_TASKS,
+        by_default=_without_text(GENERATED_TASKS),
+        max_new_tokens=64,
+        samples=lambda task, count, seed: _chat_samples(GENERATED_TASKS, task, generate(task, count, seed)),
+    )
+
+
+def questions_of_checkout(directory: Path) -> Questions:
+    """All tasks that a user's checkout of the official benchmark has, as they are there.
+
+    A task has as many samples as the checkout has rows, at most; fewer of them are drawn evenly from all lengths.
+
+    Raises:
+        ValueError: it has none.
+    """
+    tasks = tuple(official.available(directory))
+    if not tasks:
+        raise ValueError(
+            f"`data` must be a checkout of furiosa-ai/ParallelBench, got {directory}, which has none of the tasks."
+        )
+    rows = {task: official.load(directory, task) for task in tasks}
+    lengths = {task: 32 if task.startswith("waiting_line/") else 64 for task in tasks}  # the paper's, of diffusion LMs
+    return Questions(
+        tasks=tasks,
+        by_default=_without_text(tasks),
+        max_new_tokens=max(lengths.values()),
+        samples=lambda task, count, seed: _chat_samples(TASKS, task, _mixed(rows[task], seed)[:count]),
+        lengths=lengths,
+        settings={"data": _fingerprint(rows)},
+    )
+
+
+def _chat_samples(tasks: Sequence[str], task: str, rows: Sequence[Row]) -> list[Sample]:
+    _check_extra(task)
+    first = tasks.index(task) * _PER_TASK
+    return [Sample(task, i, first + i, row.messages, partial(_judged, row)) for i, row in enumerate(rows)]
+
+
+def _judged(row: Row, text: str) -> dict[str, float]:
+    return score(row.task, text, row.answer)
+
+
+def _without_text(tasks: Sequence[str]) -> tuple[str, ...]:
+    """Sentences need a grammar checker, which is an extra."""
+    return tuple(task for task in tasks if kind_of(task) not in TEXT_KINDS)
+
+
+def _check_extra(task: str) -> None:
+    """Before anything is decoded: text tasks need packages of the extra."""
+    needed = ["language_tool_python"] if kind_of(task) in TEXT_KINDS else []
+    needed += {"summary": ["rouge_score"], "paraphrase": ["sacrebleu"]}.get(kind_of(task), [])
+    if missing := [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"The task {task} is scored with {', '.join(missing)}. Install it with: "
+            "pip install 'apd-decoding[bench-text]', or name other `tasks`."
+        )
+
+
+def _mixed(rows: Sequence[Row], seed: int) -> list[Row]:
+    """In an order of which every beginning has all lengths evenly: the official rows are sorted by length."""
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.metadata.get("length")].append(row)
+    rng = random.Random(seed)
+    for group in groups.values():
+        rng.shuffle(group)
+    return [row for turn in zip_longest(*groups.values()) for row in turn if row is not None]
+
+
+def _fingerprint(rows: dict[str, list[Row]]) -> str:
+    """Of all questions and labels: the first 16 hex digits of their SHA-256."""
+    content = {task: [[row.messages, row.answer] for row in found] for task, found in rows.items()}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest(directory: Path) -> str:
