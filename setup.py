@@ -35,7 +35,7 @@ setup(
         ],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         "notebook": ["jupyterlab>=4", "ipywidgets>=8", "matplotlib>=3.8"],
-        "bench": ["matplotlib>=3.8"],
+        "bench": ["matplotlib>=3.8", "openai>=1"],
         "bench-text": ["rouge-score>=0.1.2", "sacrebleu>=2.4", "language-tool-python>=2.9"],
     },
     entry_points={"console_scripts": ["apd = apd.cli:main"]},

@@ -1,7 +1,7 @@
 """The records of a run: one JSON object per line, one per strategy, task and sample, in a file that a kill cannot spoil.
 
 The first line holds the settings that every record of the file shares; a run with other settings is refused. A torn
-last line is cut off, and its sample decoded again.
+last line is cut off, and its sample decoded again. Passes and tokens are null where nobody knows them, as of an endpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from apd.jsonl import Part
 
-__all__ = ["NAME", "Log", "Record", "appending", "key", "read"]
+__all__ = ["NAME", "Log", "Record", "accuracies", "appending", "key", "read"]
 
 NAME = "records.jsonl"
 
@@ -90,6 +90,17 @@ def appending(path: Path, settings: dict[str, Any], made_with: dict[str, Any]) -
                 raise ValueError(f"{path} was made with other settings: {_difference(log.settings, settings)}.")
             os.truncate(path, log.length)
         yield part, log
+
+
+def accuracies(log: Log) -> list[str]:
+    """Score of every strategy and task as a line; what there is to say where passes are unknown."""
+    scores: dict[tuple[str, str], list[float]] = {}
+    for record in log.records:
+        scores.setdefault((record["strategy"], record["task"]), []).append(record["score"])
+    return [
+        f"{strategy}  {task}  {100 * sum(found) / len(found):.1f} % of {len(found)}"
+        for (strategy, task), found in scores.items()
+    ]
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

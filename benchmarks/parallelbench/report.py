@@ -127,6 +127,8 @@ def load(directory: Path) -> Log:
     """
     for name in (NAME, f"{NAME}.xz"):
         if (log := read(directory / name)) is not None and log.records:
+            if any(record["drafter_forwards"] is None for record in log.records):
+                raise ValueError(f"{directory} holds answers of an endpoint, whose forwards nobody knows: no curve.")
             return log
     raise ValueError(f"{directory} holds no records. Make some with `python -m benchmarks.parallelbench run`.")
 

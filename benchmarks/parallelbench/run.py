@@ -3,6 +3,8 @@ r"""Decode the samples of the tasks with every strategy asked for, one record ea
     python -m benchmarks.parallelbench run --pair embedded --strategies few --count 12 --out runs/few
     python -m benchmarks.parallelbench run --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \
         --dtype bfloat16 --device-map cuda --strategies few --count 12 --out runs/dream
+    python -m benchmarks.parallelbench run --causal-lm Qwen/Qwen2.5-0.5B-Instruct --data ParallelBench --out runs/qwen
+    python -m benchmarks.parallelbench run --endpoint https://host/v1 --model NAME --api-key-env KEY --out runs/name
 
 A later run with the same settings adds strategies, tasks or samples to the same directory.
 """
@@ -21,10 +23,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from apd.many import Generated
 from apd.sampler import APDSampler
-from benchmarks.parallelbench.models import Pair, Sample, embedded_pair, pair_of
-from benchmarks.parallelbench.records import NAME, Record, appending, key
+from benchmarks.parallelbench.alone import Alone, Answer
+from benchmarks.parallelbench.models import (
+    Pair,
+    Questions,
+    Sample,
+    causal_lm,
+    embedded_pair,
+    endpoint,
+    pair_of,
+    questions_of_checkout,
+)
+from benchmarks.parallelbench.records import NAME, Record, accuracies, appending, key, read
 from benchmarks.parallelbench.specs import GRAMMAR, PRESETS, Setting, expand
 
 __all__ = ["Plan", "add_parser", "run"]
@@ -41,7 +52,7 @@ class Plan:
         seed: of the samples, and of the noise where the temperature is above 0.
         temperature: 0 is greedy.
         batch_size: rows decoded together; no answer depends on it.
-        max_new_tokens: `None`: what the tasks ask for.
+        max_new_tokens: `None`: what each task asks for.
     """
 
     tasks: Sequence[str]
@@ -63,15 +74,21 @@ def run(pair: Pair, plan: Plan, out: Path, *, progress: bool = True) -> int:
     """Write the records that `out` does not hold yet, and say how many there were.
 
     Raises:
-        ValueError: an unknown task, or `out` holds records that are packed or made with other settings.
+        ValueError: an unknown task, a strategy that the model cannot run, or `out` holds records that are packed or made
+            with other settings.
     """
-    if unknown := [task for task in plan.tasks if task not in pair.tasks]:
-        raise ValueError(f"`tasks` must be among {', '.join(pair.tasks)}, got {', '.join(unknown)}.")
+    asked = pair.questions
+    if unknown := [task for task in plan.tasks if task not in asked.tasks]:
+        raise ValueError(f"`tasks` must be among {', '.join(asked.tasks)}, got {', '.join(unknown)}.")
+    _check_strategies(pair, plan)
     if (packed := out / f"{NAME}.xz").exists():
         raise ValueError(f"{packed} is packed. Unpack it with `xz -d` to go on, or choose another directory.")
-    length = plan.max_new_tokens or pair.max_new_tokens
-    shared = {"seed": plan.seed, "temperature": plan.temperature, "max_new_tokens": length}
-    samples = [sample for task in plan.tasks for sample in pair.samples(task, plan.count, plan.seed)]
+    lengths = {task: plan.max_new_tokens or asked.lengths.get(task, asked.max_new_tokens) for task in asked.tasks}
+    length = max(lengths.values())
+    shared = asked.settings | {"seed": plan.seed, "temperature": plan.temperature, "max_new_tokens": length}
+    if min(lengths.values()) < length:
+        shared["lengths"] = "by task"
+    samples = [sample for task in plan.tasks for sample in asked.samples(task, plan.count, plan.seed)]
     out.mkdir(parents=True, exist_ok=True)
     with appending(out / NAME, pair.settings | shared, _made_with()) as (part, log):
         done = {key(record) for record in log.records}
@@ -81,27 +98,62 @@ def run(pair: Pair, plan: Plan, out: Path, *, progress: bool = True) -> int:
         ]
         total = sum(len(todo) for _, todo in missing)
         if total:
-            sampler = pair.open()
+            model = pair.open()
             with tqdm(total=total, unit="sample", disable=not progress, smoothing=0.05) as bar:
                 for setting, todo in missing:
                     bar.set_description(setting.spec)
-                    for record in _records(sampler, setting, todo, plan, length):
+                    for record in _records(model, setting, todo, plan, lengths):
                         part.write(record)
                         bar.update()
     return total
 
 
+def _check_strategies(pair: Pair, plan: Plan) -> None:
+    specs = [setting.spec for setting in plan.settings]
+    if pair.strategies is None:
+        if "endpoint" in specs:
+            raise ValueError("`strategies` must not have endpoint here: it is what an `endpoint` alone runs.")
+        return
+    if wrong := [spec for spec in specs if spec not in pair.strategies]:
+        raise ValueError(
+            f"`strategies` must be {', '.join(pair.strategies)} for {_name(pair)}, which decodes alone, got "
+            f"{', '.join(wrong)}. Leave it out."
+        )
+    if plan.temperature > 0:
+        raise ValueError(f"`temperature` must be 0 for {_name(pair)}, got {plan.temperature}.")
+
+
+def _name(pair: Pair) -> str:
+    return pair.settings["verifier"] or pair.settings["pair"]
+
+
 def _records(
-    sampler: APDSampler, setting: Setting, todo: Sequence[Sample], plan: Plan, length: int
+    model: APDSampler | Alone, setting: Setting, todo: Sequence[Sample], plan: Plan, lengths: dict[str, int]
 ) -> Iterator[Record]:
-    """One per sample, in the order in which they are done."""
-    by_number = {sample.number: sample for sample in todo}
+    """One per sample, in the order in which they are done; tasks whose answers have the same length together."""
+    for length in sorted({lengths[sample.task] for sample in todo}):
+        asked = {sample.number: sample for sample in todo if lengths[sample.task] == length}
+        before = time.perf_counter()
+        for answer in _answers(model, setting, list(asked.values()), plan, length):
+            now = time.perf_counter()
+            yield _record(setting, asked[answer.index], answer, length, now - before)
+            before = now
+
+
+def _answers(
+    model: APDSampler | Alone, setting: Setting, todo: Sequence[Sample], plan: Plan, length: int
+) -> Iterator[Answer]:
+    if not isinstance(model, APDSampler):
+        yield from model.answers(
+            [(sample.number, sample.prompt) for sample in todo], batch_size=plan.batch_size, max_new_tokens=length
+        )
+        return
     sampling: dict[str, Any] = {"do_sample": False}
     if plan.temperature > 0:
         sampling = {"do_sample": True, "temperature": plan.temperature, "top_k": 0, "top_p": 1.0}
-    answers = sampler.generate_many(
+    for answer in model.generate_many(
         [sample.prompt for sample in todo],
-        indices=list(by_number),
+        indices=[sample.number for sample in todo],
         batch_size=plan.batch_size,
         ordered=False,
         seed=plan.seed,
@@ -109,15 +161,18 @@ def _records(
         max_new_tokens=length,
         **setting.knobs,
         **sampling,
-    )
-    before = time.perf_counter()
-    for answer in answers:
-        now = time.perf_counter()
-        yield _record(setting, by_number[answer.index], answer, length, now - before)
-        before = now
+    ):
+        yield Answer(
+            index=answer.index,
+            text=answer.text or "",
+            new_tokens=len(answer.tokens),
+            drafter_forwards=answer.drafter_forwards,
+            verifier_forwards=answer.verifier_forwards,
+            finish=answer.finish,
+        )
 
 
-def _record(setting: Setting, sample: Sample, answer: Generated, length: int, seconds: float) -> Record:
+def _record(setting: Setting, sample: Sample, answer: Answer, length: int, seconds: float) -> Record:
     """`seconds`: since the answer before, so that their sum is what the strategy took; rows share a batch."""
     return {
         "strategy": setting.spec,
@@ -125,10 +180,10 @@ def _record(setting: Setting, sample: Sample, answer: Generated, length: int, se
         "index": sample.index,
         "prompt": sample.prompt,
         "text": answer.text,
-        **sample.judge(answer.text or ""),
+        **sample.judge(answer.text),
         "drafter_forwards": answer.drafter_forwards,
         "verifier_forwards": answer.verifier_forwards,
-        "new_tokens": len(answer.tokens),
+        "new_tokens": answer.new_tokens,
         "max_new_tokens": length,
         "finish": answer.finish,
         "seconds": round(seconds, 4),
@@ -152,10 +207,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--pair", choices=["embedded"], default="embedded", help="unless a drafter is named")
     parser.add_argument("--drafter", metavar="MODEL", help="directory or hub id, instruction-tuned")
     parser.add_argument("--verifier", metavar="MODEL", help="directory or hub id, with the drafter's tokenizer")
-    parser.add_argument("--dtype", help="of both, such as bfloat16")
-    parser.add_argument("--device-map", help="for both, such as cuda")
+    parser.add_argument("--causal-lm", metavar="MODEL", help="directory or hub id, decoded alone and greedily")
+    parser.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, such as https://host/v1")
+    parser.add_argument("--model", metavar="NAME", help="that the endpoint knows")
+    parser.add_argument("--api-key-env", metavar="VARIABLE", help="environment variable with the endpoint's key")
+    parser.add_argument("--dtype", help="of the models, such as bfloat16")
+    parser.add_argument("--device-map", help="for the models, such as cuda")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="tasks of a checkout of the official benchmark")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all that need no extra package")
-    parser.add_argument("--strategies", nargs="+", required=True, metavar="SPEC", help="see below")
+    parser.add_argument(
+        "--strategies", nargs="+", metavar="SPEC", help="see below; a causal LM and an endpoint have one of their own"
+    )
     parser.add_argument("--count", type=int, default=24, metavar="N", help="samples per task (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
@@ -165,21 +227,48 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=_main)
 
 
+# Options that need another one, any of several.
+_NEEDS = {
+    "verifier": ("drafter",),
+    "dtype": ("drafter", "causal_lm"),
+    "device_map": ("drafter", "causal_lm"),
+    "model": ("endpoint",),
+    "api_key_env": ("endpoint",),
+    "data": ("drafter", "causal_lm", "endpoint"),
+}
+
+
 def _pair(options: argparse.Namespace) -> Pair:
+    given = [name for name in ("drafter", "causal_lm", "endpoint") if getattr(options, name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"`{given[0]}` and `{given[1]}` must not both be given: one run has one model or pair.")
+    for name, needed in _NEEDS.items():
+        if getattr(options, name) is not None and not set(given) & set(needed):
+            wanted = " or ".join(f"`{other}`" for other in needed)
+            has = f"`{given[0]}`" if given else "the embedded pair"
+            raise ValueError(f"`{name}` is for {wanted}; {has} takes none.")
+    questions: Questions | None = None if options.data is None else questions_of_checkout(options.data)
+    loading = {"dtype": options.dtype, "device_map": options.device_map}
     if options.drafter is not None:
-        return pair_of(options.drafter, options.verifier, dtype=options.dtype, device_map=options.device_map)
-    for name in ("verifier", "dtype", "device_map"):
-        if getattr(options, name) is not None:
-            raise ValueError(f"`{name}` needs a `drafter`; the embedded pair has its own.")
+        return pair_of(options.drafter, options.verifier, questions, **loading)
+    if options.causal_lm is not None:
+        return causal_lm(options.causal_lm, questions, **loading)
+    if options.endpoint is not None:
+        if options.model is None:
+            raise ValueError("`endpoint` needs a `model`: the name that the endpoint knows it by.")
+        return endpoint(options.endpoint, options.model, options.api_key_env, questions)
     return embedded_pair()
 
 
 def _main(options: argparse.Namespace) -> int:
     try:
         pair = _pair(options)
+        strategies = options.strategies or pair.strategies
+        if strategies is None:
+            raise ValueError("`strategies` must be given, such as `few`; see `run --help`.")
         plan = Plan(
-            tasks=options.tasks or pair.by_default,
-            settings=expand(options.strategies),
+            tasks=options.tasks or pair.questions.by_default,
+            settings=expand(strategies),
             count=options.count,
             seed=options.seed,
             temperature=options.temperature,
@@ -187,8 +276,11 @@ def _main(options: argparse.Namespace) -> int:
             max_new_tokens=options.max_new_tokens,
         )
         written = run(pair, plan, options.out)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ImportError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{written} records written to {options.out / NAME}")
+    if pair.strategies is not None and (log := read(options.out / NAME)) is not None:
+        for line in accuracies(log):
+            print(line)
     return 0

@@ -19,7 +19,7 @@ from apd import strategies as rivals
 from apd.config import APDConfig
 from apd.step import Strategy
 
-__all__ = ["GRAMMAR", "KINDS", "PRESETS", "Setting", "expand", "parse"]
+__all__ = ["ENDPOINT", "GRAMMAR", "KINDS", "PRESETS", "Setting", "expand", "parse"]
 
 GRAMMAR = """\
   left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
@@ -105,6 +105,9 @@ KINDS: dict[str, Kind] = {
 }
 _DEFAULT_R = APDConfig().mixture_weight
 
+#: What the records of an endpoint are called, whose ways are its own: neither APD nor in any order. Only an endpoint runs it.
+ENDPOINT = Setting("endpoint", "endpoint", "", 0.0, False, rivals.Autoregressive())
+
 
 def parse(spec: str) -> Setting:
     """A setting from its short name.
@@ -113,6 +116,8 @@ def parse(spec: str) -> Setting:
         ValueError: what is wrong with it, and how it is written.
     """
     text = spec.strip()
+    if text == ENDPOINT.spec:
+        return ENDPOINT
     if text.startswith("blocks"):
         return _parse_blocks(text)
     kind_name, colon, arguments = text.partition(":")
