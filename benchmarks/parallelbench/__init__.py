@@ -4,6 +4,7 @@ python -m benchmarks.parallelbench theory        closed forms beside what the st
 python -m benchmarks.parallelbench cases FILE    recorded outputs of the official scorers against ours
 python -m benchmarks.parallelbench run ...        a pair and many strategies on the tasks, resumable
 python -m benchmarks.parallelbench report DIR     tables, plots and a page of what was run
+python -m benchmarks.parallelbench knobs DIR      what R, tau and M do on exact Shuffle
 """
 
 from benchmarks.parallelbench.score import score

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.parallelbench import report, run
+from benchmarks.parallelbench import knobs, report, run
 from benchmarks.parallelbench.cases import check_cases
 from benchmarks.parallelbench.table import FALSE_ALARM, render, table
 
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run.add_parser(commands)
     report.add_parser(commands)
+    knobs.add_parser(commands)
 
     options = parser.parse_args(arguments)
     return options.run(options)
