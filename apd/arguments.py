@@ -46,8 +46,8 @@ from apd.sampling import Sampling
 from apd.state import Stopping
 from apd.stop_strings import StopStrings
 
-DEFAULT_NEW_TOKENS = 20  # transformers' own default
 _COLDEST = 1e-5  # below it, scores divided by the temperature overflow, and the best token is drawn all the same
+DEFAULT_NEW_TOKENS = 20  # transformers' own default
 # Likewise: sampling means top-k 50 unless the caller says otherwise.
 _DEFAULTS = {
     "temperature": 1.0,
