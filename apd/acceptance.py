@@ -1,4 +1,4 @@
-"""Acceptance rules: how long a prefix of the draft is kept, and what replaces the first token that is not."""
+"""Acceptance rules: which drafted tokens are kept, and what replaces the first one that is not."""
 
 from __future__ import annotations
 
@@ -9,38 +9,37 @@ import torch
 from torch import Tensor
 
 from apd.config import check_fraction
-from apd.probability import ACCEPT, RESIDUAL, gather_tokens, prefix_length
-from apd.sampling import Sampling
+from apd.probability import ACCEPT, RESIDUAL, gather_tokens
+from apd.sampling import Noise, Sampling, Scores
 from apd.state import DecodeState, Window
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """The decision on one draft.
+class Judgement:
+    """What a rule says of each drafted token, given that all before it were kept.
 
     Attributes:
-        tokens: `b m` int64, the draft with the replacement at position `num_accepted` where there is one.
-        num_accepted: `b` int64, tokens of the draft that are kept, at least 1.
-        num_committed: `b` int64, the same or one more.
+        kept: `b m` bool, whether it is kept too.
+        instead: `b m` int64, what stands there if it is not.
+        replaced: `b m` bool, whether that is committed.
     """
 
-    tokens: Tensor
-    num_accepted: Tensor
-    num_committed: Tensor
+    kept: Tensor
+    instead: Tensor
+    replaced: Tensor
 
 
 class AcceptanceRule(Protocol):
-    """Decides on a draft.
+    """Judges a draft, or a part of one, position by position.
 
-    Position 0 is always accepted: there p_D is the drafter's exact conditional.
+    The very first position of a draft is accepted whatever a rule says: there p_D is the drafter's exact conditional.
 
     Args:
         draft: `b m` int64.
-        draft_scores: `b m v`, warped log p_D.
-        target_scores: `b m v`, warped log p_T.
+        draft_scores: warped log p_D.
+        target_scores: warped log p_T.
         target_logprobs: `b m v`, normalised log p_T before temperature and truncation.
-        noise: `b m v`, the Gumbel noise that the draft was drawn with.
-        inside: `b m` bool, False past a row's end.
+        noise: the Gumbel noise that the draft was drawn with.
         sampling: draws further keyed noise, for `key`.
     """
 
@@ -48,14 +47,13 @@ class AcceptanceRule(Protocol):
         self,
         *,
         draft: Tensor,
-        draft_scores: Tensor,
-        target_scores: Tensor,
+        draft_scores: Scores,
+        target_scores: Scores,
         target_logprobs: Tensor,
-        noise: Tensor,
-        inside: Tensor,
+        noise: Noise,
         sampling: Sampling,
         key: tuple[DecodeState, Window],
-    ) -> Accepted: ...
+    ) -> Judgement: ...
 
 
 @dataclass(frozen=True)
@@ -79,19 +77,15 @@ class Coupling:
         self,
         *,
         draft: Tensor,
-        target_scores: Tensor,
+        target_scores: Scores,
         target_logprobs: Tensor,
-        noise: Tensor,
-        inside: Tensor,
+        noise: Noise,
         sampling: Sampling,
         **_: object,
-    ) -> Accepted:
+    ) -> Judgement:
         target = sampling.pick(target_scores, noise)
         sure = gather_tokens(target_logprobs, target).exp() >= self.threshold
-        num_accepted = _accepted((draft == target) & sure, inside)
-        if not self.correction:
-            return Accepted(draft, num_accepted, num_accepted)
-        return _replace(draft, target, num_accepted, allowed=sure & inside)
+        return Judgement((draft == target) & sure, target, sure & self.correction)
 
 
 @dataclass(frozen=True)
@@ -108,34 +102,23 @@ class Rejection:
         self,
         *,
         draft: Tensor,
-        draft_scores: Tensor,
-        target_scores: Tensor,
-        inside: Tensor,
+        draft_scores: Scores,
+        target_scores: Scores,
+        target_logprobs: Tensor,
         sampling: Sampling,
         key: tuple[DecodeState, Window],
         **_: object,
-    ) -> Accepted:
-        p_draft, p_target = sampling.probs(draft_scores), sampling.probs(target_scores)
-        ratio = gather_tokens(p_target, draft) / gather_tokens(p_draft, draft)
-        num_accepted = _accepted(sampling.uniform(*key, stream=ACCEPT) < ratio, inside)
+    ) -> Judgement:
+        vocab_size = target_logprobs.shape[-1]
+        p_target = sampling.probs(target_scores)
+        all_draft, all_target = (p.of_all(vocab_size, missing=0.0) for p in (sampling.probs(draft_scores), p_target))
+        ratio = gather_tokens(all_target, draft) / gather_tokens(all_draft, draft)
+        kept = sampling.uniform(*key, stream=ACCEPT) < ratio
 
-        residual = (p_target - p_draft).clamp(min=0)
+        # The residual is positive only where p_T is, so it is over p_T's tokens.
+        residual = (all_target - all_draft).clamp(min=0)
         # Rounding can leave nothing of a residual that is almost zero; p_T is its limit then.
-        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, p_target)
-        noise = sampling.gumbel(*key, residual.shape[-1], stream=RESIDUAL)
-        replacement = sampling.pick(residual.log(), noise)
-        return _replace(draft, replacement, num_accepted, allowed=inside)
-
-
-def _accepted(agrees: Tensor, inside: Tensor) -> Tensor:
-    """Length of the accepted prefix, `b`; position 0 is always in it."""
-    agrees = agrees.clone()
-    agrees[:, 0] = True
-    return prefix_length(agrees & inside)
-
-
-def _replace(draft: Tensor, replacement: Tensor, num_accepted: Tensor, *, allowed: Tensor) -> Accepted:
-    """The draft with the replacement behind its accepted prefix, committed too where it is allowed."""
-    first = torch.arange(draft.shape[1], device=draft.device) == num_accepted[:, None]
-    tokens = torch.where(first, replacement, draft)
-    return Accepted(tokens, num_accepted, num_accepted + (first & allowed).sum(1))
+        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, all_target)
+        over_target = residual if p_target.ids is None else residual.gather(-1, p_target.ids)
+        instead = sampling.pick(Scores(over_target.log(), p_target.ids), sampling.noise(*key, stream=RESIDUAL))
+        return Judgement(kept, instead, torch.ones_like(kept))

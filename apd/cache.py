@@ -162,14 +162,30 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
 
 
-def project(model: PreTrainedModel, hidden: Tensor, index: Tensor) -> Tensor:
-    """Logits of the hidden states at `index`: `b q d`, `b m` → `b m v`, on the device of `index`.
+@dataclass(frozen=True)
+class Projection:
+    """Logits of a window's positions, `b m v`, computed when they are asked for: `projection[:, 3:7]`.
 
-    The output layer is the widest product of a small step, so it sees only the rows that are asked for.
+    The output layer is the widest product of a small step, so it sees only the positions that are asked for.
+
+    Attributes:
+        model: with the output layer.
+        hidden: `b m d`, last hidden states.
+        device: where the logits are wanted.
     """
-    index = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
-    chosen = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-    return model.get_output_embeddings()(chosen)
+
+    model: PreTrainedModel
+    hidden: Tensor
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, hidden: Tensor, index: Tensor) -> Projection:
+        """Of the hidden states (`b q d`) at `index` (`b m`), on its device."""
+        place = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
+        return cls(model, hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1])), index.device)
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        return self.model.get_output_embeddings()(self.hidden[index]).to(self.device)
 
 
 def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:

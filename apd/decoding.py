@@ -53,9 +53,13 @@ class Decoding:
         self.models = Models(
             drafter=drafter.open(self.state, call.config.kv_window),
             verifier=verifier.open(self.state) if verifier is not None and call.strategy.needs_verifier else None,
+            removed=torch.arange(drafter.mask_token_id, drafter.mask_token_id + 1, device=drafter.device)[
+                : drafter.mask_token_id < vocab_size
+            ],
             mask_token_id=drafter.mask_token_id,
             vocab_size=vocab_size,
             processing=call.request.processing,
+            keeps_scores=bool(call.request.generation.output_scores or call.request.generation.output_logits),
         )
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, Span, input_device, project, span_hidden_states
-from apd.state import DecodeState, FollowsRows, Window
+from apd.cache import ColumnCache, Projection, Span, input_device, span_hidden_states
+from apd.state import DecodeState, FollowsRows, Logits, Window
 
 
 class DrafterSession(FollowsRows, Protocol):
     """A drafter's memory for the length of one `generate` call."""
 
-    def logits(self, state: DecodeState, window: Window) -> Tensor:
+    def logits(self, state: DecodeState, window: Window) -> Logits:
         """Raw logits of every column of the window given all decided columns before `window.end`: `b m v`.
 
         Columns outside the window's `inside` may hold anything.
@@ -92,13 +92,13 @@ class NeuralDrafterSession:
         if kv_window is not None:
             self.cache = ColumnCache(drafter.model.config.num_hidden_layers, state.width)
 
-    def logits(self, state: DecodeState, window: Window) -> Tensor:
+    def logits(self, state: DecodeState, window: Window) -> Projection:
         span = Span.between(self.start, window.end)
         hidden = span_hidden_states(self.drafter.model, state.tokens, state.padding, span, self.cache, causal=False)
         if self.kv_window is not None:
             self.start = (window.columns[:, 0] - self.kv_window + 1).maximum(state.padding)
         index = window.columns - self.drafter.logit_shift - span.start[:, None]
-        return project(self.drafter.model, hidden, index).to(state.tokens.device)
+        return Projection.of(self.drafter.model, hidden, index)
 
     def select(self, rows: Tensor) -> None:
         self.start = self.start.index_select(0, rows)

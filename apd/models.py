@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from apd.cache import ColumnCache, Span, input_device, project, span_hidden_states
+from apd.cache import ColumnCache, Projection, Span, input_device, span_hidden_states
 from apd.drafter import Drafter, MaskedDiffusionDrafter
 from apd.verifier import CausalVerifier, Verifier
 
@@ -597,7 +597,7 @@ def _check_computation(model: PreTrainedModel) -> None:
         span = Span.between(start, end)
         hidden = span_hidden_states(model, tokens, padding, span, cache, causal=True)
         index = torch.arange(hidden.shape[1]).expand(len(rows), -1)
-        parts.append((span.real, project(model, hidden, index)))
+        parts.append((span.real, Projection.of(model, hidden, index)[:, :]))
     for i, row in enumerate(rows):
         ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])
         alone = model(input_ids=torch.tensor([row], device=input_device(model)), use_cache=False).logits[0]

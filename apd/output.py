@@ -136,9 +136,6 @@ class APDOutput(ModelOutput):
     logits: tuple[Tensor, ...] | None = None
 
 
-_EVIDENCE = ("target_probs", "drafter_probs", "verifier_probs")
-
-
 @dataclass
 class _Row:
     """What is remembered of a row while it is decoded, some of it by the position of a new token."""
@@ -168,28 +165,31 @@ class Recorder:
 
     def record(self, info: StepInfo, after: DecodeState) -> None:
         proposal, before = info.proposal, info.before
-        evidence = {name: p for name in _EVIDENCE if (p := getattr(proposal, name)) is not None}
-        probs = torch.stack(list(evidence.values()), -1).tolist()
-        tokens, drafts = proposal.tokens.tolist(), proposal.draft.tolist()
-        starts = (info.window.columns[:, 0] - before.start).tolist()
-        widths, num_tokens = info.window.inside.sum(1).tolist(), after.num_new_tokens.tolist()
-        for i, (row_id, committed) in enumerate(zip(before.rows.tolist(), info.committed.tolist(), strict=True)):
+        # One transfer of whole numbers and one of probabilities.
+        starts = info.window.columns[:, 0] - before.start
+        of_row = torch.stack([before.rows, starts, info.window.inside.sum(1), after.num_new_tokens], 1)
+        by_position = [info.committed.long(), proposal.tokens, proposal.draft]
+        whole = torch.cat([of_row, *by_position], 1).tolist()
+        probs = torch.stack(list(proposal.probs.values()), -1).tolist()
+        width = proposal.tokens.shape[1]
+        for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(whole):
             if row_id not in self.rows:
                 self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.start[i]].tolist())
             row = self.rows[row_id]
-            step = len(row.drafts)
+            committed, tokens, draft = positions[:width], positions[width : 2 * width], positions[2 * width :]
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
             row.entries |= {
-                starts[i] + j: (tokens[i][j], step, dict(zip(evidence, probs[i][j], strict=True))) for j in kept
+                start + j: (tokens[j], len(row.drafts), dict(zip(proposal.probs, probs[i][j], strict=True)))
+                for j in kept
             }
-            row.starts.append(starts[i])
-            row.drafts.append(drafts[i][: widths[i]])
-            row.num_tokens = num_tokens[i]
-            row.num_drafted += proposal.drafter_probs is not None
-            row.num_verified += proposal.verifier_probs is not None
+            row.starts.append(start)
+            row.drafts.append(draft[:num_drafted])
+            row.num_tokens = num_tokens
+            row.num_drafted += "drafter" in proposal.probs
+            row.num_verified += "verifier" in proposal.probs
             for name in self.keeps:
-                first, others = getattr(proposal, f"first_{name}"), getattr(proposal, name)
-                getattr(row, name).update({starts[i] + j: (others[i, j] if j else first[i]).clone() for j in kept})
+                deciding = getattr(proposal, name)
+                getattr(row, name).update({start + j: deciding[i, j].clone() for j in kept})
 
     def trace(self, row_id: int) -> RowTrace:
         """The trace of a row, its tokens in the order of their positions."""
@@ -202,7 +202,7 @@ class Recorder:
             trace.tokens.append(token)
             trace.steps.append(step)
             for name, p in probs.items():
-                getattr(trace, name).append(p)
+                getattr(trace, f"{name}_probs").append(p)
             trace.committed[step] += 1
         return trace
 

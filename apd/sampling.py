@@ -7,10 +7,60 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from apd.probability import DRAFT, keyed_gumbel, keyed_uniform, step_seeds
+from apd.probability import DRAFT, argmax, gather_tokens, keyed_gumbel, keyed_uniform, step_seeds
 from apd.state import DecodeState, Window
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Warped log scores of the tokens that may be drawn, by position.
+
+    Attributes:
+        values: `b m n` float32; −∞ for a token that is removed.
+        ids: `b m n` int64, whose they are; `None`: of every token in turn, n = v.
+    """
+
+    values: Tensor
+    ids: Tensor | None = None
+
+    def named(self, places: Tensor) -> Tensor:
+        """The tokens at these places of `values`: `b m` → `b m` int64."""
+        return places if self.ids is None else gather_tokens(self.ids, places)
+
+    def of_all(self, vocab_size: int, missing: float = -torch.inf) -> Tensor:
+        """The scores of every token, `missing` for those that are left out: `b m v` float32."""
+        if self.ids is None:
+            return self.values
+        everything = self.values.new_full((*self.values.shape[:2], vocab_size), missing)
+        return everything.scatter_(-1, self.ids, self.values)
+
+
+class Noise:
+    """Keyed Gumbel noise at some positions, for whichever tokens it is asked.
+
+    Args:
+        seeds: `b` int64.
+        positions: `b m` int64, counted from each row's first real token.
+        stream: see `probability`.
+    """
+
+    def __init__(self, seeds: Tensor, positions: Tensor, stream: int) -> None:
+        self.seeds, self.positions, self.stream = seeds, positions, stream
+        self.of_everything: Tensor | None = None
+
+    def of(self, scores: Scores) -> Tensor:
+        """The noise of each score: `b m n` float32."""
+        if scores.ids is not None:
+            return keyed_gumbel(self.seeds, self.positions, self.stream, scores.ids)
+        if self.of_everything is None:  # draft and target ask for the same
+            tokens = torch.arange(scores.values.shape[-1], device=self.positions.device)
+            self.of_everything = keyed_gumbel(self.seeds, self.positions, self.stream, tokens)
+        return self.of_everything
+
+    def at(self, position: int) -> Noise:
+        return Noise(self.seeds, self.positions[:, position : position + 1], self.stream)
 
 
 @dataclass(frozen=True)
@@ -18,7 +68,7 @@ class Sampling:
     """Transformers' warpers, then the argmax under keyed Gumbel noise.
 
     Attributes:
-        warpers: temperature, top-k, top-p and the like; the reference, which faster paths must equal.
+        warpers: temperature, top-k, top-p and the like, in transformers' order.
         greedy: temperature 0, which is zero noise.
         redraw: noise changes with the row's step (`noise="step"`).
     """
@@ -27,31 +77,75 @@ class Sampling:
     greedy: bool
     redraw: bool = False
 
-    def warp(self, logprobs: Tensor) -> Tensor:
-        """Warped scores: `b m v` → `b m v`."""
-        flat = self.warpers(None, rearrange(logprobs, "b m v -> (b m) v"))
-        return rearrange(flat, "(b m) v -> b m v", m=logprobs.shape[1])
+    def warp(self, logprobs: Tensor) -> Scores:
+        """Warped scores: `b m v`, normalised or not.
 
-    def pick(self, scores: Tensor, noise: Tensor) -> Tensor:
-        """The argmax under noise: `… v` → `…` int64. Zero noise need not be added."""
-        return (scores if self.greedy else scores + noise).argmax(-1)
+        Where top-k or top-p truncates first, only the tokens that they can leave are warped, and only they get noise.
+        """
+        rest = [warper for warper in self.warpers if not isinstance(warper, TemperatureLogitsWarper)]
+        first = rest[0] if rest else None
+        if isinstance(first, TopKLogitsWarper) and first.top_k < logprobs.shape[-1]:
+            # Among tokens that tie for the last place transformers' warper keeps all, this one as many as fit.
+            values, ids = logprobs.topk(first.top_k)
+            return Scores(_warped(values, self.warpers), ids)
+        if isinstance(first, TopPLogitsWarper) and (nucleus := self._nucleus(logprobs, first)) is not None:
+            return nucleus
+        return Scores(_warped(logprobs, self.warpers))
 
-    def probs(self, scores: Tensor) -> Tensor:
-        """The distribution that warped scores are drawn from, `b m v`; at temperature 0 all of it is on the best."""
+    def _nucleus(self, logprobs: Tensor, top_p: TopPLogitsWarper) -> Scores | None:
+        """The same without sorting the vocabulary, `None` where too much of it is needed."""
+        before, behind = _split(self.warpers, top_p)
+        scores = _warped(logprobs, before)
+        total = scores.logsumexp(-1, keepdim=True)
+        width = _FIRST_NUCLEUS
+        while width <= scores.shape[-1] // 4:
+            values, ids = scores.topk(width)
+            probs = (values - total).exp()
+            above = probs.cumsum(-1) - probs  # the mass of everything likelier
+            # A row that is no distribution counts as held: it may stand where nothing is decided.
+            if not (above[..., -1] + probs[..., -1] < top_p.top_p).any():
+                kept = above < top_p.top_p
+                kept[..., : top_p.min_tokens_to_keep] = True
+                return Scores(_warped(values.masked_fill(~kept, top_p.filter_value), behind), ids)
+            width *= 4
+        return None
+
+    def pick(self, scores: Scores, noise: Noise) -> Tensor:
+        """The argmax under noise: `b m` int64. Zero noise need not be added."""
+        return scores.named(argmax(scores.values if self.greedy else scores.values + noise.of(scores)))
+
+    def probs(self, scores: Scores) -> Scores:
+        """The distribution that warped scores are drawn from; at temperature 0 all of it is on the best."""
         if self.greedy:
-            return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
-        return scores.softmax(-1)
+            values = torch.zeros_like(scores.values).scatter_(-1, argmax(scores.values)[..., None], 1.0)
+            return Scores(values, scores.ids)
+        return Scores(scores.values.softmax(-1), scores.ids)
 
-    def gumbel(self, state: DecodeState, window: Window, vocab_size: int, stream: int = DRAFT) -> Tensor:
-        """Gumbel noise of every position and token of the window, `b m v`; zero at temperature 0."""
-        if self.greedy:
-            return torch.zeros((), device=window.columns.device).expand(*window.columns.shape, vocab_size)
-        return keyed_gumbel(*self._key(state, window), stream, vocab_size)
+    def noise(self, state: DecodeState, window: Window, stream: int = DRAFT) -> Noise:
+        """Gumbel noise of the window's positions; at temperature 0 nobody asks it for any."""
+        return Noise(*self._key(state, window), stream)
 
     def uniform(self, state: DecodeState, window: Window, stream: int) -> Tensor:
         """A uniform draw in (0, 1) for every position of the window, `b m`."""
-        return keyed_uniform(*self._key(state, window), stream).squeeze(-1)
+        one = torch.zeros(1, dtype=torch.int64, device=window.columns.device)
+        return keyed_uniform(*self._key(state, window), stream, one).squeeze(-1)
 
     def _key(self, state: DecodeState, window: Window) -> tuple[Tensor, Tensor]:
         seeds = step_seeds(state.seeds, state.steps) if self.redraw else state.seeds
         return seeds, window.columns - state.padding[:, None]
+
+
+_FIRST_NUCLEUS = 64  # tokens; four times as many each time that they do not hold the mass
+
+
+def _warped(values: Tensor, warpers: LogitsProcessorList) -> Tensor:
+    if not warpers:
+        return values
+    flat = warpers(None, rearrange(values, "b m n -> (b m) n"))
+    return rearrange(flat, "(b m) n -> b m n", m=values.shape[1])
+
+
+def _split(warpers: LogitsProcessorList, at: object) -> tuple[LogitsProcessorList, LogitsProcessorList]:
+    """The warpers before `at`, and those behind it."""
+    place = next(i for i, warper in enumerate(warpers) if warper is at)
+    return LogitsProcessorList(warpers[:place]), LogitsProcessorList(warpers[place + 1 :])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
+
+from apd.probability import prefix_length
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,13 @@ class DecodeState:
     steps: Tensor
     rows: Tensor
 
-    @property
+    @cached_property
     def frontier(self) -> Tensor:
-        """First column of each row that is not committed yet: `b` int64. Defined for rows that are not done."""
-        return (~self.decided).long().argmax(1)
+        """First column of each row that is not committed yet, the width where all are: `b` int64.
+
+        What is left of it never changes again.
+        """
+        return prefix_length(self.decided)
 
     @property
     def width(self) -> int:
@@ -49,8 +55,8 @@ class DecodeState:
 
     @property
     def settled(self) -> Tensor:
-        """Columns that are decided with everything left of them: `b l` bool. They never change again."""
-        return self.decided.long().cumprod(1).bool()
+        """Columns left of the frontier: `b l` bool."""
+        return torch.arange(self.width, device=self.tokens.device) < self.frontier[:, None]
 
     @property
     def num_new_tokens(self) -> Tensor:
@@ -78,6 +84,12 @@ class FollowsRows(Protocol):
         """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
 
 
+class Logits(Protocol):
+    """Raw logits of a window's positions, `b m v`, that may be computed when they are asked for: `logits[:, 3:7]`."""
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Window:
     """The masks that one step drafts: m columns from each row's frontier on.
@@ -101,13 +113,15 @@ class Window:
         columns = frontier[:, None] + torch.arange(width, device=frontier.device)
         return cls(columns, columns < state.end[:, None], (frontier + width).minimum(state.end))
 
+    def part(self, positions: slice) -> Window:
+        """Only some of its masks; what the drafter sees stays the same."""
+        return Window(self.columns[:, positions], self.inside[:, positions], self.end)
+
     def place(self, values: Tensor, where: Tensor, row: Tensor) -> Tensor:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
-        offset = torch.arange(row.shape[1], device=row.device) - self.columns[:, :1]
-        width = self.columns.shape[1]
-        index = offset.clamp(0, width - 1)
-        written = (offset >= 0) & (offset < width) & where.gather(1, index)
-        return torch.where(written, values.gather(1, index), row)
+        # One more column takes what is not written.
+        target = torch.where(where, self.columns, row.shape[1])
+        return torch.nn.functional.pad(row, (0, 1)).scatter_(1, target, values)[:, :-1]
 
 
 @dataclass(frozen=True)
@@ -118,27 +132,21 @@ class Proposal:
         tokens: `b m` int64, the token for each column of the window.
         chosen: `b m` bool, which of them to commit.
         draft: `b m` int64, what was drafted.
-        target_probs: `b m` float32, untempered p_T of `tokens`.
-        drafter_probs: `b m` float32, untempered p_D of `tokens`; `None` when no drafter ran.
-        verifier_probs: `b m` float32, untempered p_AR of `tokens`; `None` when no verifier ran.
-        sound: per model, `b` bool: False where it gave NaN, +∞ or nothing finite at a position that decides this step.
-        logits: `b m v` float32, log p_T before temperature and truncation.
+        probs: by model, `b m` float32, the untempered probability of `tokens`: `"target"` always, `"drafter"` and
+            `"verifier"` where they ran.
+        sound: by model, `b` bool: False where it gave NaN, +∞ or nothing finite at a position that decides this step.
+        logits: `b m v` float32, where the caller keeps them: log p_D at position 0, which decides there, and log p_T
+            behind it, before temperature and truncation.
         scores: `b m v` float32, the same after them.
-        first_logits: `b v` float32, what decided position 0 instead: log p_D.
-        first_scores: `b v` float32, likewise.
     """
 
     tokens: Tensor
     chosen: Tensor
     draft: Tensor
-    target_probs: Tensor
-    drafter_probs: Tensor | None
-    verifier_probs: Tensor | None
+    probs: dict[str, Tensor]
     sound: dict[str, Tensor]
-    logits: Tensor
-    scores: Tensor
-    first_logits: Tensor
-    first_scores: Tensor
+    logits: Tensor | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -172,13 +180,13 @@ class Stopping:
     token_ids: Tensor
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
 
-    def columns(self, before: DecodeState, tokens: Tensor, settled: Tensor) -> Tensor:
+    def columns(self, before: DecodeState, written: DecodeState) -> Tensor:
         """Which of the columns that became settled end their row: `b l` bool."""
-        new = settled & ~before.settled
-        stops = new & torch.isin(tokens, self.token_ids)
+        new = written.settled & ~before.settled
+        stops = new & torch.isin(written.tokens, self.token_ids)
         if self.criteria:
             for row, column in new.nonzero().tolist():
-                ids = tokens[row : row + 1, before.padding[row] : column + 1]
+                ids = written.tokens[row : row + 1, before.padding[row] : column + 1]
                 # Once it has stopped a row asks no more: a criterion may count its calls.
                 if not stops[row, : column + 1].any() and bool(self.criteria(ids, None)):
                     stops[row, column] = True
@@ -199,7 +207,7 @@ def commit(
         tokens=window.place(proposal.tokens, chosen, state.tokens),
         decided=window.place(chosen, chosen, state.decided),
     )
-    stops = stopping.columns(state, written.tokens, written.settled)
+    stops = stopping.columns(state, written)
     stopped = stops.any(1)
     last = torch.where(stopped, stops.long().argmax(1), state.width)[:, None]
     decided = written.decided & (torch.arange(state.width, device=last.device) <= last)
@@ -207,7 +215,7 @@ def commit(
         written,
         tokens=torch.where(decided, written.tokens, mask_token_id),
         decided=decided,
-        done=stopped | decided.all(1),
+        done=stopped | (written.frontier == state.width),
         steps=state.steps + 1,
     )
     return after, StepInfo(state, window, proposal, chosen & (window.columns <= last), stopped)

@@ -11,19 +11,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from apd.acceptance import AcceptanceRule
 from apd.config import check_fraction
 from apd.drafter import DrafterSession
-from apd.probability import gather_tokens, log_normalise, mix
+from apd.probability import log_normalise, mix, prefix_length
 from apd.processing import Processing
-from apd.sampling import Sampling
-from apd.state import DecodeState, FollowsRows, Proposal, StepInfo, Stopping, Window, commit
+from apd.sampling import Noise, Sampling, Scores
+from apd.state import DecodeState, FollowsRows, Logits, Proposal, StepInfo, Stopping, Window, commit
 from apd.verifier import VerifierSession
 
 if TYPE_CHECKING:
@@ -32,21 +34,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draft:
-    """One token for every mask of the window.
+    """One token for every mask of the window, or of a part of it.
 
     Attributes:
         tokens: `b m` int64.
         logprobs: `b m v` float32, log p_D before temperature and truncation.
-        scores: `b m v` float32, the same after them.
-        noise: `b m v` float32, what was added to the scores before the argmax.
-        sound: `b m` bool, False where the drafter gave no distribution.
+        scores: the same after them.
+        noise: what was added to the scores before the argmax.
+        sound: `b m` bool, False where the model gave no distribution.
     """
 
     tokens: Tensor
     logprobs: Tensor
-    scores: Tensor
-    noise: Tensor
+    scores: Scores
+    noise: Noise
     sound: Tensor
+
+
+#: What a model says of a part of a window: log-probabilities `b c v`, and where they are a distribution, `b c`.
+Said = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,33 +62,41 @@ class Models:
     Attributes:
         drafter: its session.
         verifier: its session, or `None` when the strategy needs none.
-        mask_token_id: never drafted.
+        removed: ids that are never drafted, the mask token: `n` int64.
+        mask_token_id: what stands where nothing is committed.
         vocab_size: ids below it exist in both models.
         processing: the caller's logits processors, the same for both models.
+        keeps_scores: whether a proposal holds what decided each position, `b m v`.
     """
 
     drafter: DrafterSession
     verifier: VerifierSession | None
+    removed: Tensor
     mask_token_id: int
     vocab_size: int
     processing: Processing
+    keeps_scores: bool = False
 
-    def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
+    def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
-        return self._drawn(self.drafter.logits(state, window), state, window, sampling)
+        return self._drafts(self.drafter.logits(state, window), state, window, sampling)
 
-    def next_token(self, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
+    def next_token(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """The same from the verifier, for the token at the frontier; `window` is one column wide."""
         assert self.verifier is not None
         nothing = torch.zeros_like(window.columns)
-        return self._drawn(self.verifier.logits(state, window, nothing), state, window, sampling)
+        return self._drafts(self.verifier.logits(state, window, nothing), state, window, sampling)
+
+    def _drafts(self, logits: Logits, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
+        parts = self._parts(window)
+        return Drafts(parts, lambda part: self._drawn(logits[:, part], state, window.part(part), sampling))
 
     def _drawn(self, logits: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
-        noise = sampling.gumbel(state, window, self.vocab_size)
+        noise = sampling.noise(state, window)
 
         def pick(logits: Tensor, position: int) -> Tensor:
             scores = sampling.warp(log_normalise(logits[:, None])[0])
-            return sampling.pick(scores[:, 0], noise[:, position])
+            return sampling.pick(scores, noise.at(position))[:, 0]
 
         logits = self._supported(logits, state, window)
         if self.processing.needs_history:
@@ -91,13 +105,18 @@ class Models:
         scores = sampling.warp(logprobs)
         return Draft(sampling.pick(scores, noise), logprobs, scores, noise, sound)
 
-    def verify(self, state: DecodeState, window: Window, draft: Tensor) -> tuple[Tensor, Tensor]:
-        """log p_AR of every token given the draft before it, `b m v`, and where it is a distribution, `b m`."""
+    def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Callable[[slice], Said]:
+        """log p_AR of every token given the draft before it, for the part of the window that it is called with."""
         assert self.verifier is not None
-        logits = self._supported(self.verifier.logits(state, window, draft), state, window)
-        if self.processing.needs_history:
-            logits = self.processing.along(logits, state, window, lambda _, position: draft[:, position])
-        return log_normalise(logits)
+        logits = self.verifier.logits(state, window, draft)
+
+        def said(part: slice) -> Said:
+            of_part = self._supported(logits[:, part], state, window.part(part))
+            if self.processing.needs_history:
+                of_part = self.processing.along(of_part, state, window, lambda _, position: draft[:, position])
+            return log_normalise(of_part)
+
+        return said
 
     def select(self, rows: Tensor) -> None:
         self.drafter.select(rows)
@@ -109,12 +128,43 @@ class Models:
         if self.verifier is not None:
             self.verifier.join(state)
 
+    def _parts(self, window: Window) -> list[slice]:
+        """The window in parts whose `b c v` tensors are small; whole where history or the caller wants it so."""
+        rows, width = window.columns.shape
+        if self.processing.needs_history or self.keeps_scores:
+            return [slice(0, width)]
+        at_once = max(1, MOST_ENTRIES // (rows * self.vocab_size))
+        return [slice(start, min(start + at_once, width)) for start in range(0, width, at_once)]
+
     def _supported(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
         logits = logits[..., : self.vocab_size].float()  # processors expect float32, as in transformers
-        if self.mask_token_id < self.vocab_size:
-            mask = torch.tensor([self.mask_token_id], device=logits.device)
-            logits = logits.index_fill(-1, mask, -torch.inf)
-        return self.processing.at_once(logits, state, window)
+        return self.processing.at_once(logits.index_fill(-1, self.removed, -torch.inf), state, window)
+
+
+#: Entries of the largest tensor of a step, rows × positions × vocabulary, 256 MiB as float32. About eight live at once.
+MOST_ENTRIES = 1 << 26
+
+
+class Drafts:
+    """The draft of a window, part by part; the `b c v` tensors of a part are there only while it is looked at.
+
+    Args:
+        parts: one after another, the whole window together.
+        draw: the draft of one of them.
+    """
+
+    def __init__(self, parts: list[slice], draw: Callable[[slice], Draft]) -> None:
+        self.parts = parts
+        self.draw = draw
+        self.only = draw(parts[0]) if len(parts) == 1 else None
+
+    def __getitem__(self, part: slice) -> Draft:
+        return self.draw(part) if self.only is None else self.only
+
+    @property
+    def tokens(self) -> Tensor:
+        """`b m` int64."""
+        return torch.cat([self[part].tokens for part in self.parts], 1)
 
 
 class StrategySession(FollowsRows, Protocol):
@@ -176,51 +226,113 @@ class APD(Memoryless):
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         # 1. Draft.
-        draft = models.draft(state, window, sampling)
+        drafts = models.draft(state, window, sampling)
+        tokens = drafts.tokens
 
         # 2. Verify.
-        verify_logprobs, verifier_sound = None, torch.ones_like(draft.sound)
-        if self.needs_verifier:
-            verify_logprobs, verifier_sound = models.verify(state, window, draft.tokens)
+        verify = models.verify(state, window, tokens) if self.needs_verifier else None
 
-        # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
-        target_logprobs, target_scores, mixture_sound = draft.logprobs, draft.scores, draft.sound
-        if verify_logprobs is not None:
-            mixture = mix(draft.logprobs, verify_logprobs, self.mixture_weight)
-            target_logprobs, mixture_sound = log_normalise(mixture)
+        # 3. Mix and 4. accept, part by part while some row still agrees. All but huge windows are one part.
+        judged: list[Judged] = []
+        for part in drafts.parts:
+            if judged and not torch.cat([before.kept for before in judged], 1)[:, 1:].all(1).any():
+                break
+            draft, verified = drafts[part], verify and verify(part)
+            judged.append(self._judge(draft, verified, sampling, (state, window.part(part)), models.keeps_scores))
+        return _proposal(tokens, judged, window, self.needs_verifier)
+
+    def _judge(
+        self, draft: Draft, verified: Said | None, sampling: Sampling, key: tuple[DecodeState, Window], keep: bool
+    ) -> Judged:
+        logprobs, sound = [draft.logprobs, draft.logprobs], [draft.sound]
+        # Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
+        target_scores = draft.scores
+        if verified is not None:
+            mixture = mix(draft.logprobs, verified[0], self.mixture_weight)
             target_scores = sampling.warp(mixture)
+            target_logprobs, mixture_sound = log_normalise(mixture)
+            logprobs = [target_logprobs, draft.logprobs, verified[0]]
+            sound = [draft.sound, verified[1], mixture_sound]
 
-        # 4. Accept.
-        accepted = self.accept(
+        judgement = self.accept(
             draft=draft.tokens,
             draft_scores=draft.scores,
             target_scores=target_scores,
-            target_logprobs=target_logprobs,
+            target_logprobs=logprobs[0],
             noise=draft.noise,
-            inside=window.inside,
             sampling=sampling,
-            key=(state, window),
+            key=key,
         )
-        tokens = accepted.tokens
-        position = torch.arange(tokens.shape[1], device=tokens.device)
-        decisive = window.inside & (position <= accepted.num_accepted[:, None])
-        return Proposal(
-            tokens=tokens,
-            chosen=position < accepted.num_committed[:, None],
-            draft=draft.tokens,
-            target_probs=gather_tokens(target_logprobs, tokens).exp(),
-            drafter_probs=gather_tokens(draft.logprobs, tokens).exp(),
-            verifier_probs=None if verify_logprobs is None else gather_tokens(verify_logprobs, tokens).exp(),
-            sound={
-                "drafter": (draft.sound | ~decisive).all(1),
-                "verifier": (verifier_sound | ~decisive).all(1),
-                "mixture": (mixture_sound | ~decisive).all(1),
-            },
-            logits=target_logprobs,
-            scores=target_scores,
-            first_logits=draft.logprobs[:, 0],
-            first_scores=draft.scores[:, 0],
+        inside, either = key[1].inside, torch.stack([draft.tokens, judgement.instead], -1)
+        return Judged(
+            kept=judgement.kept & inside,
+            instead=judgement.instead,
+            replaced=judgement.replaced & inside,
+            probs=torch.stack([of_model.gather(-1, either) for of_model in logprobs], -2).exp(),
+            sound=torch.stack(sound, -1),
+            logits=[draft.logprobs, logprobs[0]] if keep else [],
+            scores=[scores.of_all(draft.logprobs.shape[-1]) for scores in (draft.scores, target_scores)]
+            if keep
+            else [],
         )
+
+
+class Judged(NamedTuple):
+    """What became of a part of the window, position by position, given that everything before it was accepted.
+
+    Attributes:
+        kept, instead, replaced: `b c`, as in `Judgement`; nothing outside the window is kept or replaced.
+        probs: `b c k 2` float32, by each model the untempered probability of the draft and of what is instead.
+        sound: `b c k` bool.
+        logits, scores: of drafter and mixture, `b c v`, if they are kept.
+    """
+
+    kept: Tensor
+    instead: Tensor
+    replaced: Tensor
+    probs: Tensor
+    sound: Tensor
+    logits: list[Tensor]
+    scores: list[Tensor]
+
+
+def _proposal(draft: Tensor, judged: list[Judged], window: Window, verified: bool) -> Proposal:
+    """The accepted prefix of the draft, and what replaces the token behind it."""
+    width = draft.shape[1]
+    kept, instead, replaced, probs, sound = (
+        _widened(torch.cat(values, 1), width) for values in list(zip(*judged, strict=True))[:5]
+    )
+    kept[:, 0] = True  # there p_D is the drafter's exact conditional
+    position = torch.arange(width, device=draft.device)
+    num_accepted = prefix_length(kept)[:, None]
+    replaced = replaced & (position == num_accepted)
+    decisive = window.inside & (position <= num_accepted)
+    probs = torch.where(replaced[..., None], probs[..., 1], probs[..., 0])
+    sound = (sound | ~decisive[..., None]).all(1)
+    models = ("drafter", "verifier", "mixture") if verified else ("drafter",)
+    return Proposal(
+        tokens=torch.where(replaced, instead, draft),
+        chosen=(position < num_accepted) | replaced,
+        draft=draft,
+        probs=dict(zip(("target", *models), probs.unbind(-1), strict=False)),
+        sound=dict(zip(models, sound.unbind(-1), strict=True)),
+        logits=_deciding(judged[0].logits),
+        scores=_deciding(judged[0].scores),
+    )
+
+
+def _deciding(of_drafter_and_mixture: list[Tensor]) -> Tensor | None:
+    """What decided each position: the drafter alone at the first, the mixture at the others."""
+    if not of_drafter_and_mixture:
+        return None
+    drafter, mixture = of_drafter_and_mixture
+    return torch.cat([drafter[:, :1], mixture[:, 1:]], 1)
+
+
+def _widened(values: Tensor, width: int) -> Tensor:
+    """`b c …` → `b m …`, zeros for the positions that were not judged."""
+    missing = width - values.shape[1]
+    return pad(values, (*[0, 0] * (values.dim() - 2), 0, missing)) if missing else values
 
 
 def decode_step(

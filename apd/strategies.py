@@ -28,25 +28,34 @@ class Unmasking(Memoryless):
     is_random = False
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        draft = models.draft(state, window, sampling)
-        probs = gather_tokens(draft.logprobs, draft.tokens).exp()
+        drafts = models.draft(state, window, sampling)
+        tokens, probs, sound, measures = [], [], [], []
+        for part in drafts.parts:
+            draft = drafts[part]
+            tokens.append(draft.tokens)
+            probs.append(confidence(draft))
+            sound.append(draft.sound)
+            measures.append(self.measure(draft, window.part(part)))
         candidate = window.inside & ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
+        measure = torch.cat(measures, 1)
+        of_tokens = torch.cat(probs, 1)
+        keep = models.keeps_scores  # then there is one part
         return Proposal(
-            tokens=draft.tokens,
-            chosen=self.choose(draft, candidate, state, window, sampling) & candidate,
-            draft=draft.tokens,
-            target_probs=probs,
-            drafter_probs=probs,
-            verifier_probs=None,
-            sound={"drafter": (draft.sound | ~candidate).all(1)},
-            logits=draft.logprobs,
-            scores=draft.scores,
-            first_logits=draft.logprobs[:, 0],
-            first_scores=draft.scores[:, 0],
+            tokens=torch.cat(tokens, 1),
+            chosen=self.choose(measure, candidate, state, window, sampling) & candidate,
+            draft=torch.cat(tokens, 1),
+            probs={"target": of_tokens, "drafter": of_tokens},
+            sound={"drafter": (torch.cat(sound, 1) | ~candidate).all(1)},
+            logits=draft.logprobs if keep else None,
+            scores=draft.scores.of_all(models.vocab_size) if keep else None,
         )
 
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        """What `choose` wants to know of each distribution, of a window or a part of it: `b m` float."""
+        return confidence(draft)
+
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         """Which of the candidates (`b m` bool, at least one per row) to commit, `b m` bool."""
         raise NotImplementedError
@@ -65,16 +74,16 @@ class _TopK(Unmasking):
         if not self._schedule or any(count < 1 for count in self._schedule):
             raise ValueError(f"`tokens_per_step` must be at least 1, got {self.tokens_per_step}.")
 
-    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+    def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         """What to order candidates by, highest first: `b m` float."""
-        raise NotImplementedError
+        return measure
 
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         schedule = torch.tensor(self._schedule, device=candidate.device)
         count = schedule[state.steps.clamp(max=len(schedule) - 1)]
-        place = _places(self.rank(draft, state, window, sampling), candidate)
+        place = _places(self.rank(measure, state, window, sampling), candidate)
         return place < count[:, None]
 
     @property
@@ -95,7 +104,7 @@ class LeftToRight(_TopK):
     tokens_per_step: int | Sequence[int] = 1
     left_to_right = True
 
-    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+    def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         return -window.columns.float()
 
 
@@ -112,7 +121,7 @@ class RandomOrder(_TopK):
     tokens_per_step: int | Sequence[int] = 1
     is_random = True
 
-    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+    def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         return sampling.uniform(state, window, ORDER)
 
 
@@ -128,9 +137,6 @@ class Confidence(_TopK):
 
     tokens_per_step: int | Sequence[int] = 1
 
-    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
-        return confidence(draft)
-
 
 @dataclass(frozen=True)
 class Margin(_TopK):
@@ -144,7 +150,7 @@ class Margin(_TopK):
 
     tokens_per_step: int | Sequence[int] = 1
 
-    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+    def measure(self, draft: Draft, window: Window) -> Tensor:
         first, second = draft.logprobs.topk(2, dim=-1).values.exp().unbind(-1)
         return first - second
 
@@ -161,7 +167,7 @@ class Entropy(_TopK):
 
     tokens_per_step: int | Sequence[int] = 1
 
-    def rank(self, draft: Draft, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
+    def measure(self, draft: Draft, window: Window) -> Tensor:
         return -entropy(draft)
 
 
@@ -182,10 +188,9 @@ class Threshold(Unmasking):
             raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
 
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        probs = confidence(draft)
-        return (probs >= self.threshold) | (_places(probs, candidate) == 0)
+        return (measure >= self.threshold) | (_places(measure, candidate) == 0)
 
 
 @dataclass(frozen=True)
@@ -208,11 +213,10 @@ class Factor(Unmasking):
             raise ValueError(f"`factor` must be above 0, got {self.factor}. Small values commit one token per step.")
 
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        probs = confidence(draft)
-        place = _places(probs, candidate)
-        passes = ((place + 2) * (1 - probs) < self.factor) & candidate
+        place = _places(measure, candidate)
+        passes = ((place + 2) * (1 - measure) < self.factor) & candidate
         # n is the largest place that passes, counted from 1; every place before it is committed with it.
         largest = (place + 1).masked_fill(~passes, 1).amax(1, keepdim=True)
         return place < largest
@@ -234,12 +238,14 @@ class EntropyBound(Unmasking):
         if self.bound < 0:
             raise ValueError(f"`bound` must be at least 0 nats, got {self.bound}. Use 0 for certain tokens only.")
 
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        return entropy(draft)
+
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        entropies = entropy(draft)
-        place = _places(-entropies, candidate)
-        in_order = torch.zeros_like(entropies).scatter(1, place, entropies)
+        place = _places(-measure, candidate)
+        in_order = torch.zeros_like(measure).scatter(1, place, measure)
         # In rising order the largest of the first n is the n-th, so Σ − max is the sum of those before it.
         before = in_order.cumsum(1) - in_order
         return (before <= self.bound).gather(1, place)
@@ -250,7 +256,7 @@ class OneStep(Unmasking):
     """Every mask of the window at once, as APD does at R = 1."""
 
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         return candidate
 
@@ -284,12 +290,15 @@ class Blocks(Unmasking):
     def is_random(self) -> bool:  # type: ignore[override]
         return self.strategy.is_random
 
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        return self.strategy.measure(draft, window)
+
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         block = (window.columns - state.start[:, None]) // self.length
         within = candidate & (block == block[:, :1])  # the frontier is the window's first column
-        return self.strategy.choose(draft, within, state, window, sampling) & within
+        return self.strategy.choose(measure, within, state, window, sampling) & within
 
 
 @dataclass(frozen=True)
@@ -301,20 +310,16 @@ class Autoregressive(Memoryless):
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         first = Window(window.columns[:, :1], window.inside[:, :1], window.columns[:, 0] + 1)
-        draft = models.next_token(state, first, sampling)
-        tokens, probs = draft.tokens, gather_tokens(draft.logprobs, draft.tokens).exp()
+        draft = models.next_token(state, first, sampling)[slice(0, 1)]
+        tokens, probs = draft.tokens, confidence(draft)
         return Proposal(
             tokens=tokens.expand_as(window.columns),
             chosen=window.columns == first.columns,
             draft=tokens,
-            target_probs=probs,
-            drafter_probs=None,
-            verifier_probs=probs,
+            probs={"target": probs, "verifier": probs},
             sound={"verifier": draft.sound.all(1)},
-            logits=draft.logprobs,
-            scores=draft.scores,
-            first_logits=draft.logprobs[:, 0],
-            first_scores=draft.scores[:, 0],
+            logits=draft.logprobs if models.keeps_scores else None,
+            scores=draft.scores.of_all(models.vocab_size) if models.keeps_scores else None,
         )
 
 
@@ -358,22 +363,28 @@ class _KLASSSession(Unmasking):
         self.before: Tensor | None = None  # b l+1 v, probabilities; the last column takes writes past a row's end
         self.calm = torch.zeros(len(state.rows), state.width + 1, dtype=torch.int64, device=state.tokens.device)
 
-    def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
-    ) -> Tensor:
-        row = torch.arange(len(state.rows), device=candidate.device)[:, None]
-        column = window.columns.clamp(max=state.width)
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        row = torch.arange(len(self.calm), device=self.calm.device)[:, None]
+        column = self._slot(window)
         now = draft.logprobs.exp()
         if self.before is None:
-            self.before = now.new_zeros(len(state.rows), state.width + 1, now.shape[-1])
+            self.before = now.new_zeros(*self.calm.shape, now.shape[-1])
         # A column that was never drafted has p_before = 0 and an infinite divergence; x log(x/0) is inf, 0 log 0 is 0.
         divergence = torch.special.xlogy(now, now / self.before[row, column]).nansum(-1)
         calm = torch.where(divergence < self.klass.kl_threshold, self.calm[row, column] + 1, 0)
         self.before[row, column] = now
         self.calm[row, column] = calm
-        probs = confidence(draft)
-        stable = (probs > self.klass.threshold) & (calm >= self.klass.history) & candidate
-        return torch.where(stable.any(1, keepdim=True), stable, _places(probs, candidate) == 0)
+        return confidence(draft)
+
+    def choose(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        calm = self.calm.gather(1, self._slot(window))
+        stable = (measure > self.klass.threshold) & (calm >= self.klass.history) & candidate
+        return torch.where(stable.any(1, keepdim=True), stable, _places(measure, candidate) == 0)
+
+    def _slot(self, window: Window) -> Tensor:
+        return window.columns.clamp(max=self.calm.shape[1] - 1)
 
     def select(self, rows: Tensor) -> None:
         self.calm = self.calm.index_select(0, rows)

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, Span, input_device, project, span_hidden_states
-from apd.state import DecodeState, FollowsRows, Window
+from apd.cache import ColumnCache, Projection, Span, input_device, span_hidden_states
+from apd.state import DecodeState, FollowsRows, Logits, Window
 
 
 class VerifierSession(FollowsRows, Protocol):
     """A verifier's memory for the length of one `generate` call."""
 
-    def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
+    def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
         """Raw logits of every column of the window given the tokens before it, drafted ones included: `b m v`.
 
         `draft` is `b m` int64. Columns outside the window's `inside` may hold anything.
@@ -70,7 +70,7 @@ class NeuralVerifierSession:
         self.cache = ColumnCache(verifier.model.config.num_hidden_layers, state.width)
         self.read = torch.full_like(state.tokens, -1)
 
-    def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
+    def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Projection:
         canvas = window.place(draft, window.inside, state.tokens)
         column = torch.arange(state.width, device=canvas.device)
         real = column >= state.padding[:, None]
@@ -80,7 +80,7 @@ class NeuralVerifierSession:
         hidden = span_hidden_states(self.verifier.model, canvas, state.padding, span, self.cache, causal=True)
         self.read = torch.where(column < span.end[:, None], canvas, -1)
         index = window.columns - 1 - span.start[:, None]
-        return project(self.verifier.model, hidden, index).to(canvas.device)
+        return Projection.of(self.verifier.model, hidden, index)
 
     def select(self, rows: Tensor) -> None:
         self.read = self.read.index_select(0, rows)

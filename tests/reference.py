@@ -40,7 +40,9 @@ def reference_generate(
                 lp_draft.append(logits.log_softmax(-1))
                 key = torch.tensor([seed]), torch.tensor([[t + j]])
                 noise.append(
-                    keyed_gumbel(*key, DRAFT, len(logits))[0, 0] if temperature > 0 else torch.zeros(len(logits))
+                    keyed_gumbel(*key, DRAFT, torch.arange(len(logits)))[0, 0]
+                    if temperature > 0
+                    else torch.zeros(len(logits))
                 )
                 draft.append(int((lp_draft[j] / (temperature or 1.0) + noise[j]).argmax()))
             verify_logits = verifier.model(torch.tensor([tokens + draft])).logits[0].float()

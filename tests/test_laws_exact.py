@@ -14,11 +14,12 @@ from torch import Tensor
 from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDSampler, Confidence, LeftToRight
-from apd.acceptance import Accepted, Rejection
+from apd.acceptance import Judgement, Rejection
 from apd.ideal import IdealListModel
 from apd.probability import DRAFT
+from apd.sampling import Noise, Sampling
 from apd.state import Window
-from apd.step import APD, Sampling
+from apd.step import APD
 
 FALSE_ALARM = 1e-6
 ROWS = 40_000
@@ -224,14 +225,14 @@ def test_law_6_redrawn_noise_is_found_biased():
 class NoResidual(Rejection):
     """Known wrong: nothing is committed at the first rejection, so what was rejected is drawn anew."""
 
-    def __call__(self, **step) -> Accepted:
-        accepted = super().__call__(**step)
-        return dataclasses.replace(accepted, num_committed=accepted.num_accepted)
+    def __call__(self, **step) -> Judgement:
+        judgement = super().__call__(**step)
+        return dataclasses.replace(judgement, replaced=torch.zeros_like(judgement.kept))
 
 
 class OneGumbelStream(Sampling):
-    def gumbel(self, state, window: Window, vocab_size: int, stream: int = DRAFT) -> Tensor:
-        return super().gumbel(state, window, vocab_size, DRAFT)
+    def noise(self, state, window: Window, stream: int = DRAFT) -> Noise:
+        return super().noise(state, window, DRAFT)
 
 
 class OneUniformStream(Sampling):
@@ -245,7 +246,7 @@ class NoiseAgain(Rejection):
 
     streams: type[Sampling]
 
-    def __call__(self, *, sampling: Sampling, **step) -> Accepted:
+    def __call__(self, *, sampling: Sampling, **step) -> Judgement:
         return super().__call__(sampling=self.streams(**vars(sampling)), **step)
 
 

@@ -37,7 +37,7 @@ def bits_in_plain_python(seed: int, position: int, stream: int, token: int) -> i
 def test_keyed_bits_are_the_documented_hash():
     seeds, positions = [0, 1, 2**63 - 1, 12345], [0, 2, 10**6]
     for stream in (DRAFT, ACCEPT, RESIDUAL):
-        bits = keyed_bits(torch.tensor(seeds), torch.tensor([positions] * 4), stream, 5)
+        bits = keyed_bits(torch.tensor(seeds), torch.tensor([positions] * 4), stream, torch.arange(5))
         for i, seed in enumerate(seeds):
             for j, position in enumerate(positions):
                 assert bits[i, j].tolist() == [bits_in_plain_python(seed, position, stream, v) for v in range(5)]
@@ -45,7 +45,7 @@ def test_keyed_bits_are_the_documented_hash():
 
 def test_keyed_bits_test_vector():
     """Version 1. These numbers may never change: recorded seeds would mean something else."""
-    assert keyed_bits(torch.tensor([1]), torch.tensor([[2]]), DRAFT, 3).tolist() == [
+    assert keyed_bits(torch.tensor([1]), torch.tensor([[2]]), DRAFT, torch.arange(3)).tolist() == [
         [[1880143404, 589619419, 2152507911]]
     ]
 
@@ -58,7 +58,7 @@ def test_mix_seed_is_documented_and_keeps_index_zero():
 
 def test_gumbel_noise_has_the_gumbel_distribution():
     """10^6 draws. Mean γ, variance π²/6; false alarm below 1e-9 (6 standard errors each)."""
-    g = keyed_gumbel(torch.arange(100), torch.arange(100).expand(100, -1), DRAFT, 100).double()
+    g = keyed_gumbel(torch.arange(100), torch.arange(100).expand(100, -1), DRAFT, torch.arange(100)).double()
     assert abs(g.mean() - 0.5772156649) < 6 * math.sqrt(math.pi**2 / 6 / 1e6)
     assert abs(g.var() - math.pi**2 / 6) < 6 * math.sqrt((4.4 * (math.pi**2 / 6) ** 2) / 1e6)
     assert g.isfinite().all()
@@ -67,12 +67,12 @@ def test_gumbel_noise_has_the_gumbel_distribution():
 def test_streams_positions_seeds_and_steps_are_unrelated():
     """Correlations of 10^5 uniforms; false alarm below 1e-9 each (6 standard errors)."""
     seeds, positions = torch.arange(10), torch.arange(100).expand(10, -1)
-    base = keyed_uniform(seeds, positions, DRAFT, 100)
+    base = keyed_uniform(seeds, positions, DRAFT, torch.arange(100))
     others = [
-        keyed_uniform(seeds, positions, ACCEPT, 100),
-        keyed_uniform(seeds, positions + 1, DRAFT, 100),
-        keyed_uniform(seeds + 1, positions, DRAFT, 100),
-        keyed_uniform(step_seeds(seeds, torch.ones_like(seeds)), positions, DRAFT, 100),
+        keyed_uniform(seeds, positions, ACCEPT, torch.arange(100)),
+        keyed_uniform(seeds, positions + 1, DRAFT, torch.arange(100)),
+        keyed_uniform(seeds + 1, positions, DRAFT, torch.arange(100)),
+        keyed_uniform(step_seeds(seeds, torch.ones_like(seeds)), positions, DRAFT, torch.arange(100)),
         base.roll(1, -1),
     ]
     for other in others:
@@ -80,7 +80,7 @@ def test_streams_positions_seeds_and_steps_are_unrelated():
 
 
 def test_uniforms_stay_inside_the_open_interval():
-    u = keyed_uniform(torch.arange(1000), torch.zeros(1000, 1, dtype=torch.int64), DRAFT, 1000)
+    u = keyed_uniform(torch.arange(1000), torch.zeros(1000, 1, dtype=torch.int64), DRAFT, torch.arange(1000))
     assert u.min() > 0 and u.max() < 1
 
 
@@ -106,7 +106,6 @@ def test_log_normalise_tells_distributions_from_broken_rows():
     rows = torch.tensor([[1.0, 2.0], [-inf, 0.0], [-inf, -inf], [math.nan, 0.0], [inf, 0.0], [1e30, -1e30]])
     logprobs, sound = log_normalise(rows)
     assert sound.tolist() == [True, True, False, False, False, True]
-    assert logprobs[2].tolist() == [-inf, -inf]
     assert logprobs[1].tolist() == [-inf, 0.0]
 
 

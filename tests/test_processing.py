@@ -43,7 +43,9 @@ def plain_loop(prompt, seed, processors, *, temperature, length=16, window_size=
             logits = processor(torch.tensor([tokens]), logits[None])[0]
         scores = logits.log_softmax(-1)
         if temperature:
-            noise = keyed_gumbel(torch.tensor([seed]), torch.tensor([[len(tokens)]]), DRAFT, len(logits))[0, 0]
+            noise = keyed_gumbel(
+                torch.tensor([seed]), torch.tensor([[len(tokens)]]), DRAFT, torch.arange(len(logits))
+            )[0, 0]
             scores = scores / temperature + noise
         tokens.append(int(scores.argmax()))
     return tokens[len(prompt) :]
@@ -223,7 +225,7 @@ def test_scores_tell_what_decided_every_position():
                 scores = output.scores[j][i]
                 if sampling:
                     key = torch.tensor([seeds[i]]), torch.tensor([[len(prompt) + j]])
-                    scores = scores + keyed_gumbel(*key, DRAFT, len(scores))[0, 0]
+                    scores = scores + keyed_gumbel(*key, DRAFT, torch.arange(len(scores)))[0, 0]
                 assert int(scores.argmax()) == token
                 p = output.trace[i].target_probs[j]
                 first = j == 0 or output.trace[i].steps[j] != output.trace[i].steps[j - 1]

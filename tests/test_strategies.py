@@ -24,7 +24,8 @@ from apd import (
     Threshold,
     load_drafter,
 )
-from apd.sampling import Sampling
+from apd.probability import DRAFT
+from apd.sampling import Noise, Sampling, Scores
 from apd.state import DecodeState, Window
 from apd.step import Draft
 
@@ -161,9 +162,11 @@ def choose(strategy, rows, *, decided=None, width=None):
     columns = torch.arange(1, m + 1)[None]
     window = Window(columns, torch.ones(1, m, dtype=torch.bool), zeros + m + 1)
     candidate = ~state.decided[:, 1:]
-    draft = Draft(logprobs.argmax(-1), logprobs, logprobs, torch.zeros_like(logprobs), torch.ones(1, m).bool())
+    draft = Draft(
+        logprobs.argmax(-1), logprobs, Scores(logprobs), Noise(zeros, columns, DRAFT), torch.ones(1, m).bool()
+    )
     sampling = Sampling(LogitsProcessorList(), greedy=True)
-    chosen = strategy.choose(draft, candidate, state, window, sampling) & candidate
+    chosen = strategy.choose(strategy.measure(draft, window), candidate, state, window, sampling) & candidate
     return chosen[0].nonzero().flatten().tolist()
 
 
