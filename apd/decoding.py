@@ -81,7 +81,7 @@ class Decoding:
             if not torch.stack([*info.proposal.sound.values(), ~after.done]).all():
                 _refuse_unsound(info)
                 going_on = (~after.done).nonzero().squeeze(1)
-                self.state = after.select(going_on)
+                self.state = after.select(going_on).narrowed()
                 self.models.select(going_on)
                 self.strategy.select(going_on)
             yield info, after

@@ -73,12 +73,17 @@ class DecodeState:
         }
         return dataclasses.replace(self, **chosen)
 
+    def narrowed(self) -> DecodeState:
+        """Without the columns that are behind the end of every row."""
+        width = max(self.end.tolist(), default=0)
+        return dataclasses.replace(self, tokens=self.tokens[:, :width], decided=self.decided[:, :width])
+
 
 class FollowsRows(Protocol):
     """What is remembered of rows for the length of one call, and follows them as they come and go."""
 
     def select(self, rows: Tensor) -> None:
-        """Forget all rows but these (`n` int64); the next state has only them."""
+        """Forget all rows but these (`n` int64); the next state has only them, and maybe fewer columns on the right."""
 
     def join(self, state: DecodeState) -> None:
         """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""

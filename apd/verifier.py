@@ -74,7 +74,7 @@ class NeuralVerifierSession:
         canvas = window.place(draft, window.inside, state.tokens)
         column = torch.arange(state.width, device=canvas.device)
         real = column >= state.padding[:, None]
-        unread = real & ((self.read != canvas) | (column >= window.columns[:, :1] - 1))
+        unread = real & ((self.read[:, : state.width] != canvas) | (column >= window.columns[:, :1] - 1))
         # The last drafted token is not read: nothing behind it is scored.
         span = Span.between(unread.long().argmax(1), window.end - 1)
         hidden = span_hidden_states(self.verifier.model, canvas, state.padding, span, self.cache, causal=True)

@@ -1,0 +1,107 @@
+"""Rows of different widths: computed in passes of their own where that is cheaper, with the same results."""
+
+import random
+
+import pytest
+import torch
+from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
+
+from apd.cache import PASS, ColumnCache, Span, span_hidden_states
+from apd.decoding import Decoding
+
+
+def span_of(widths: list[int]) -> Span:
+    end = torch.tensor(widths) + 3
+    return Span.between(torch.full_like(end, 3), end)
+
+
+def columns_of(widths: list[int], passes: list[list[int]]) -> int:
+    return sum(len(rows) * max(widths[i] for i in rows) for rows in passes)
+
+
+def test_rows_are_parted_only_where_it_pays() -> None:
+    draw = random.Random(0)
+    for _ in range(300):
+        widths = [draw.choice([1, 4, 8, 9, 60, 300, 301]) for _ in range(draw.randint(1, 40))]
+        passes = span_of(widths).passes()
+        assert sorted(i for rows in passes for i in rows) == list(range(len(widths)))
+        whole = len(widths) * max(widths)
+        assert columns_of(widths, passes) + PASS * (len(passes) - 1) <= whole
+    assert span_of([8] * 100).passes() == [list(range(100))]
+    assert span_of([8, 8, 60]).passes() == [[0, 1, 2]]  # 180 columns at once are faster than 76 in two passes
+    assert span_of([9, 300, 8, 9]).passes() == [[2, 0, 3], [1]]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached) -> None:
+    pair = trace_sampler()
+    model = (pair.verifier if causal else pair.drafter).model
+    tokens = torch.randint(0, 100, (4, 40), generator=torch.Generator().manual_seed(0))
+    padding = torch.tensor([0, 12, 3, 0])
+    first = (padding, torch.tensor([20, 20, 21, 30]))
+    second = (torch.tensor([18, 12, 20, 0]) if is_cached else padding, torch.tensor([22, 33, 24, 40]))
+
+    def hidden_states(cost: int) -> list[torch.Tensor]:
+        monkeypatch.setattr("apd.cache.PASS", cost)
+        cache = ColumnCache(model.config.num_hidden_layers, 40) if is_cached else None
+        spans = [Span.between(*first), Span.between(*second)]
+        assert [len(span.passes()) > 1 for span in spans] == [cost == 0] * 2
+        return [span_hidden_states(model, tokens, padding, s, cache, causal=causal)[s.real] for s in spans]
+
+    for parted, together in zip(hidden_states(0), hidden_states(10**6), strict=True):
+        torch.testing.assert_close(parted, together, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_window", [None, 1, 4])
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "top_k": 0}])
+def test_a_row_does_not_notice_in_which_pass_it_is(monkeypatch, kv_window, sampling) -> None:
+    prompts = [prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())]
+    knobs = {"kv_window": kv_window, "max_new_tokens": 24, "eos_token_id": STOP, "window_size": 6} | sampling
+
+    def answers(cost: int) -> list[list[int]]:
+        monkeypatch.setattr("apd.cache.PASS", cost)
+        many = trace_sampler().generate_many(prompts * 2, batch_size=5, seed=3, **knobs)
+        batch = trace_sampler().generate(
+            **left_padded(prompts), seed=list(range(len(prompts))), return_dict_in_generate=True, **knobs
+        )
+        return [answer.tokens for answer in many] + new_tokens(batch)
+
+    assert answers(0) == answers(10**6)
+
+
+def test_a_newcomer_does_not_widen_the_others(monkeypatch) -> None:
+    """A prompt that joins is read in a pass of its own; the batch was as wide as it, for drafter and verifier."""
+    monkeypatch.setattr("apd.cache.PASS", 0)
+    pair, fed = trace_sampler(), []
+    knobs = {"kv_window": 2, "window_size": 4, "mixture_weight": 1.0, "max_new_tokens": 8, "seed": 0}
+    short, long = [prompt[:8] for prompt in trace_prompts()[:3]], trace_prompts()[0] * 4
+    free = [answer.tokens for answer in pair.generate_many(short, eos_token_id=[], **knobs)]
+    (stop, *_) = set(free[0][:4]) - set(free[1] + free[2])  # the first prompt leaves after one step
+    hook = pair.drafter.model.model.embed_tokens.register_forward_hook(
+        lambda _, args, __: fed.append(tuple(args[0].shape))
+    )
+    try:
+        list(pair.generate_many([*short, long], batch_size=3, eos_token_id=[stop], **knobs))
+    finally:
+        hook.remove()
+    assert fed[:3] == [(3, 8 + 4), (2, 1 + 8), (1, len(long) + 4)]
+
+
+def test_columns_that_no_row_needs_any_more_are_dropped(monkeypatch) -> None:
+    widths = []
+    narrow = Decoding.steps
+
+    def steps(self):
+        for info, after in narrow(self):
+            yield info, after
+            widths.append(self.state.width)
+
+    monkeypatch.setattr(Decoding, "steps", steps)
+    long, short = trace_prompts()[0] * 4, trace_prompts()[1][:5]
+    knobs = {"kv_window": 2, "eos_token_id": [], "acceptance_threshold": 1.0, "max_new_tokens": 6, "seed": 0}
+    answers = list(trace_sampler().generate_many([short, long, short, short], batch_size=2, **knobs))
+    assert widths[0] == len(long) + 6
+    assert widths[-2] == len(short) + 6
+    alone = [next(iter(trace_sampler().generate_many([p], **knobs))) for p in (short, long)]
+    assert [answer.tokens for answer in answers] == [alone[0].tokens, alone[1].tokens] + [alone[0].tokens] * 2
