@@ -8,6 +8,7 @@ attention mask until it is overwritten.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,47 +18,92 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from apd.state import Window
+
 
 @dataclass(frozen=True)
 class Span:
     """The columns that are to be computed: `start … end − 1` of each row, ragged rows filled up on the right.
 
+    The host knows them, so that no shape has to be asked of the device.
+
     Attributes:
-        start: `b` int64.
-        end: `b` int64.
-        columns: `b q` int64; fillers point past the row's end.
-        real: `b q` bool, False for fillers.
-        widths: per row, `end − start`, known to the host.
-        ends: per row, `end`, known to the host.
+        starts: per row, the first column.
+        ends: per row, the column behind the last.
+        paddings: per row, columns of left padding, which nothing sees. Positions count from the first real token.
+        device: where the tensors are.
     """
 
-    start: Tensor
-    end: Tensor
-    columns: Tensor
-    real: Tensor
-    widths: list[int]
+    starts: list[int]
     ends: list[int]
+    paddings: list[int]
+    device: torch.device
 
-    @classmethod
-    def between(cls, start: Tensor, end: Tensor) -> Span:
-        widths, ends = torch.stack([end - start, end]).tolist()
-        columns = start[:, None] + torch.arange(max(widths), device=start.device)
-        return cls(start, end, columns, columns < end[:, None], widths, ends)
+    @property
+    def width(self) -> int:
+        """The most columns of a row, q."""
+        return max(end - start for start, end in zip(self.starts, self.ends, strict=True))
 
     @property
     def reach(self) -> int:
-        """The furthest `end`."""
+        """The furthest end."""
         return max(self.ends)
+
+    @cached_property
+    def is_level(self) -> bool:
+        """Whether all rows have the same columns and no padding: then no column needs a mask or a filler."""
+        return not any(self.paddings) and len(set(self.starts)) == len(set(self.ends)) == 1
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """`b q` int64, or `1 q` where they are level; fillers point past the row's end."""
+        if self.is_level:
+            return torch.arange(self.starts[0], self.ends[0], device=self.device)[None]
+        return self._tensor(self.starts) + torch.arange(self.width, device=self.device)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """`b q` bool, False for fillers."""
+        return (self.columns < self._tensor(self.ends)).expand(len(self.ends), -1)
+
+    def ids(self, tokens: Tensor) -> Tensor:
+        """What stands there, `b l` → `b q`; fillers are id 0, since past a row's end may be no word of the model."""
+        if self.is_level:
+            return tokens[:, self.starts[0] : self.ends[0]]
+        return tokens.gather(1, self.columns.clamp(max=tokens.shape[1] - 1)).masked_fill(~self.real, 0)
+
+    @property
+    def positions(self) -> Tensor:
+        """`b q` int64; fillers stand at 0, since there may be no such position."""
+        if self.is_level:
+            return self.columns
+        return (self.columns - self._tensor(self.paddings)).masked_fill(~self.real, 0)
+
+    def mask(self, keys: Tensor, *, causal: bool) -> Tensor | None:
+        """Which keys a column sees, `b 1 q k` bool, `None` for all: real ones before the end, up to itself if causal.
+
+        Args:
+            keys: `b k` or `1 k` int64, their columns.
+        """
+        up_to = keys[:, None, :] <= self.columns[:, :, None] if causal else None
+        if not self.is_level:
+            seen = ((keys >= self._tensor(self.paddings)) & (keys < self._tensor(self.ends)))[:, None]
+            up_to = seen.expand(-1, self.width, -1) if up_to is None else seen & up_to
+        return None if up_to is None else up_to[:, None]
 
     def passes(self) -> list[list[int]]:
         """Which rows to compute together: all, or the wide ones apart where fillers would cost more than a pass."""
-        return _passes(sorted(range(len(self.widths)), key=self.widths.__getitem__), self.widths)
+        widths = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
+        return _passes(sorted(range(len(widths)), key=widths.__getitem__), widths)
 
-    def select(self, rows: Tensor, numbers: list[int]) -> Span:
-        """Only these rows (`n` int64, and the same for the host), no wider than they need."""
-        widths, ends = [self.widths[i] for i in numbers], [self.ends[i] for i in numbers]
-        columns, real = (values.index_select(0, rows)[:, : max(widths)] for values in (self.columns, self.real))
-        return Span(self.start.index_select(0, rows), self.end.index_select(0, rows), columns, real, widths, ends)
+    def select(self, rows: list[int]) -> Span:
+        """Only these rows."""
+        starts, ends, paddings = ([of[i] for i in rows] for of in (self.starts, self.ends, self.paddings))
+        return Span(starts, ends, paddings, self.device)
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        """`b 1` int64. The device is not waited for."""
+        return torch.tensor(values)[:, None].to(self.device, non_blocking=True)
 
 
 #: What a pass costs beside its columns, in columns. It reads every weight, which takes a GPU as long as computing with
@@ -93,7 +139,11 @@ class ColumnLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        visible = self.cache.visible
+        span, visible = self.cache.span, self.cache.span.reach
+        if span.is_level and self.cache.rows is None:
+            self.keys[:, :, span.starts[0] : visible] = key_states
+            self.values[:, :, span.starts[0] : visible] = value_states
+            return self.keys[:, :, :visible], self.values[:, :, :visible]
         if self.cache.rows is not None:
             rows, slots = self.cache.rows.to(key_states.device), self.cache.slots.to(key_states.device)
             self.keys[rows[:, None], :, slots] = rearrange(key_states, "n heads q d -> n q heads d")
@@ -115,10 +165,10 @@ class ColumnLayer(CacheLayerMixin):
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.visible, 0
+        return self.cache.span.reach, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.visible
+        return self.cache.span.reach
 
     def get_max_length(self) -> int:
         return self.cache.num_columns
@@ -138,7 +188,7 @@ class ColumnCache(Cache):
         self.num_columns = num_columns
         self.num_rows = 0
         self.rows: Tensor | None = None
-        self.visible = 0
+        self.span = Span([], [], [], torch.device("cpu"))
         self.slots = torch.empty(0, 0, dtype=torch.int64)
         super().__init__(layers=[ColumnLayer(self) for _ in range(num_layers)])
 
@@ -149,8 +199,8 @@ class ColumnCache(Cache):
             rows: `n` int64, the rows whose span it is; `None` for all.
             num_rows: of the batch.
         """
-        self.slots = torch.where(span.real, span.columns, self.num_columns)
-        self.visible = span.reach
+        self.slots = span.columns if span.is_level else torch.where(span.real, span.columns, self.num_columns)
+        self.span = span
         self.rows, self.num_rows = rows, num_rows
 
     def select(self, rows: Tensor) -> None:
@@ -166,14 +216,13 @@ class ColumnCache(Cache):
 
 
 def span_hidden_states(
-    model: PreTrainedModel, tokens: Tensor, padding: Tensor, span: Span, cache: ColumnCache | None, *, causal: bool
+    model: PreTrainedModel, tokens: Tensor, span: Span, cache: ColumnCache | None, *, causal: bool
 ) -> Tensor:
     """Last hidden states of the columns in `span`, each seeing real columns before the span's end.
 
     Args:
         model: a transformers decoder with an output layer.
         tokens: `b l` int64.
-        padding: `b` int64, columns of left padding, which nothing sees. Positions count from the first real token.
         span: without a cache it starts at the first real column.
         cache: where the columns before the span are; `None` computes everything.
         causal: whether a column sees only columns up to itself.
@@ -182,23 +231,22 @@ def span_hidden_states(
     """
     passes = span.passes()
     if len(passes) == 1:
-        return _one_pass(model, tokens, padding, span, cache, None, causal=causal)
-    parts = []
+        return _one_pass(model, tokens, span, cache, None, causal=causal)
+    whole: Tensor | None = None
     for numbers in passes:
         rows = torch.tensor(numbers).to(tokens.device, non_blocking=True)  # the device is not waited for
-        part = (tokens.index_select(0, rows), padding.index_select(0, rows), span.select(rows, numbers))
-        hidden = _one_pass(model, *part, cache, (rows, len(tokens)), causal=causal)
-        parts.append((rows.to(hidden.device), hidden))
-    whole = hidden.new_zeros(*span.columns.shape, hidden.shape[-1])
-    for rows, hidden in parts:
-        whole[rows, : hidden.shape[1]] = hidden
+        part = (tokens.index_select(0, rows), span.select(numbers), cache, (rows, len(tokens)))
+        hidden = _one_pass(model, *part, causal=causal)
+        if whole is None:
+            whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
+        whole[rows.to(hidden.device), : hidden.shape[1]] = hidden
+    assert whole is not None
     return whole
 
 
 def _one_pass(
     model: PreTrainedModel,
     tokens: Tensor,
-    padding: Tensor,
     span: Span,
     cache: ColumnCache | None,
     of: tuple[Tensor, int] | None,
@@ -208,19 +256,13 @@ def _one_pass(
     """`span_hidden_states` in one forward pass; `of` says which rows of how many these are."""
     device = input_device(model)
     keys = span.columns if cache is None else torch.arange(span.reach, device=tokens.device)[None]
-    visible = (keys >= padding[:, None]) & (keys < span.end[:, None])
-    mask = visible[:, None, None, :].expand(-1, 1, span.columns.shape[1], -1)
-    if causal:
-        mask = mask & (keys[:, None, None, :] <= span.columns[:, None, :, None])
+    mask = span.mask(keys, causal=causal)
     if cache is not None:
         cache.aim(span, *(of or (None, len(tokens))))
-    # Fillers are id 0 at position 0: what stands at a row's end may be outside the vocabulary, and its place
-    # outside the positions.
-    ids = tokens.gather(1, span.columns.clamp(max=tokens.shape[1] - 1)).masked_fill(~span.real, 0)
     output = model.base_model(
-        input_ids=ids.to(device),
-        attention_mask=_for_attention(mask, model).to(device),
-        position_ids=(span.columns - padding[:, None]).masked_fill(~span.real, 0).to(device),
+        input_ids=span.ids(tokens).to(device),
+        attention_mask=None if mask is None else _for_attention(mask, model).to(device),
+        position_ids=span.positions.to(device),
         past_key_values=cache,
         use_cache=False,
     )
@@ -251,10 +293,16 @@ class Projection:
     device: torch.device
 
     @classmethod
-    def of(cls, model: PreTrainedModel, hidden: Tensor, index: Tensor) -> Projection:
-        """Of the hidden states (`b q d`) at `index` (`b m`), on its device."""
-        place = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
-        return cls(model, hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1])), index.device)
+    def of(cls, model: PreTrainedModel, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
+        """Of a window's columns, each from the column that is `shift` further; `hidden` is `b q d`, of the span."""
+        places = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
+        width = window.columns.shape[1]
+        if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:
+            return cls(model, hidden[:, first : first + width], span.device)
+        index = window.columns + shift - span.columns[:, :1]
+        # Outside the window there may be no such column.
+        index = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
+        return cls(model, hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])), span.device)
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         return self.model.get_output_embeddings()(self.hidden[index]).to(self.device)

@@ -77,8 +77,7 @@ class Decoding:
                 stopping=self.call.request.stopping,
             )
             self.state = after
-            # The one thing that the host asks the device after a step: did anything happen that it must act on?
-            if not torch.stack([*info.proposal.sound.values(), ~after.done]).all():
+            if any(after.layout.done):
                 _refuse_unsound(info)
                 going_on = (~after.done).nonzero().squeeze(1)
                 self.state = after.select(going_on).narrowed()

@@ -87,25 +87,25 @@ class NeuralDrafterSession:
     def __init__(self, drafter: MaskedDiffusionDrafter, state: DecodeState, kv_window: int | None) -> None:
         self.drafter = drafter
         self.kv_window = kv_window
-        self.start = state.padding
+        self.starts = state.layout.padding
         self.cache: ColumnCache | None = None
         if kv_window is not None:
             self.cache = ColumnCache(drafter.model.config.num_hidden_layers, state.width)
 
     def logits(self, state: DecodeState, window: Window) -> Projection:
-        span = Span.between(self.start, window.end)
-        hidden = span_hidden_states(self.drafter.model, state.tokens, state.padding, span, self.cache, causal=False)
-        if self.kv_window is not None:
-            self.start = (window.columns[:, 0] - self.kv_window + 1).maximum(state.padding)
-        index = window.columns - self.drafter.logit_shift - span.start[:, None]
-        return Projection.of(self.drafter.model, hidden, index)
+        paddings = state.layout.padding
+        span = Span(self.starts, window.ends, paddings, state.tokens.device)
+        hidden = span_hidden_states(self.drafter.model, state.tokens, span, self.cache, causal=False)
+        if (size := self.kv_window) is not None:
+            self.starts = [max(t - size + 1, padding) for t, padding in zip(window.starts, paddings, strict=True)]
+        return Projection.of(self.drafter.model, hidden, span, window, -self.drafter.logit_shift)
 
     def select(self, rows: Tensor) -> None:
-        self.start = self.start.index_select(0, rows)
+        self.starts = [self.starts[row] for row in rows.tolist()]
         if self.cache is not None:
             self.cache.select(rows)
 
     def join(self, state: DecodeState) -> None:
-        self.start = torch.cat([self.start, state.padding[len(self.start) :]])
+        self.starts = self.starts + state.layout.padding[len(self.starts) :]
         if self.cache is not None:
             self.cache.grow(*state.tokens.shape)

@@ -468,7 +468,8 @@ def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
     """log p_D at the first mask of each row, `b v` float32, under the sampler's rule of support."""
     state = _canvases(rows, drafter.mask_token_id, drafter.device)
     # One column, although all are seen: logits of the masks behind it are never computed.
-    window = Window(state.frontier[:, None], torch.ones_like(state.decided[:, :1]), state.end)
+    layout = state.layout
+    window = Window(state.frontier[:, None], torch.ones_like(state.decided[:, :1]), layout.frontier, layout.end)
     logits = drafter.open(state, None).logits(state, window)[:, :][:, 0, :vocab_size].float()
     if drafter.mask_token_id < vocab_size:
         logits[:, drafter.mask_token_id] = -torch.inf

@@ -36,7 +36,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from apd.cache import ColumnCache, Projection, Span, input_device, span_hidden_states
+from apd.cache import ColumnCache, Span, input_device, span_hidden_states
 from apd.drafter import Drafter, MaskedDiffusionDrafter
 from apd.verifier import CausalVerifier, Verifier
 
@@ -590,14 +590,13 @@ def _check_computation(model: PreTrainedModel) -> None:
         )
     rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
     tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
-    padding = torch.tensor([5 - len(row) for row in rows])
+    paddings = [5 - len(row) for row in rows]
     cache = ColumnCache(model.config.num_hidden_layers, 5)
     parts = []
-    for start, end in ((padding, torch.tensor([4, 3])), (torch.tensor([4, 3]), torch.tensor([5, 5]))):
-        span = Span.between(start, end)
-        hidden = span_hidden_states(model, tokens, padding, span, cache, causal=True)
-        index = torch.arange(hidden.shape[1]).expand(len(rows), -1)
-        parts.append((span.real, Projection.of(model, hidden, index)[:, :]))
+    for starts, ends in ((paddings, [4, 3]), ([4, 3], [5, 5])):
+        span = Span(starts, ends, paddings, tokens.device)
+        hidden = span_hidden_states(model, tokens, span, cache, causal=True)
+        parts.append((span.real, model.get_output_embeddings()(hidden)))
     for i, row in enumerate(rows):
         ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])
         alone = model(input_ids=torch.tensor([row], device=input_device(model)), use_cache=False).logits[0]

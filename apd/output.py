@@ -255,7 +255,7 @@ class Sequences:
         self.pad_token_id = pad_token_id
 
     def take(self, state: DecodeState) -> None:
-        """How far these rows are."""
+        """The rows as they are now, those that are done among them; the others come again."""
         self.tokens[state.rows] = state.tokens
         self.ends[state.rows] = state.start + state.num_new_tokens
 

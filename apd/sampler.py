@@ -258,7 +258,8 @@ class APDSampler:
         if streamer is not None:
             steps = feed(streamer, _only_row(request.prompt), steps)
         for info, state in steps:
-            sequences.take(state)
+            if any(state.layout.done):
+                sequences.take(state)
             if generation.return_dict_in_generate:
                 recorder.record(info, state)
 

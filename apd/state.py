@@ -5,13 +5,22 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from apd.probability import prefix_length
+
+
+class Layout(NamedTuple):
+    """Where the rows of a state stand, a list of `b` integers each; see `DecodeState`."""
+
+    padding: list[int]
+    frontier: list[int]
+    end: list[int]
+    done: list[int]
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,8 @@ class DecodeState:
     Attributes:
         tokens: `b l` int64, padding, prompt and committed ids; the mask id where nothing is committed.
         decided: `b l` bool, False where a token is still to come. Padding, prompt and what is behind `end` are decided.
-        done: `b` bool, nothing is left to decode: all decided, or a stop token with all before it decided.
+        done: `b` bool, nothing is left to decode: all decided, or a stop token with all before it decided, or a model
+            gave no distribution where one was needed.
         padding: `b` int64, columns of left padding.
         start: `b` int64, the column behind the prompt.
         end: `b` int64, the column behind the last token that may be generated.
@@ -47,6 +57,11 @@ class DecodeState:
         What is left of it never changes again.
         """
         return prefix_length(self.decided)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the rows stand, on the host: the one transfer of a step, and the one time that the device is waited for."""
+        return Layout(*torch.stack([self.padding, self.frontier, self.end, self.done]).tolist())
 
     @property
     def width(self) -> int:
@@ -75,7 +90,7 @@ class DecodeState:
 
     def narrowed(self) -> DecodeState:
         """Without the columns that are behind the end of every row."""
-        width = max(self.end.tolist(), default=0)
+        width = max(self.layout.end, default=0)
         return dataclasses.replace(self, tokens=self.tokens[:, :width], decided=self.decided[:, :width])
 
 
@@ -102,25 +117,31 @@ class Window:
     Attributes:
         columns: `b m` int64, one after another.
         inside: `b m` bool, False past the row's end (rows near their end have fewer masks than others).
-        end: `b` int64, first column the drafter does not see.
+        starts: per row its first column, on the host.
+        ends: per row the first column that the drafter does not see, on the host.
     """
 
     columns: Tensor
     inside: Tensor
-    end: Tensor
+    starts: list[int]
+    ends: list[int]
 
     @classmethod
     def at_frontier(cls, state: DecodeState, window_size: int | None) -> Window:
         """m = min(M, what is left) columns from the frontier of each row; all that are left when M is None."""
-        frontier = state.frontier
-        left = int((state.end - frontier).max())
+        starts, lasts = state.layout.frontier, state.layout.end
+        left = max(last - start for start, last in zip(starts, lasts, strict=True))
         width = left if window_size is None else min(window_size, left)
-        columns = frontier[:, None] + torch.arange(width, device=frontier.device)
-        return cls(columns, columns < state.end[:, None], (frontier + width).minimum(state.end))
+        columns = state.frontier[:, None] + torch.arange(width, device=state.tokens.device)
+        ends = [min(start + width, last) for start, last in zip(starts, lasts, strict=True)]
+        return cls(columns, columns < state.end[:, None], starts, ends)
 
     def part(self, positions: slice) -> Window:
         """Only some of its masks; what the drafter sees stays the same."""
-        return Window(self.columns[:, positions], self.inside[:, positions], self.end)
+        if positions == slice(0, self.columns.shape[1]):
+            return self
+        starts = [start + positions.start for start in self.starts]
+        return Window(self.columns[:, positions], self.inside[:, positions], starts, self.ends)
 
     def place(self, values: Tensor, where: Tensor, row: Tensor) -> Tensor:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
@@ -214,13 +235,14 @@ def commit(
     )
     stops = stopping.columns(state, written)
     stopped = stops.any(1)
+    sound = torch.stack(list(proposal.sound.values())).all(0)
     last = torch.where(stopped, stops.long().argmax(1), state.width)[:, None]
     decided = written.decided & (torch.arange(state.width, device=last.device) <= last)
     after = dataclasses.replace(
         written,
         tokens=torch.where(decided, written.tokens, mask_token_id),
         decided=decided,
-        done=stopped | (written.frontier == state.width),
+        done=stopped | (written.frontier == state.width) | ~sound,
         steps=state.steps + 1,
     )
     return after, StepInfo(state, window, proposal, chosen & (window.columns <= last), stopped)

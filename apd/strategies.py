@@ -309,7 +309,7 @@ class Autoregressive(Memoryless):
     left_to_right = True
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        first = Window(window.columns[:, :1], window.inside[:, :1], window.columns[:, 0] + 1)
+        first = Window(window.columns[:, :1], window.inside[:, :1], window.starts, [t + 1 for t in window.starts])
         draft = models.next_token(state, first, sampling)[slice(0, 1)]
         tokens, probs = draft.tokens, confidence(draft)
         return Proposal(

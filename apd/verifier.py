@@ -6,7 +6,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from apd.cache import ColumnCache, Projection, Span, input_device, span_hidden_states
@@ -62,31 +61,29 @@ class CausalVerifier:
 class NeuralVerifierSession:
     """Reads each token once: the cache keeps every column whose token still is the one that was read there.
 
-    Column t − 1 is always read again, since its output scores the first position of the window.
+    Of what the last draft put into a row, all that is committed still stands, but for its last token, which may replace
+    a drafted one. So the row is read on from the column before the frontier, whose output scores the window's first
+    position anyway.
     """
 
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
         self.verifier = verifier
         self.cache = ColumnCache(verifier.model.config.num_hidden_layers, state.width)
-        self.read = torch.full_like(state.tokens, -1)
+        self.read = state.layout.padding  # per row, the column behind the last that was read
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Projection:
         canvas = window.place(draft, window.inside, state.tokens)
-        column = torch.arange(state.width, device=canvas.device)
-        real = column >= state.padding[:, None]
-        unread = real & ((self.read[:, : state.width] != canvas) | (column >= window.columns[:, :1] - 1))
+        starts = [min(read, t - 1) for read, t in zip(self.read, window.starts, strict=True)]
         # The last drafted token is not read: nothing behind it is scored.
-        span = Span.between(unread.long().argmax(1), window.end - 1)
-        hidden = span_hidden_states(self.verifier.model, canvas, state.padding, span, self.cache, causal=True)
-        self.read = torch.where(column < span.end[:, None], canvas, -1)
-        index = window.columns - 1 - span.start[:, None]
-        return Projection.of(self.verifier.model, hidden, index)
+        span = Span(starts, [end - 1 for end in window.ends], state.layout.padding, canvas.device)
+        hidden = span_hidden_states(self.verifier.model, canvas, span, self.cache, causal=True)
+        self.read = span.ends
+        return Projection.of(self.verifier.model, hidden, span, window, -1)
 
     def select(self, rows: Tensor) -> None:
-        self.read = self.read.index_select(0, rows)
+        self.read = [self.read[row] for row in rows.tolist()]
         self.cache.select(rows)
 
     def join(self, state: DecodeState) -> None:
-        rows, width = state.tokens.shape
-        self.read = pad(self.read, (0, width - self.read.shape[1], 0, rows - len(self.read)), value=-1)
-        self.cache.grow(rows, width)
+        self.read = self.read + state.layout.padding[len(self.read) :]
+        self.cache.grow(*state.tokens.shape)

@@ -38,7 +38,7 @@ class Broken:
 
     def logits(self, *args: Any) -> torch.Tensor:
         self.calls += 1
-        logits = self.session.logits(*args)
+        logits = self.session.logits(*args)[:, :]
         return logits.fill_(self.value) if self.calls == self.step else logits
 
     def select(self, rows: torch.Tensor) -> None:
@@ -61,7 +61,7 @@ def disjoint_models() -> Any:
 
     class Only(Broken):
         def logits(self, *args: Any) -> torch.Tensor:
-            logits = torch.full_like(self.session.logits(*args), -torch.inf)
+            logits = torch.full_like(self.session.logits(*args)[:, :], -torch.inf)
             return logits.index_fill(-1, torch.tensor([int(self.value)]), 0.0)
 
     return APDSampler(Only(sampler.drafter, 5, 0), Only(sampler.verifier, 6, 0)).generate(PROMPT, max_new_tokens=4)

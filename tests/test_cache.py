@@ -11,8 +11,7 @@ from apd.decoding import Decoding
 
 
 def span_of(widths: list[int]) -> Span:
-    end = torch.tensor(widths) + 3
-    return Span.between(torch.full_like(end, 3), end)
+    return Span([3] * len(widths), [3 + width for width in widths], [0] * len(widths), torch.device("cpu"))
 
 
 def columns_of(widths: list[int], passes: list[list[int]]) -> int:
@@ -38,16 +37,16 @@ def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached)
     pair = trace_sampler()
     model = (pair.verifier if causal else pair.drafter).model
     tokens = torch.randint(0, 100, (4, 40), generator=torch.Generator().manual_seed(0))
-    padding = torch.tensor([0, 12, 3, 0])
-    first = (padding, torch.tensor([20, 20, 21, 30]))
-    second = (torch.tensor([18, 12, 20, 0]) if is_cached else padding, torch.tensor([22, 33, 24, 40]))
+    paddings = [0, 12, 3, 0]
+    first = (paddings, [20, 20, 21, 30])
+    second = ([18, 12, 20, 0] if is_cached else paddings, [22, 33, 24, 40])
 
     def hidden_states(cost: int) -> list[torch.Tensor]:
         monkeypatch.setattr("apd.cache.PASS", cost)
         cache = ColumnCache(model.config.num_hidden_layers, 40) if is_cached else None
-        spans = [Span.between(*first), Span.between(*second)]
+        spans = [Span(*edges, paddings, tokens.device) for edges in (first, second)]
         assert [len(span.passes()) > 1 for span in spans] == [cost == 0] * 2
-        return [span_hidden_states(model, tokens, padding, s, cache, causal=causal)[s.real] for s in spans]
+        return [span_hidden_states(model, tokens, s, cache, causal=causal)[s.real] for s in spans]
 
     for parted, together in zip(hidden_states(0), hidden_states(10**6), strict=True):
         torch.testing.assert_close(parted, together, rtol=1e-4, atol=1e-5)
@@ -105,3 +104,24 @@ def test_columns_that_no_row_needs_any_more_are_dropped(monkeypatch) -> None:
     assert widths[-2] == len(short) + 6
     alone = [next(iter(trace_sampler().generate_many([p], **knobs))) for p in (short, long)]
     assert [answer.tokens for answer in answers] == [alone[0].tokens, alone[1].tokens] + [alone[0].tokens] * 2
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
+    """Rows that have the same columns are computed from slices and without a mask: the same as row by row with one."""
+    pair = trace_sampler()
+    model = (pair.verifier if causal else pair.drafter).model
+    model.set_attn_implementation(implementation)
+    tokens = torch.randint(0, 100, (3, 40), generator=torch.Generator().manual_seed(0))
+
+    def hidden_states(is_level: bool) -> list[torch.Tensor]:
+        cache = ColumnCache(model.config.num_hidden_layers, 40)
+        spans = [Span([start] * 3, [end] * 3, [0] * 3, tokens.device) for start, end in ((0, 20), (17, 25), (5, 40))]
+        for span in spans:
+            assert span.is_level
+            span.__dict__["is_level"] = is_level
+        return [span_hidden_states(model, tokens, span, cache, causal=causal) for span in spans]
+
+    for level, ragged in zip(hidden_states(True), hidden_states(False), strict=True):
+        torch.testing.assert_close(level, ragged, rtol=1e-4, atol=1e-5)

@@ -160,7 +160,7 @@ def choose(strategy, rows, *, decided=None, width=None):
         rows=zeros,
     )
     columns = torch.arange(1, m + 1)[None]
-    window = Window(columns, torch.ones(1, m, dtype=torch.bool), zeros + m + 1)
+    window = Window(columns, torch.ones(1, m, dtype=torch.bool), [1], [m + 1])
     candidate = ~state.decided[:, 1:]
     draft = Draft(
         logprobs.argmax(-1), logprobs, Scores(logprobs), Noise(zeros, columns, DRAFT), torch.ones(1, m).bool()
