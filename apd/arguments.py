@@ -340,7 +340,7 @@ def effective_config(
         config.update(**default, defaults_only=True)
     unused = config.update(**kwargs)
     refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
-    _refuse(config.to_dict(), unless=_UNASKED)
+    _refuse(vars(config), unless=_UNASKED)
     for name in _SAMPLING_ONLY:
         if kwargs.get(name) is not None and not config.do_sample:
             warn(f"`{name}` has no effect without `do_sample=True`.")

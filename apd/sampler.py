@@ -449,8 +449,8 @@ class APDSampler:
         config = self.config.replace(**knobs)
         of_model = getattr(self.drafter, "generation_config", None)
         of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
-        defaults = [of_model.to_dict() if of_model else {}, of_tokenizer]
-        generation = effective_config(generation_config, defaults, kwargs)
+        defaults = [{name: value for name, value in vars(of_model).items() if name[0] != "_"} if of_model else {}]
+        generation = effective_config(generation_config, [*defaults, of_tokenizer], kwargs)
         return Settings(config, strategy or self.strategy or _apd(config), generation)
 
     def _call(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import StoppingCriteriaList
 
 from apd.probability import prefix_length
@@ -68,16 +69,19 @@ class DecodeState:
         """Columns of the batch, l."""
         return self.tokens.shape[1]
 
-    @property
-    def settled(self) -> Tensor:
-        """Columns left of the frontier: `b l` bool."""
-        return torch.arange(self.width, device=self.tokens.device) < self.frontier[:, None]
+    @cached_property
+    def column(self) -> Tensor:
+        """The numbers of the columns: `l` int64."""
+        return torch.arange(self.width, device=self.tokens.device)
+
+    def settled_since(self, before: DecodeState) -> Tensor:
+        """Columns that the frontier has passed since then: `b l` bool."""
+        return (self.column >= before.frontier[:, None]) & (self.column < self.frontier[:, None])
 
     @property
     def num_new_tokens(self) -> Tensor:
         """Tokens committed so far, the stop token included: `b` int64."""
-        column = torch.arange(self.width, device=self.tokens.device)
-        return (self.decided & (column >= self.start[:, None]) & (column < self.end[:, None])).sum(1)
+        return (self.decided & (self.column >= self.start[:, None]) & (self.column < self.end[:, None])).sum(1)
 
     def select(self, rows: Tensor) -> DecodeState:
         """Only the rows at these indices (`n` int64), in that order."""
@@ -147,7 +151,7 @@ class Window:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
         # One more column takes what is not written.
         target = torch.where(where, self.columns, row.shape[1])
-        return torch.nn.functional.pad(row, (0, 1)).scatter_(1, target, values)[:, :-1]
+        return pad(row, (0, 1)).scatter_(1, target, values)[:, :-1]
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,7 @@ class Stopping:
 
     def columns(self, before: DecodeState, written: DecodeState) -> Tensor:
         """Which of the columns that became settled end their row: `b l` bool."""
-        new = written.settled & ~before.settled
+        new = written.settled_since(before)
         stops = new & torch.isin(written.tokens, self.token_ids)
         if self.criteria:
             for row, column in new.nonzero().tolist():
@@ -237,7 +241,7 @@ def commit(
     stopped = stops.any(1)
     sound = torch.stack(list(proposal.sound.values())).all(0)
     last = torch.where(stopped, stops.long().argmax(1), state.width)[:, None]
-    decided = written.decided & (torch.arange(state.width, device=last.device) <= last)
+    decided = written.decided & (written.column <= last)
     after = dataclasses.replace(
         written,
         tokens=torch.where(decided, written.tokens, mask_token_id),

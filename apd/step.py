@@ -164,7 +164,7 @@ class Drafts:
     @property
     def tokens(self) -> Tensor:
         """`b m` int64."""
-        return torch.cat([self[part].tokens for part in self.parts], 1)
+        return _joined(tuple(self[part].tokens for part in self.parts), self.parts[-1].stop)
 
 
 class StrategySession(FollowsRows, Protocol):
@@ -299,9 +299,7 @@ class Judged(NamedTuple):
 def _proposal(draft: Tensor, judged: list[Judged], window: Window, verified: bool) -> Proposal:
     """The accepted prefix of the draft, and what replaces the token behind it."""
     width = draft.shape[1]
-    kept, instead, replaced, probs, sound = (
-        _widened(torch.cat(values, 1), width) for values in list(zip(*judged, strict=True))[:5]
-    )
+    kept, instead, replaced, probs, sound = (_joined(values, width) for values in list(zip(*judged, strict=True))[:5])
     kept[:, 0] = True  # there p_D is the drafter's exact conditional
     position = torch.arange(width, device=draft.device)
     num_accepted = prefix_length(kept)[:, None]
@@ -329,8 +327,9 @@ def _deciding(of_drafter_and_mixture: list[Tensor]) -> Tensor | None:
     return torch.cat([drafter[:, :1], mixture[:, 1:]], 1)
 
 
-def _widened(values: Tensor, width: int) -> Tensor:
-    """`b c …` → `b m …`, zeros for the positions that were not judged."""
+def _joined(parts: tuple[Tensor, ...], width: int) -> Tensor:
+    """`b c …` each → `b m …`, zeros for the positions that were not judged."""
+    values = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
     missing = width - values.shape[1]
     return pad(values, (*[0, 0] * (values.dim() - 2), 0, missing)) if missing else values
 
