@@ -223,6 +223,9 @@ def _add_knobs(parser: argparse.ArgumentParser) -> None:
     add("--acceptance-threshold", type=float, metavar="TAU", help="commit in parallel only if p_T >= TAU, 0 to 1")
     add("-M", "--window-size", type=_count, metavar="M", help="masks drafted per step")
     add("-W", "--kv-window", type=_count, metavar="W", help="committed tokens recomputed per step, for the KV cache")
+    add(
+        "--kv-refresh", type=_count, metavar="N", help="with -W, recompute all of a row after every N committed tokens"
+    )
     add("--acceptance", choices=["coupling", "rejection"], help="rule that accepts a draft")
     group.add_argument(
         "--correction",

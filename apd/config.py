@@ -19,6 +19,8 @@ class APDConfig:
         window_size: M, masks drafted per step, in tokens. `None`: all that are left.
         kv_window: W, how many of the last committed tokens are recomputed each step, in tokens; older keys and values
             stay frozen, an approximation, since the drafter attends both ways. `None`: no cache, exact.
+        kv_refresh: N, with `kv_window`: a row is recomputed as a whole once N tokens were committed since it last was,
+            in tokens. 1 is exact. `None`: never.
         acceptance: `"coupling"` (the paper: draft and target share their noise) or `"rejection"` (speculative
             sampling toward p_T).
         correction: with `"coupling"`, also commit the target's token at the first mismatch.
@@ -36,6 +38,7 @@ class APDConfig:
     acceptance_threshold: float = 0.0
     window_size: int | None = None
     kv_window: int | None = None
+    kv_refresh: int | None = None
     acceptance: str = "coupling"
     correction: bool = False
     noise: str = "keyed"
@@ -45,6 +48,12 @@ class APDConfig:
         check_fraction("acceptance_threshold", self.acceptance_threshold, "0 is the paper, 1 one token per step")
         _check_count("window_size", self.window_size, "Use 1 for one mask per step, None for all that are left")
         _check_count("kv_window", self.kv_window, "Use None for no cache (exact); 0 would never recompute a new token")
+        _check_count("kv_refresh", self.kv_refresh, "Use 1 to recompute everything at each step, None for never")
+        if self.kv_refresh is not None and self.kv_window is None:
+            raise ValueError(
+                f"`kv_refresh` must be None without `kv_window`, got {self.kv_refresh}: there is no cache to refresh. Set "
+                "`kv_window`, or leave it out."
+            )
         _check_choice("acceptance", self.acceptance, ("coupling", "rejection"))
         _check_choice("noise", self.noise, ("keyed", "step"))
         if not isinstance(self.correction, bool):

@@ -51,7 +51,7 @@ class Decoding:
         self.state = lay_out(call.request, drafter.mask_token_id, rows)
         self.strategy = call.strategy.open(self.state)
         self.models = Models(
-            drafter=drafter.open(self.state, call.config.kv_window),
+            drafter=drafter.open(self.state, call.config.kv_window, call.config.kv_refresh),
             verifier=verifier.open(self.state) if verifier is not None and call.strategy.needs_verifier else None,
             removed=torch.arange(drafter.mask_token_id, drafter.mask_token_id + 1, device=drafter.device)[
                 : drafter.mask_token_id < vocab_size

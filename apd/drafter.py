@@ -40,8 +40,8 @@ class Drafter(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def open(self, state: DecodeState, kv_window: int | None) -> DrafterSession:
-        """Start a session for these rows; `kv_window` is W (see `APDConfig`)."""
+    def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> DrafterSession:
+        """Start a session for these rows; `kv_window` is W, `kv_refresh` N (see `APDConfig`)."""
 
 
 class MaskedDiffusionDrafter:
@@ -73,39 +73,54 @@ class MaskedDiffusionDrafter:
     def device(self) -> torch.device:
         return input_device(self.model)
 
-    def open(self, state: DecodeState, kv_window: int | None) -> NeuralDrafterSession:
-        return NeuralDrafterSession(self, state, kv_window)
+    def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> NeuralDrafterSession:
+        return NeuralDrafterSession(self, state, kv_window, kv_refresh)
 
 
 class NeuralDrafterSession:
     """Recomputes the last W committed tokens and the masks each step; older keys and values stay as they were.
 
     After the first pass the span starts at (frontier of the previous step) − W + 1, so whatever the last step
-    committed is always recomputed as real tokens. Exact when W is `None` (no cache) or covers the row.
+    committed is always recomputed as real tokens. A row that has got N tokens further since it was last computed as a
+    whole is computed as a whole again. Exact when W is `None` (no cache) or covers the row, or when N is 1.
     """
 
-    def __init__(self, drafter: MaskedDiffusionDrafter, state: DecodeState, kv_window: int | None) -> None:
+    def __init__(
+        self, drafter: MaskedDiffusionDrafter, state: DecodeState, kv_window: int | None, kv_refresh: int | None
+    ) -> None:
         self.drafter = drafter
         self.kv_window = kv_window
+        self.kv_refresh = kv_refresh
         self.starts = state.layout.padding
+        self.whole_at = state.layout.padding  # where the frontier was when the row was last computed as a whole
         self.cache: ColumnCache | None = None
         if kv_window is not None:
             self.cache = ColumnCache(drafter.model.config.num_hidden_layers, state.width)
 
     def logits(self, state: DecodeState, window: Window) -> Projection:
-        paddings = state.layout.padding
-        span = Span(self.starts, window.ends, paddings, state.tokens.device)
+        span = self.span(state, window)
         hidden = span_hidden_states(self.drafter.model, state.tokens, span, self.cache, causal=False)
-        if (size := self.kv_window) is not None:
-            self.starts = [max(t - size + 1, padding) for t, padding in zip(window.starts, paddings, strict=True)]
         return Projection.of(self.drafter.model, hidden, span, window, -self.drafter.logit_shift)
 
+    def span(self, state: DecodeState, window: Window) -> Span:
+        """The columns that this step computes; asked once per step."""
+        paddings, starts = state.layout.padding, self.starts
+        if (limit := self.kv_refresh) is not None:
+            of_rows = zip(paddings, starts, window.starts, self.whole_at, strict=True)
+            starts = [padding if t - whole_at >= limit else start for padding, start, t, whole_at in of_rows]
+        if (size := self.kv_window) is not None:
+            of_rows = zip(paddings, starts, window.starts, self.whole_at, strict=True)
+            self.whole_at = [t if start == padding else whole_at for padding, start, t, whole_at in of_rows]
+            self.starts = [max(t - size + 1, padding) for t, padding in zip(window.starts, paddings, strict=True)]
+        return Span(starts, window.ends, paddings, state.tokens.device)
+
     def select(self, rows: Tensor) -> None:
-        self.starts = [self.starts[row] for row in rows.tolist()]
+        self.starts, self.whole_at = ([of[row] for row in rows.tolist()] for of in (self.starts, self.whole_at))
         if self.cache is not None:
             self.cache.select(rows)
 
     def join(self, state: DecodeState) -> None:
-        self.starts = self.starts + state.layout.padding[len(self.starts) :]
+        new = state.layout.padding[len(self.starts) :]
+        self.starts, self.whole_at = self.starts + new, self.whole_at + new
         if self.cache is not None:
             self.cache.grow(*state.tokens.shape)

@@ -174,9 +174,9 @@ class _Ideal:
 
 
 class IdealDrafter(_Ideal):
-    """Exact marginals: p(token at a column | all decided new tokens), whatever the window and whatever W."""
+    """Exact marginals: p(token at a column | all decided new tokens), whatever the window and the cache."""
 
-    def open(self, state: DecodeState, kv_window: int | None) -> IdealDrafter:
+    def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> IdealDrafter:
         self._check_length(state)
         return self
 

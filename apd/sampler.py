@@ -396,6 +396,7 @@ class APDSampler:
         acceptance_threshold: float | None = None,
         window_size: Any = ...,
         kv_window: Any = ...,
+        kv_refresh: Any = ...,
         acceptance: str | None = None,
         correction: bool | None = None,
         noise: str | None = None,
@@ -422,9 +423,8 @@ class APDSampler:
             "noise": noise,
         }
         knobs = {name: value for name, value in knobs.items() if value is not None}
-        knobs |= {
-            name: value for name, value in (("window_size", window_size), ("kv_window", kv_window)) if value is not ...
-        }
+        may_be_none = {"window_size": window_size, "kv_window": kv_window, "kv_refresh": kv_refresh}
+        knobs |= {name: value for name, value in may_be_none.items() if value is not ...}
         attention_mask = prepared.pop("attention_mask", None)  # transformers would pass it twice, were it named above
         refuse_unknown(prepared, PREPARED_BY_TRANSFORMERS, "custom_generate")
         return self.generate(

@@ -222,6 +222,7 @@ def test_knobs_reach_the_sampler(capsys: pytest.CaptureFixture, sampler: APDSamp
         ("-R", "1"): {"mixture_weight": 1},
         ("-M", "2", "--correction"): {"window_size": 2, "correction": True},
         ("--acceptance-threshold", "0.9", "-W", "4"): {"acceptance_threshold": 0.9, "kv_window": 4},
+        ("-W", "1", "--kv-refresh", "1", "-M", "4"): {"kv_window": 1, "kv_refresh": 1, "window_size": 4},
         ("-M", "none", "--acceptance", "rejection", "--noise", "step", "--no-correction"): {"acceptance": "rejection"},
     }.items():
         output = sampler.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, **knobs)
@@ -454,6 +455,7 @@ def test_help_fits_a_terminal_and_names_every_knob(
             "acceptance-threshold",
             "window-size",
             "kv-window",
+            "kv-refresh",
             "acceptance",
             "correction",
             "noise",

@@ -36,7 +36,7 @@ def lay_out(model: IdealListModel, new_tokens: Tensor) -> DecodeState:
 def marginals(model: IdealListModel, new_tokens: Tensor, window_size: int | None = None) -> Tensor:
     """p_D of the window at the frontier, `b m v`."""
     state = lay_out(model, new_tokens)
-    session = model.drafter.open(state, None)
+    session = model.drafter.open(state, None, None)
     return session.logits(state, Window.at_frontier(state, window_size)).softmax(-1)
 
 

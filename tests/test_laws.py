@@ -99,14 +99,34 @@ def test_law_4_a_window_over_the_whole_row_is_exact(knobs, sampling):
     assert exact.committed_per_step == windowed.committed_per_step
 
 
-@pytest.mark.parametrize("kv_window", [None, 1, 4])
+@pytest.mark.parametrize("kv_window", [1, 4])
+@pytest.mark.parametrize("sampling", [{}, SAMPLED])
+def test_law_4_a_row_that_is_always_refreshed_is_exact(kv_window, sampling):
+    for knobs in ({}, {"window_size": 6, "mixture_weight": 0.2}, {"strategy": LeftToRight(2)}):
+        exact = generate(trace_prompts(), seed=5, **knobs, **sampling)
+        refreshed = generate(trace_prompts(), seed=5, kv_window=kv_window, kv_refresh=1, **knobs, **sampling)
+        assert torch.equal(exact.sequences, refreshed.sequences)
+        assert exact.committed_per_step == refreshed.committed_per_step
+
+
+@pytest.mark.parametrize("kv_window", [1, 4])
+def test_law_4_a_refresh_that_never_comes_changes_nothing(kv_window):
+    """The last of 24 tokens is committed by a step that comes too late to be refreshed."""
+    never = generate(trace_prompts(), seed=5, kv_window=kv_window, **SAMPLED)
+    late = generate(trace_prompts(), seed=5, kv_window=kv_window, kv_refresh=24, **SAMPLED)
+    soon = generate(trace_prompts(), seed=5, kv_window=kv_window, kv_refresh=3, **SAMPLED)
+    assert torch.equal(never.sequences, late.sequences)
+    assert not torch.equal(never.sequences, soon.sequences)
+
+
+@pytest.mark.parametrize("cache", [{}, {"kv_window": 1}, {"kv_window": 4}, {"kv_window": 1, "kv_refresh": 5}])
 @pytest.mark.parametrize("sampling", [{}, SAMPLED, SAMPLED | {"temperature": 0.5, "top_p": 0.9}])
 @pytest.mark.parametrize("knobs", [{}, {"acceptance": "rejection"}, {"noise": "step", "window_size": 7}])
-def test_law_5_a_row_does_not_depend_on_its_batch(kv_window, sampling, knobs):
+def test_law_5_a_row_does_not_depend_on_its_batch(cache, sampling, knobs):
     """Batch mates, their number, their order, padding: none of it shows in a row's tokens."""
     prompts = trace_prompts()
     seeds = [100 + i for i in range(len(prompts))]
-    common = {"kv_window": kv_window} | sampling | knobs
+    common = cache | sampling | knobs
     alone = [new_tokens(generate([p], seed=[s], **common))[0] for p, s in zip(prompts, seeds, strict=True)]
     assert new_tokens(generate(prompts, seed=seeds, **common)) == alone
     assert new_tokens(generate(prompts[::-1], seed=seeds[::-1], **common)) == alone[::-1]

@@ -241,3 +241,22 @@ def test_the_drafter_recomputes_the_window_and_what_was_just_committed():
     ends = [min(t + 5, len(prompt) + 16) for t in frontiers]
     starts = [0] + [max(t - 3 + 1, 0) for t in frontiers[:-1]]
     assert fed == [end - start for start, end in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_row_is_recomputed_as_a_whole_after_so_many_tokens(count):
+    pair, fed = trace_sampler(), []
+    hook = pair.drafter.model.model.embed_tokens.register_forward_hook(
+        lambda _, args, __: fed.append(args[0].shape[1])
+    )
+    knobs = {"kv_window": 2, "kv_refresh": 4, "window_size": 5, "max_new_tokens": 20, "eos_token_id": []}
+    try:
+        prompt = trace_prompts()[0]
+        generate(**left_padded([prompt]), strategy=LeftToRight(count), **knobs)
+    finally:
+        hook.remove()
+    every = -(-4 // count)  # steps until 4 tokens or more are new
+    new = range(0, 20, count)
+    whole = [len(prompt) + min(t + 5, 20) for t in new]
+    partial = [min(t + 5, 20) - (t - count) + 1 for t in new]
+    assert fed == [whole[i] if i % every == 0 else partial[i] for i in range(len(new))]

@@ -26,7 +26,7 @@ GRAMMAR = """\
   threshold:γ  factor:f  entropy-bound:γ  klass:γ[,kl=ε,h=steps]
   blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
   one-step  autoregressive
-  apd:R=.5[,tau=τ,M=window,W=kv window,correction,rejection]"""
+  apd:R=.5[,tau=τ,M=window,W=kv window,refresh=tokens,correction,rejection]"""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ KINDS: dict[str, Kind] = {
             "tau": ("acceptance_threshold", float),
             "M": ("window_size", int),
             "W": ("kv_window", int),
+            "refresh": ("kv_refresh", int),
             "correction": ("correction", bool),
             "rejection": ("acceptance", bool),
         },

@@ -1,0 +1,1 @@
+"""What decoding costs, and what cheaper decoding costs in quality."""
