@@ -1,4 +1,4 @@
-"""Keys and values with a frontier per row, and the one forward pass that drafter and verifier share.
+"""Which columns a forward pass computes, and the keys and values of those that it does not.
 
 A row of the batch is a row of columns. The cache holds one slot per column and is written in place at the columns of
 the span that is recomputed, so nothing is ever appended or cropped: what is behind the frontier is hidden by the
@@ -15,10 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
-
-from apd.state import Window
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,14 @@ class Span:
     device: torch.device
 
     @property
+    def widths(self) -> list[int]:
+        """Per row, its columns."""
+        return [end - start for start, end in zip(self.starts, self.ends, strict=True)]
+
+    @property
     def width(self) -> int:
         """The most columns of a row, q."""
-        return max(end - start for start, end in zip(self.starts, self.ends, strict=True))
+        return max(self.widths)
 
     @property
     def reach(self) -> int:
@@ -93,8 +95,7 @@ class Span:
 
     def passes(self) -> list[list[int]]:
         """Which rows to compute together: all, or the wide ones apart where fillers would cost more than a pass."""
-        widths = [end - start for start, end in zip(self.starts, self.ends, strict=True)]
-        return _passes(sorted(range(len(widths)), key=widths.__getitem__), widths)
+        return _passes(sorted(range(len(self.widths)), key=self.widths.__getitem__), self.widths)
 
     def select(self, rows: list[int]) -> Span:
         """Only these rows."""
@@ -134,25 +135,30 @@ class ColumnLayer(CacheLayerMixin):
         self.keys = key_states.new_zeros((rows, key_states.shape[1], slots, key_states.shape[3]))
         self.values = value_states.new_zeros((rows, value_states.shape[1], slots, value_states.shape[3]))
         self.is_initialized = True
+        if self.cache.is_fixed:
+            torch._dynamo.mark_static_address(self.keys)
+            torch._dynamo.mark_static_address(self.values)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        span, visible = self.cache.span, self.cache.span.reach
-        if span.is_level and self.cache.rows is None:
-            self.keys[:, :, span.starts[0] : visible] = key_states
-            self.values[:, :, span.starts[0] : visible] = value_states
-            return self.keys[:, :, :visible], self.values[:, :, :visible]
-        if self.cache.rows is not None:
-            rows, slots = self.cache.rows.to(key_states.device), self.cache.slots.to(key_states.device)
-            self.keys[rows[:, None], :, slots] = rearrange(key_states, "n heads q d -> n q heads d")
-            self.values[rows[:, None], :, slots] = rearrange(value_states, "n heads q d -> n q heads d")
-            return self.keys[:, :, :visible].index_select(0, rows), self.values[:, :, :visible].index_select(0, rows)
-        slots = self.cache.slots[:, None, :, None].to(key_states.device)
-        self.keys.scatter_(2, slots.expand_as(key_states), key_states)
-        self.values.scatter_(2, slots.expand_as(value_states), value_states)
-        return self.keys[:, :, :visible], self.values[:, :, :visible]
+        cache, device = self.cache, key_states.device
+        if cache.level is not None:
+            self.keys[:, :, cache.level] = key_states
+            self.values[:, :, cache.level] = value_states
+        elif cache.rows is not None:
+            at = cache.rows.to(device)[:, None], slice(None), cache.slots.to(device)
+            self.keys[at] = rearrange(key_states, "n heads q d -> n q heads d")
+            self.values[at] = rearrange(value_states, "n heads q d -> n q heads d")
+        else:
+            slots = cache.slots[:, None, :, None].to(device).expand_as(key_states)
+            self.keys.scatter_(2, slots, key_states)
+            self.values.scatter_(2, slots, value_states)
+        keys, values = self.keys[:, :, : cache.visible], self.values[:, :, : cache.visible]
+        if cache.rows is None:
+            return keys, values
+        return keys.index_select(0, cache.rows.to(device)), values.index_select(0, cache.rows.to(device))
 
     def select(self, rows: Tensor) -> None:
         if self.keys is not None and self.values is not None:
@@ -164,11 +170,21 @@ class ColumnLayer(CacheLayerMixin):
             more = (0, 0, 0, num_slots - self.keys.shape[2], 0, 0, 0, num_rows - self.keys.shape[0])
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
 
+    def copy_from(self, smaller: ColumnLayer) -> None:
+        if smaller.keys is None or smaller.values is None:
+            return
+        if not self.is_initialized:
+            self.lazy_initialization(smaller.keys, smaller.values)
+        assert self.keys is not None and self.values is not None
+        rows, _, slots, _ = smaller.keys.shape
+        self.keys[:rows, :, : slots - 1] = smaller.keys[:, :, :-1]
+        self.values[:rows, :, : slots - 1] = smaller.values[:, :, :-1]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.span.reach, 0
+        return self.cache.visible, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.span.reach
+        return self.cache.visible
 
     def get_max_length(self) -> int:
         return self.cache.num_columns
@@ -182,14 +198,18 @@ class ColumnCache(Cache):
     Args:
         num_layers: attention layers of the model.
         num_columns: columns of a row when everything is decided.
+        is_fixed: its memory stays where it is, so that a graph may hold on to it.
     """
 
-    def __init__(self, num_layers: int, num_columns: int) -> None:
+    def __init__(self, num_layers: int, num_columns: int, *, is_fixed: bool = False) -> None:
         self.num_columns = num_columns
         self.num_rows = 0
+        self.is_fixed = is_fixed
+        # Of the current pass: its rows (`None`: all), where it writes (a slice where all rows write alike), what it sees.
         self.rows: Tensor | None = None
-        self.span = Span([], [], [], torch.device("cpu"))
         self.slots = torch.empty(0, 0, dtype=torch.int64)
+        self.level: slice | None = None
+        self.visible = 0
         super().__init__(layers=[ColumnLayer(self) for _ in range(num_layers)])
 
     def aim(self, span: Span, rows: Tensor | None, num_rows: int) -> None:
@@ -199,118 +219,23 @@ class ColumnCache(Cache):
             rows: `n` int64, the rows whose span it is; `None` for all.
             num_rows: of the batch.
         """
-        self.slots = span.columns if span.is_level else torch.where(span.real, span.columns, self.num_columns)
-        self.span = span
         self.rows, self.num_rows = rows, num_rows
+        self.visible = span.reach
+        self.level = slice(span.starts[0], span.reach) if span.is_level and rows is None else None
+        self.slots = span.columns if span.is_level else torch.where(span.real, span.columns, self.num_columns)
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (`n` int64)."""
         for layer in self.layers:
             layer.select(rows)
 
+    def copy_from(self, smaller: ColumnCache) -> None:
+        """Take over the rows and columns of a smaller cache."""
+        for layer, of in zip(self.layers, smaller.layers, strict=True):
+            layer.copy_from(of)
+
     def grow(self, num_rows: int, num_columns: int) -> None:
         """Make room for more rows behind those there are; as many columns as the batch has now, more or fewer."""
         self.num_columns = num_columns
         for layer in self.layers:
             layer.grow(num_rows, num_columns + 1)
-
-
-def span_hidden_states(
-    model: PreTrainedModel, tokens: Tensor, span: Span, cache: ColumnCache | None, *, causal: bool
-) -> Tensor:
-    """Last hidden states of the columns in `span`, each seeing real columns before the span's end.
-
-    Args:
-        model: a transformers decoder with an output layer.
-        tokens: `b l` int64.
-        span: without a cache it starts at the first real column.
-        cache: where the columns before the span are; `None` computes everything.
-        causal: whether a column sees only columns up to itself.
-    Returns:
-        `b q d`, float dtype of the model; fillers hold numbers without meaning.
-    """
-    passes = span.passes()
-    if len(passes) == 1:
-        return _one_pass(model, tokens, span, cache, None, causal=causal)
-    whole: Tensor | None = None
-    for numbers in passes:
-        rows = torch.tensor(numbers).to(tokens.device, non_blocking=True)  # the device is not waited for
-        part = (tokens.index_select(0, rows), span.select(numbers), cache, (rows, len(tokens)))
-        hidden = _one_pass(model, *part, causal=causal)
-        if whole is None:
-            whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
-        whole[rows.to(hidden.device), : hidden.shape[1]] = hidden
-    assert whole is not None
-    return whole
-
-
-def _one_pass(
-    model: PreTrainedModel,
-    tokens: Tensor,
-    span: Span,
-    cache: ColumnCache | None,
-    of: tuple[Tensor, int] | None,
-    *,
-    causal: bool,
-) -> Tensor:
-    """`span_hidden_states` in one forward pass; `of` says which rows of how many these are."""
-    device = input_device(model)
-    keys = span.columns if cache is None else torch.arange(span.reach, device=tokens.device)[None]
-    mask = span.mask(keys, causal=causal)
-    if cache is not None:
-        cache.aim(span, *(of or (None, len(tokens))))
-    output = model.base_model(
-        input_ids=span.ids(tokens).to(device),
-        attention_mask=None if mask is None else _for_attention(mask, model).to(device),
-        position_ids=span.positions.to(device),
-        past_key_values=cache,
-        use_cache=False,
-    )
-    return output.last_hidden_state
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model takes its inputs. Weights that accelerate keeps elsewhere until they are needed are on "meta"."""
-    embeddings = model.get_input_embeddings()
-    elsewhere = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
-    return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Logits of a window's positions, `b m v`, computed when they are asked for: `projection[:, 3:7]`.
-
-    The output layer is the widest product of a small step, so it sees only the positions that are asked for.
-
-    Attributes:
-        model: with the output layer.
-        hidden: `b m d`, last hidden states.
-        device: where the logits are wanted.
-    """
-
-    model: PreTrainedModel
-    hidden: Tensor
-    device: torch.device
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
-        """Of a window's columns, each from the column that is `shift` further; `hidden` is `b q d`, of the span."""
-        places = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
-        width = window.columns.shape[1]
-        if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:
-            return cls(model, hidden[:, first : first + width], span.device)
-        index = window.columns + shift - span.columns[:, :1]
-        # Outside the window there may be no such column.
-        index = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
-        return cls(model, hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])), span.device)
-
-    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
-        return self.model.get_output_embeddings()(self.hidden[index]).to(self.device)
-
-
-def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:
-    """Eager attention adds its mask to the scores, where a boolean one would silently add 0 and 1."""
-    if model.config._attn_implementation != "eager":
-        return mask
-    dtype = model.get_input_embeddings().weight.dtype
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, Projection, Span, input_device, span_hidden_states
+from apd.cache import Span
+from apd.forward import Compiled, FixedPasses, Passes, PlainPasses, Projection, input_device
 from apd.state import DecodeState, FollowsRows, Logits, Window
 
 
@@ -63,6 +64,7 @@ class MaskedDiffusionDrafter:
         self.vocab_size: int = model.config.vocab_size
         self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
         self.generation_config = model.generation_config
+        self.compiled: Compiled | None = None
         if not 0 <= mask_token_id < self.vocab_size:
             raise ValueError(
                 f"`mask_token_id` must be an id of the drafter, 0 to {self.vocab_size - 1}, got {mask_token_id}. "
@@ -72,6 +74,16 @@ class MaskedDiffusionDrafter:
     @property
     def device(self) -> torch.device:
         return input_device(self.model)
+
+    def compile(self, **options: Any) -> None:
+        """Compile the forward pass for a few fixed shapes; `options` are those of `torch.compile`."""
+        self.compiled = Compiled(self.model, **options)
+
+    def passes(self, state: DecodeState, *, is_cached: bool) -> Passes:
+        """The model's forward passes over these rows."""
+        if self.compiled is not None:
+            return FixedPasses(self.compiled, state, is_cached=is_cached, causal=False)
+        return PlainPasses(self.model, state.width if is_cached else None, causal=False)
 
     def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> NeuralDrafterSession:
         return NeuralDrafterSession(self, state, kv_window, kv_refresh)
@@ -93,13 +105,11 @@ class NeuralDrafterSession:
         self.kv_refresh = kv_refresh
         self.starts = state.layout.padding
         self.whole_at = state.layout.padding  # where the frontier was when the row was last computed as a whole
-        self.cache: ColumnCache | None = None
-        if kv_window is not None:
-            self.cache = ColumnCache(drafter.model.config.num_hidden_layers, state.width)
+        self.passes = drafter.passes(state, is_cached=kv_window is not None)
 
     def logits(self, state: DecodeState, window: Window) -> Projection:
         span = self.span(state, window)
-        hidden = span_hidden_states(self.drafter.model, state.tokens, span, self.cache, causal=False)
+        hidden = self.passes(state.tokens, span)
         return Projection.of(self.drafter.model, hidden, span, window, -self.drafter.logit_shift)
 
     def span(self, state: DecodeState, window: Window) -> Span:
@@ -116,11 +126,9 @@ class NeuralDrafterSession:
 
     def select(self, rows: Tensor) -> None:
         self.starts, self.whole_at = ([of[row] for row in rows.tolist()] for of in (self.starts, self.whole_at))
-        if self.cache is not None:
-            self.cache.select(rows)
+        self.passes.select(rows)
 
     def join(self, state: DecodeState) -> None:
         new = state.layout.padding[len(self.starts) :]
         self.starts, self.whole_at = self.starts + new, self.whole_at + new
-        if self.cache is not None:
-            self.cache.grow(*state.tokens.shape)
+        self.passes.join(state)

@@ -36,8 +36,9 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from apd.cache import ColumnCache, Span, input_device, span_hidden_states
+from apd.cache import Span
 from apd.drafter import Drafter, MaskedDiffusionDrafter
+from apd.forward import PlainPasses, input_device
 from apd.verifier import CausalVerifier, Verifier
 
 __all__ = [
@@ -591,11 +592,11 @@ def _check_computation(model: PreTrainedModel) -> None:
     rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
     tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
     paddings = [5 - len(row) for row in rows]
-    cache = ColumnCache(model.config.num_hidden_layers, 5)
+    passes = PlainPasses(model, 5, causal=True)
     parts = []
     for starts, ends in ((paddings, [4, 3]), ([4, 3], [5, 5])):
         span = Span(starts, ends, paddings, tokens.device)
-        hidden = span_hidden_states(model, tokens, span, cache, causal=True)
+        hidden = passes(tokens, span)
         parts.append((span.real, model.get_output_embeddings()(hidden)))
     for i, row in enumerate(rows):
         ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])

@@ -36,7 +36,7 @@ from apd.arguments import (
 )
 from apd.config import KNOBS, APDConfig
 from apd.decoding import Call, Decoding
-from apd.drafter import Drafter
+from apd.drafter import Drafter, MaskedDiffusionDrafter
 from apd.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.models import (
     HUB_ARGUMENTS,
@@ -55,7 +55,7 @@ from apd.probability import mix_seed
 from apd.processing import AllowedTokens
 from apd.step import APD, Strategy
 from apd.streaming import Chunk, chunks, feed
-from apd.verifier import Verifier
+from apd.verifier import CausalVerifier, Verifier
 
 
 class APDSampler:
@@ -267,6 +267,28 @@ class APDSampler:
         if not generation.return_dict_in_generate:
             return sequences.ids()
         return recorder.output(sequences.ids(), self.tokenizer if tokenizer is None else tokenizer)
+
+    def compile(self, **options: Any) -> APDSampler:
+        """Compile the forward passes of both models, for a few fixed shapes; returns the sampler itself.
+
+        Worth it where launching kernels takes longer than running them: on a GPU, small batches, `kv_window` set. Each
+        new batch size and each further 256 columns of prompt and answer are compiled once, at their first step. Passes
+        over whole rows, the first of each and those of `kv_refresh`, are not compiled.
+
+        Args:
+            **options: of `torch.compile`; by default `mode="reduce-overhead"` on a GPU, which records CUDA graphs.
+
+        Raises:
+            TypeError: a model is no transformers model.
+        """
+        if not options and self.drafter.device.type == "cuda":
+            options = {"mode": "reduce-overhead"}
+        for name, model in (("drafter", self.drafter), ("verifier", self.verifier)):
+            if model is not None and not isinstance(model, (MaskedDiffusionDrafter, CausalVerifier)):
+                raise TypeError(f"`{name}` must be a transformers model to be compiled, got {type(model).__name__}.")
+            if model is not None:
+                model.compile(**options)
+        return self
 
     def stream(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, Projection, Span, input_device, span_hidden_states
+from apd.cache import Span
+from apd.forward import Compiled, FixedPasses, Passes, PlainPasses, Projection, input_device
 from apd.state import DecodeState, FollowsRows, Logits, Window
 
 
@@ -49,10 +50,21 @@ class CausalVerifier:
         self.model = model
         self.vocab_size: int = model.config.vocab_size
         self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.compiled: Compiled | None = None
 
     @property
     def device(self) -> torch.device:
         return input_device(self.model)
+
+    def compile(self, **options: Any) -> None:
+        """Compile the forward pass for a few fixed shapes; `options` are those of `torch.compile`."""
+        self.compiled = Compiled(self.model, **options)
+
+    def passes(self, state: DecodeState) -> Passes:
+        """The model's forward passes over these rows."""
+        if self.compiled is not None:
+            return FixedPasses(self.compiled, state, is_cached=True, causal=True)
+        return PlainPasses(self.model, state.width, causal=True)
 
     def open(self, state: DecodeState) -> NeuralVerifierSession:
         return NeuralVerifierSession(self, state)
@@ -68,7 +80,7 @@ class NeuralVerifierSession:
 
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
         self.verifier = verifier
-        self.cache = ColumnCache(verifier.model.config.num_hidden_layers, state.width)
+        self.passes = verifier.passes(state)
         self.read = state.layout.padding  # per row, the column behind the last that was read
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Projection:
@@ -76,14 +88,14 @@ class NeuralVerifierSession:
         starts = [min(read, t - 1) for read, t in zip(self.read, window.starts, strict=True)]
         # The last drafted token is not read: nothing behind it is scored.
         span = Span(starts, [end - 1 for end in window.ends], state.layout.padding, canvas.device)
-        hidden = span_hidden_states(self.verifier.model, canvas, span, self.cache, causal=True)
+        hidden = self.passes(canvas, span)
         self.read = span.ends
         return Projection.of(self.verifier.model, hidden, span, window, -1)
 
     def select(self, rows: Tensor) -> None:
         self.read = [self.read[row] for row in rows.tolist()]
-        self.cache.select(rows)
+        self.passes.select(rows)
 
     def join(self, state: DecodeState) -> None:
         self.read = self.read + state.layout.padding[len(self.read) :]
-        self.cache.grow(*state.tokens.shape)
+        self.passes.join(state)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 
-from apd.cache import PASS, ColumnCache, Span, span_hidden_states
+from apd.cache import PASS, Span
 from apd.decoding import Decoding
+from apd.forward import PlainPasses
 
 
 def span_of(widths: list[int]) -> Span:
@@ -43,10 +44,10 @@ def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached)
 
     def hidden_states(cost: int) -> list[torch.Tensor]:
         monkeypatch.setattr("apd.cache.PASS", cost)
-        cache = ColumnCache(model.config.num_hidden_layers, 40) if is_cached else None
+        passes = PlainPasses(model, 40 if is_cached else None, causal=causal)
         spans = [Span(*edges, paddings, tokens.device) for edges in (first, second)]
         assert [len(span.passes()) > 1 for span in spans] == [cost == 0] * 2
-        return [span_hidden_states(model, tokens, s, cache, causal=causal)[s.real] for s in spans]
+        return [passes(tokens, s)[s.real] for s in spans]
 
     for parted, together in zip(hidden_states(0), hidden_states(10**6), strict=True):
         torch.testing.assert_close(parted, together, rtol=1e-4, atol=1e-5)
@@ -116,12 +117,12 @@ def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
     tokens = torch.randint(0, 100, (3, 40), generator=torch.Generator().manual_seed(0))
 
     def hidden_states(is_level: bool) -> list[torch.Tensor]:
-        cache = ColumnCache(model.config.num_hidden_layers, 40)
+        passes = PlainPasses(model, 40, causal=causal)
         spans = [Span([start] * 3, [end] * 3, [0] * 3, tokens.device) for start, end in ((0, 20), (17, 25), (5, 40))]
         for span in spans:
             assert span.is_level
             span.__dict__["is_level"] = is_level
-        return [span_hidden_states(model, tokens, span, cache, causal=causal) for span in spans]
+        return [passes(tokens, span) for span in spans]
 
     for level, ragged in zip(hidden_states(True), hidden_states(False), strict=True):
         torch.testing.assert_close(level, ragged, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,266 @@
+"""The forward passes of drafter and verifier: the columns of a span in, their hidden states out."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from apd.cache import ColumnCache, Span
+from apd.state import DecodeState, FollowsRows, Window
+
+
+class Passes(FollowsRows, Protocol):
+    """A model's forward passes over some rows, for the length of one call."""
+
+    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+        """Last hidden states of the columns in `span`, each seeing real columns before the span's end.
+
+        Args:
+            tokens: `b l` int64.
+            span: without a cache it starts at the first real column.
+        Returns:
+            `b q d`, float dtype of the model; fillers hold numbers without meaning.
+        """
+
+
+class PlainPasses:
+    """Passes as wide as they need to be.
+
+    Args:
+        model: a transformers decoder with an output layer.
+        num_columns: of a cache, columns of a row when everything is decided; `None` computes everything each time.
+        causal: whether a column sees only columns up to itself.
+    """
+
+    def __init__(self, model: PreTrainedModel, num_columns: int | None, *, causal: bool) -> None:
+        self.model = model
+        self.causal = causal
+        self.cache = None if num_columns is None else ColumnCache(model.config.num_hidden_layers, num_columns)
+
+    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+        passes = span.passes()
+        if len(passes) == 1:
+            return self._one(tokens, span, None)
+        whole: Tensor | None = None
+        for numbers in passes:
+            rows = to_device(numbers, tokens.device)
+            hidden = self._one(tokens.index_select(0, rows), span.select(numbers), numbers, len(tokens))
+            if whole is None:
+                whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
+            whole[rows.to(hidden.device), : hidden.shape[1]] = hidden[:, : span.width]
+        assert whole is not None
+        return whole
+
+    def select(self, rows: Tensor) -> None:
+        if self.cache is not None:
+            self.cache.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        if self.cache is not None:
+            self.cache.grow(*state.tokens.shape)
+
+    def _one(self, tokens: Tensor, span: Span, rows: list[int] | None, num_rows: int | None = None) -> Tensor:
+        """One pass; `rows` says which rows of how many these are, `None` all."""
+        if self.cache is not None:
+            self.cache.aim(span, None if rows is None else to_device(rows, tokens.device), num_rows or len(tokens))
+        return run(self.model, *inputs(self.model, tokens, span, self.cache, causal=self.causal), self.cache)
+
+
+def inputs(
+    model: PreTrainedModel, tokens: Tensor, span: Span, cache: ColumnCache | None, *, causal: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Ids, mask and positions of a pass, on the model's device."""
+    device = input_device(model)
+    keys = span.columns if cache is None else torch.arange(cache.visible, device=tokens.device)[None]
+    mask = span.mask(keys, causal=causal)
+    mask = None if mask is None else _for_attention(mask, model).to(device)
+    return span.ids(tokens).to(device), mask, span.positions.to(device)
+
+
+def run(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: ColumnCache | None
+) -> Tensor:
+    """The pass itself."""
+    output = model.base_model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=False
+    )
+    return output.last_hidden_state
+
+
+#: Columns of a compiled pass are rounded up to a multiple of this, and those of its cache to a multiple of that.
+COLUMNS, CACHED_COLUMNS = 64, 256
+
+
+class Compiled:
+    """A model's forward pass, compiled for a few fixed shapes, and the caches that its graphs are tied to.
+
+    Args:
+        model: a transformers decoder.
+        **options: of `torch.compile`.
+    """
+
+    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
+        self.model = model
+        self.run = torch.compile(partial(run, model), dynamic=False, **options)
+        self.caches: list[tuple[weakref.ref[FixedPasses], ColumnCache]] = []
+
+    def cache(self, owner: FixedPasses, num_rows: int, num_columns: int) -> ColumnCache:
+        """An empty cache; the memory of one whose owner is gone is used again, since graphs know it by its address."""
+        for place, (last_owner, cache) in enumerate(self.caches):
+            if last_owner() is None and (cache.num_rows, cache.num_columns) == (num_rows, num_columns):
+                self.caches[place] = (weakref.ref(owner), cache)
+                return cache
+        cache = ColumnCache(self.model.config.num_hidden_layers, num_columns, is_fixed=True)
+        self.caches = [(ref, each) for ref, each in self.caches if ref() is not None]
+        self.caches.append((weakref.ref(owner), cache))
+        return cache
+
+
+class FixedPasses(PlainPasses):
+    """Passes in a few shapes only, compiled, with every row in a seat of its own.
+
+    Widths are rounded up, a row keeps its seat as others come and go, and an empty seat computes fillers. The first pass
+    of a row, which is as wide as its prompt, is not compiled.
+    """
+
+    def __init__(self, compiled: Compiled, state: DecodeState, *, is_cached: bool, causal: bool) -> None:
+        super().__init__(compiled.model, None, causal=causal)
+        self.compiled = compiled
+        self.is_cached = is_cached
+        self.seats = list(range(len(state.rows)))  # of each row
+        self.num_seats = len(state.rows)
+        self.num_columns = _round_up(state.width, CACHED_COLUMNS)
+
+    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+        if self.is_cached and self.cache is None:
+            self.cache = self.compiled.cache(self, self.num_seats, self.num_columns)
+        return super().__call__(tokens, span)
+
+    def select(self, rows: Tensor) -> None:
+        self.seats = [self.seats[row] for row in rows.tolist()]
+
+    def join(self, state: DecodeState) -> None:
+        free = [seat for seat in range(len(state.rows) + self.num_seats) if seat not in self.seats]
+        self.seats = self.seats + free[: len(state.rows) - len(self.seats)]
+        num_seats, num_columns = max(self.num_seats, *(seat + 1 for seat in self.seats)), self.num_columns
+        if state.width > num_columns:
+            num_columns = _round_up(state.width, CACHED_COLUMNS)
+        if self.cache is not None and (num_seats, num_columns) != (self.num_seats, self.num_columns):
+            grown = self.compiled.cache(self, num_seats, num_columns)
+            grown.copy_from(self.cache)
+            self.cache = grown
+        self.num_seats, self.num_columns = num_seats, num_columns
+
+    def _one(self, tokens: Tensor, span: Span, rows: list[int] | None, num_rows: int | None = None) -> Tensor:
+        seats = self.seats if rows is None else [self.seats[row] for row in rows]
+        if self.cache is not None and any(a == b for a, b in zip(span.starts, span.paddings, strict=True)):
+            return super()._one(tokens, span, seats, self.num_seats)
+        seated = SeatedSpan.of(span, seats, self.num_seats, self.num_columns)
+        at = to_device(seats, tokens.device)
+        everyone = tokens.new_zeros(self.num_seats, tokens.shape[1]).index_copy_(0, at, tokens)
+        if self.cache is not None:
+            self.cache.aim(seated, None, self.num_seats)
+        if tokens.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        hidden = self.compiled.run(*inputs(self.model, everyone, seated, self.cache, causal=self.causal), self.cache)
+        return hidden.index_select(0, at.to(hidden.device))
+
+
+@dataclass(frozen=True)
+class SeatedSpan(Span):
+    """A span with a row for every seat and a rounded width; empty seats hold nothing but fillers, which see column 0.
+
+    Attributes:
+        empty: whether nobody sits there.
+        num_columns: of the cache, all of which are read, those that are not there yet being masked.
+    """
+
+    empty: list[bool]
+    num_columns: int
+
+    @classmethod
+    def of(cls, span: Span, seats: list[int], num_seats: int, num_columns: int) -> SeatedSpan:
+        """The span of the rows that sit at `seats`."""
+        starts, ends, paddings, empty = [0] * num_seats, [1] * num_seats, [0] * num_seats, [True] * num_seats
+        for seat, *row in zip(seats, span.starts, span.ends, span.paddings, strict=True):
+            starts[seat], ends[seat], paddings[seat] = row
+            empty[seat] = False
+        return cls(starts, ends, paddings, span.device, empty, num_columns)
+
+    @property
+    def reach(self) -> int:
+        return self.num_columns
+
+    @property
+    def width(self) -> int:
+        return _round_up(super().width, COLUMNS)
+
+    @cached_property
+    def is_level(self) -> bool:
+        return False  # a slice of its own would be a shape of its own
+
+    @cached_property
+    def real(self) -> Tensor:
+        return super().real & ~to_device(self.empty, self.device)[:, None]
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs. Weights that accelerate keeps elsewhere until they are needed are on "meta"."""
+    embeddings = model.get_input_embeddings()
+    elsewhere = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
+    return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
+
+
+def to_device(values: list[int] | list[bool], device: torch.device) -> Tensor:
+    """As a tensor; the device is not waited for."""
+    return torch.tensor(values).to(device, non_blocking=True)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Logits of a window's positions, `b m v`, computed when they are asked for: `projection[:, 3:7]`.
+
+    The output layer is the widest product of a small step, so it sees only the positions that are asked for.
+
+    Attributes:
+        model: with the output layer.
+        hidden: `b m d`, last hidden states.
+        device: where the logits are wanted.
+    """
+
+    model: PreTrainedModel
+    hidden: Tensor
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
+        """Of a window's columns, each from the column that is `shift` further; `hidden` is `b q d`, of the span."""
+        places = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
+        width = window.columns.shape[1]
+        if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:
+            return cls(model, hidden[:, first : first + width], span.device)
+        index = window.columns + shift - span.columns[:, :1]
+        # Outside the window there may be no such column.
+        index = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
+        return cls(model, hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])), span.device)
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        return self.model.get_output_embeddings()(self.hidden[index]).to(self.device)
+
+
+def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:
+    """Eager attention adds its mask to the scores, where a boolean one would silently add 0 and 1."""
+    if model.config._attn_implementation != "eager":
+        return mask
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
