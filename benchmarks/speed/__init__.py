@@ -1,1 +1,10 @@
-"""What decoding costs, and what cheaper decoding costs in quality."""
+"""Where the time of a decode goes, against what the machine allows and against what else decodes.
+
+python -m benchmarks.speed --quick                   the included pair, within a minute
+python -m benchmarks.speed --pair embedded 100m      everything, on a CPU
+python -m benchmarks.speed length --out DIR          time per step against committed length
+python -m benchmarks.speed batch --out DIR           tokens per second against batch size
+python -m benchmarks.speed window --out DIR          quality and speed against the window M
+
+Start with `measure.py`, then `instruments.py` and `floor.py`.
+"""

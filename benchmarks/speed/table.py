@@ -1,0 +1,227 @@
+"""What was measured, for people and as one JSON line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.speed.floor import Rates
+from benchmarks.speed.measure import Result, spread
+from benchmarks.speed.pairs import Pair
+from benchmarks.speed.schedule import Schedule
+
+__all__ = ["LEGEND", "entries", "lines", "machine", "rate_entries"]
+
+LEGEND = """\
+tok/s: new tokens to the first stop token, per second, without instruments. tok/fwd: per drafter forward of a row.
+ms/step: whole call / steps, median of the repetitions ± distance of the quartiles. vs 1: tok/s over one token per step,
+median over the repetitions. drafter, verifier, mixing, other: ms of a step with instruments; other includes a call's
+setup, which stands alone in setup, ms per call. ovh: 1 − forwards / total, and the same without setup. ×floor: ms/step
+over the least time of its forwards on this device. acc: right answers."""
+
+_COLUMNS = (
+    ("", 22),
+    ("tok/s", 8),
+    ("vs 1", 6),
+    ("tok/fwd", 8),
+    ("ms/step", 9),
+    ("±", 5),
+    ("drafter", 8),
+    ("verif.", 7),
+    ("mixing", 7),
+    ("other", 7),
+    ("setup", 6),
+    ("ovh", 5),
+    ("-setup", 7),
+    ("×floor", 7),
+    ("acc", 6),
+)
+
+
+def entries(
+    pair: Pair, results: Sequence[Result], *, batch: int, schedule: Schedule, baseline: Result | None
+) -> list[dict[str, Any]]:
+    """The JSON objects of a pair's settings.
+
+    `*_ms` are milliseconds per step, `setup_ms` per call; shares and spreads are fractions; `None` is "not measured".
+    """
+    return [_entry(pair, result, batch, schedule, baseline) for result in results]
+
+
+def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline: Result | None) -> dict[str, Any]:
+    setting, samples, steps = result.setting, result.samples, result.steps
+    forwards = result.median(lambda sample: sample.drafter + sample.verifier)
+    seen = result.missed == 0
+
+    def per_step(seconds: float | None) -> float | None:
+        return None if seconds is None or not seen else _rounded(1000 * seconds / steps)
+
+    def known(value: float | None) -> float | None:
+        return None if value is None or not seen else _rounded(value)
+
+    setup = result.median(lambda sample: sample.setup)
+    return {
+        "pair": pair.name,
+        "strategy": setting.strategy,
+        "label": setting.label,
+        "batch": batch,
+        "mixture_weight": setting.mixture_weight,
+        "window_size": setting.window_size,
+        "kv_window": setting.kv_window,
+        "accepted": _accepted(pair, result, schedule),
+        "tokens_per_second": _rounded(result.tokens_per_second),
+        "tokens_per_forward": _rounded(result.tokens / result.row_forwards),
+        "ms_per_step": _rounded(1000 * result.seconds_per_step),
+        "spread": _rounded(spread([sample.plain for sample in samples])),
+        "speedup": None if baseline is None else _rounded(_speedup(result, baseline)),
+        "drafter_ms": per_step(result.median(lambda sample: sample.drafter)),
+        "verifier_ms": per_step(result.median(lambda sample: sample.verifier)),
+        "mixing_ms": per_step(result.median(_mixing)),
+        "other_ms": per_step(result.median(_other)),
+        "setup_ms": None if setup is None else _rounded(1000 * setup / result.calls),
+        "metered_ms_per_step": per_step(result.median(lambda sample: sample.metered)),
+        "overhead_share": known(result.median(lambda sample: 1 - _forwards(sample) / sample.metered)),
+        "overhead_share_without_setup": known(
+            result.median(lambda sample: 1 - _forwards(sample) / (sample.metered - (sample.setup or 0)))
+        ),
+        "floor_ms": known(1000 * result.floor / steps),
+        "floor_ratio": known(result.seconds_per_step * steps / result.floor) if seen and forwards else None,
+        "instrument_cost": _rounded(_instrument_cost(result)),
+        "peak_memory_mb": _rounded(result.peak_memory / 2**20),
+        "accuracy": None if result.accuracy is None else _rounded(result.accuracy),
+        "accuracy_instances": result.judged,
+        "new_tokens": result.tokens,
+        "drafter_forwards": result.row_forwards,
+        "steps": steps,
+        "calls": result.calls,
+        "repetitions": len(samples),
+    }
+
+
+def _accepted(pair: Pair, result: Result, schedule: Schedule) -> str:
+    if not pair.trained and result.setting.strategy in ("apd", "threshold"):
+        return f"schedule: geometric, mean {schedule.mean:g} tokens, cut at the window"
+    return "by the models"
+
+
+def _forwards(sample: Any) -> float:
+    return sample.drafter + sample.verifier
+
+
+def _mixing(sample: Any) -> float | None:
+    return None if sample.propose is None else sample.propose - _forwards(sample)
+
+
+def _other(sample: Any) -> float:
+    return sample.metered - (_forwards(sample) if sample.propose is None else sample.propose)
+
+
+def _instrument_cost(result: Result) -> float:
+    return statistics.median(sample.metered / sample.plain for sample in result.samples) - 1
+
+
+def _speedup(result: Result, baseline: Result) -> float:
+    """Repetition by repetition, so that what slowed down a part of the run slows down both."""
+    per_second = zip(result.samples, baseline.samples, strict=True)
+    return statistics.median(
+        (result.tokens / ours.plain) / (baseline.tokens / theirs.plain) for ours, theirs in per_second
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
+    """A pair's table, at most 120 characters wide."""
+    head = f"{pair.name}, batch {found[0]['batch']}" + (f" ({pair.note})" if pair.note else "")
+    told = [head]
+    if not pair.trained:
+        scheduled = next((e["accepted"] for e in found if e["accepted"] != "by the models"), None)
+        told.append(
+            f"ACCEPTED COUNTS ARE NOT THE MODELS': {scheduled}." if scheduled else "All counts are the models' own."
+        )
+    told.append(_row(*(title for title, _ in _COLUMNS)))
+    for entry in found:
+        told.append(
+            _row(
+                entry["label"],
+                _number(entry["tokens_per_second"], 1),
+                _number(entry["speedup"], 2),
+                _number(entry["tokens_per_forward"], 2),
+                _number(entry["ms_per_step"], 2),
+                _percent(entry["spread"]),
+                _number(entry["drafter_ms"], 2),
+                _number(entry["verifier_ms"], 2),
+                _number(entry["mixing_ms"], 2),
+                _number(entry["other_ms"], 2),
+                _number(entry["setup_ms"], 2),
+                _percent(entry["overhead_share"]),
+                _percent(entry["overhead_share_without_setup"]),
+                _number(entry["floor_ratio"], 1),
+                _percent(entry["accuracy"]),
+            )
+        )
+    costs = [entry["instrument_cost"] for entry in found]
+    peak = max(entry["peak_memory_mb"] for entry in found)
+    told.append(
+        f"peak memory {peak:,.0f} MB, weights included; instruments cost {statistics.median(costs):+.1%} (median over "
+        f"settings); floor: see the JSON line."
+    )
+    if unseen := [entry["label"] for entry in found if entry["drafter_ms"] is None]:
+        told.append(f"forwards that bypass the hooks, parts not told: {', '.join(unseen)}")
+    return told
+
+
+def _row(*cells: str) -> str:
+    name, *numbers = (
+        cell.ljust(width) if not i else cell.rjust(width)
+        for i, (cell, (_, width)) in enumerate(zip(cells, _COLUMNS, strict=True))
+    )
+    return (name + "".join(numbers)).rstrip()
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f}%"
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What it was measured on."""
+    return {
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers")},
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def rate_entries(rates: Rates) -> dict[str, Any]:
+    """In GB/s and Gflop/s."""
+    return {
+        "bandwidth_gb_s": _rounded(rates.bandwidth / 1e9),
+        "bandwidth_in_cache_gb_s": {role: _rounded(rate / 1e9) for role, rate in rates.resident.items()},
+        "matmul_gflop_s": _rounded(rates.matmul / 1e9),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        found = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        return found[0].partition(":")[2].strip()
+    except (OSError, IndexError):
+        return platform.processor() or "unknown"
