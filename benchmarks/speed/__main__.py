@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed import batch, length, window
 from benchmarks.speed.floor import measure_rates
 from benchmarks.speed.measure import Plan, measure, sizes_of
 from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_of, prepared
@@ -17,7 +18,11 @@ from benchmarks.speed.schedule import PAPER_MEAN, Schedule
 from benchmarks.speed.settings import ONE_PER_STEP, compared, supports
 from benchmarks.speed.table import LEGEND, entries, lines, machine, rate_entries
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "length": length.main,
+    "batch": batch.main,
+    "window": window.main,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
