@@ -54,11 +54,11 @@ def _compare(arguments: Sequence[str]) -> int:
             else:
                 print(f"{name}: {setting.label} left out: {reason}")
         for rows in options.batch:
-            count = options.count or max(rows, (11 if options.quick else 44) if pair.trained else 2)
+            count = options.count or max(rows, (11 if options.quick else 44) if pair.trained else 4)
             plan = Plan(
                 count=count,
                 batch=rows,
-                repetitions=options.repetitions or (3 if options.quick else 5),
+                repetitions=options.repetitions or (3 if options.quick or not pair.trained else 5),
                 quality_count=55 if options.quick else 220,
             )
             results = measure(

@@ -173,7 +173,11 @@ class Autoregressive:
 
 
 class Reference:
-    """The step of `tests/reference.py`: one row after another, no cache, Python loops."""
+    """The step of `tests/reference.py`: one row after another, no cache, Python loops.
+
+    It knows no schedule. With random weights it is held to τ = 1, one token per step: its milliseconds per step can be
+    compared, its tokens per step cannot.
+    """
 
     def __init__(self, setting: Setting, pair: Pair) -> None:
         self.setting, self.pair = setting, pair
@@ -191,6 +195,7 @@ class Reference:
                     max_new_tokens=self.pair.new_tokens,
                     mixture_weight=self.setting.mixture_weight,
                     window_size=self.setting.window_size,
+                    acceptance_threshold=0.0 if self.pair.trained else 1.0,
                     stop=self.stop,
                 )
             )

@@ -109,6 +109,8 @@ def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline:
 def _accepted(pair: Pair, result: Result, schedule: Schedule) -> str:
     if not pair.trained and result.setting.strategy in ("apd", "threshold"):
         return f"schedule: geometric, mean {schedule.mean:g} tokens, cut at the window"
+    if not pair.trained and result.setting.strategy == "reference":
+        return "one per step, by a threshold of 1"
     return "by the models"
 
 
@@ -145,7 +147,7 @@ def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
     head = f"{pair.name}, batch {found[0]['batch']}" + (f" ({pair.note})" if pair.note else "")
     told = [head]
     if not pair.trained:
-        scheduled = next((e["accepted"] for e in found if e["accepted"] != "by the models"), None)
+        scheduled = next((e["accepted"] for e in found if e["accepted"].startswith("schedule")), None)
         told.append(
             f"ACCEPTED COUNTS ARE NOT THE MODELS': {scheduled}." if scheduled else "All counts are the models' own."
         )

@@ -1,0 +1,260 @@
+"""The speed benchmark: what it counts, claims and prints. No test looks at a time, since times are not ours to promise."""
+
+import csv
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from apd import LeftToRight, Threshold
+from apd.acceptance import Accepted, Coupling
+from apd.step import APD
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.batch import bare
+from benchmarks.speed.floor import Rates, Size, floor_seconds, work
+from benchmarks.speed.instruments import Clock, Forward, Meter, Timed
+from benchmarks.speed.measure import Plan, measure, spread
+from benchmarks.speed.pairs import Loading, causal_twin, load
+from benchmarks.speed.schedule import Schedule, Scheduled, ScheduledThreshold
+from benchmarks.speed.settings import Setting, compared, decoder
+
+FIELDS = set(
+    """pair strategy batch mixture_weight window_size kv_window tokens_per_second tokens_per_forward ms_per_step
+    overhead_share floor_ratio drafter_ms verifier_ms mixing_ms other_ms spread peak_memory_mb accuracy
+    new_tokens""".split()
+)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load("tiny", Loading())
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return load("embedded", Loading())
+
+
+def rows_at(frontiers, *, seeds=None, width=40):
+    """As much of a state and its window as a schedule looks at, `width` masks each."""
+    frontier = torch.tensor(frontiers)
+    columns = frontier[:, None] + torch.arange(width)
+    state = SimpleNamespace(
+        seeds=torch.arange(len(frontier)) if seeds is None else torch.tensor(seeds), start=torch.zeros_like(frontier)
+    )
+    return state, SimpleNamespace(columns=columns, inside=torch.ones_like(columns, dtype=torch.bool))
+
+
+def counted(pair, strategy, **knobs):
+    [inputs] = pair.rows(2, 2).calls
+    return pair.sampler.generate(**inputs, strategy=strategy, return_dict_in_generate=True, **pair.generation, **knobs)
+
+
+def test_the_schedule_has_its_mean_and_is_the_same_again():
+    # Keyed noise with fixed seeds: this cannot alarm falsely, it either holds or it does not. The tolerance is four
+    # standard errors of 200,000 draws of a geometric number.
+    state, window = rows_at([7] * 200_000, width=200)
+    for mean in (1.5, 5.75):
+        counts = Schedule(mean).counts(state, window)
+        assert counts.min() == 1
+        assert abs(counts.double().mean() - mean) < 4 * (mean * (mean - 1) / len(counts)) ** 0.5
+        assert counts.equal(Schedule(mean).counts(state, window))
+    assert not Schedule(5.75, seed=1).counts(state, window).equal(Schedule(5.75).counts(state, window))
+
+
+def test_the_schedule_depends_on_row_and_position_and_not_on_the_batch():
+    together = Schedule().counts(*rows_at([3, 9, 3], seeds=[4, 5, 6]))
+    for i, (frontier, seed) in enumerate(((3, 4), (9, 5), (3, 6))):
+        assert Schedule().counts(*rows_at([frontier], seeds=[seed])).tolist() == [together[i]]
+
+
+def test_the_schedule_is_cut_at_the_window():
+    state, window = rows_at(list(range(500)), width=3)
+    window.inside[:, 2] = False
+    assert set(Schedule(50.0).counts(state, window).tolist()) == {1, 2}
+    assert set(Schedule(1.0).counts(state, window).tolist()) == {1}
+    with pytest.raises(ValueError, match="`mean` must be at least 1"):
+        Schedule(0.5)
+
+
+def test_a_scheduled_rule_asks_the_real_one_and_commits_the_schedule(tiny):
+    asked = []
+
+    def rule(**given) -> Accepted:
+        asked.append(given["draft"].shape)
+        return Coupling()(**given)
+
+    output = counted(tiny, APD(0.5, Scheduled(rule, Schedule())))
+    assert len(asked) == max(output.drafter_forwards)
+    assert output.verifier_forwards.equal(output.drafter_forwards)
+    for seed, committed in enumerate(output.committed_per_step):
+        frontier = 0
+        for count in committed:
+            assert count == Schedule().counts(*rows_at([frontier], seeds=[seed], width=tiny.new_tokens - frontier))
+            frontier += count
+        assert frontier == tiny.new_tokens
+    by_threshold = counted(tiny, ScheduledThreshold(0.9, Schedule()))
+    assert by_threshold.committed_per_step == output.committed_per_step
+
+
+@pytest.mark.parametrize("strategy", [APD(0.5, Coupling()), LeftToRight(1), Threshold(0.9)])
+def test_a_timed_strategy_gives_the_same_tokens_and_the_meter_counts_its_forwards(embedded, strategy):
+    meter = Meter(embedded.models, Clock("cpu"))
+    plain = counted(embedded, strategy)
+    with meter.attached(), meter.call():
+        timed = counted(embedded, Timed(strategy, meter))
+    assert timed.sequences.equal(plain.sequences)
+    assert timed.committed_per_step == plain.committed_per_step
+    for role, counts in (("drafter", plain.drafter_forwards), ("verifier", plain.verifier_forwards)):
+        assert sum(forward.role == role for forward in meter.forwards) == max(counts)
+    assert len(meter.starts("propose")) == max(plain.drafter_forwards)
+    # Detached, it sees nothing.
+    before = len(meter.forwards)
+    counted(embedded, strategy)
+    assert len(meter.forwards) == before
+
+
+def test_the_meter_sees_what_a_step_computes(tiny):
+    [inputs] = tiny.rows(2, 2).calls
+    meter = Meter(tiny.models, Clock("cpu"))
+    decode = decoder(Setting("apd", 0.5, 4, None), tiny, Schedule(), lambda inputs: 0).decode
+    with meter.attached():
+        decode(inputs)
+    first = meter.forwards[0]
+    prompt = inputs["input_ids"].shape[1]
+    # The drafter recomputes prompt and masks, and projects the masks alone.
+    assert first == Forward("drafter", rows=2, tokens=prompt + 4, keys=prompt + 4, projected=4)
+    assert {forward.projected for forward in meter.forwards} <= {1, 2, 3, 4}
+
+
+def test_the_floor_of_a_toy_by_hand():
+    size = Size(body=100, head=20, hidden=4, layers=2, query_width=4, kv_width=2, item=2, causal=False)
+    forward = Forward("drafter", rows=3, tokens=5, keys=7, projected=2)
+    read = 2 * (120 + 3 * 5 * 4 + 2 * 3 * 2 * 2 * 2)  # weights, embedding rows, keys and values of two columns
+    operations = 2 * 100 * 15 + 2 * 20 * 6 + 4 * (5 * 2 + 5 * 5) * 3 * 2 * 4
+    assert work(size, forward) == (read, operations)
+    sizes = {"drafter": size}
+    assert floor_seconds(sizes, [forward], Rates(1.0, 1e9, {})) == read  # bound by reading
+    assert floor_seconds(sizes, [forward], Rates(1e9, 2.0, {})) == operations / 2  # bound by arithmetic
+    assert floor_seconds(sizes, [forward] * 2, Rates(1.0, 1e9, {"drafter": 4.0})) == 2 * read / 4  # fits the cache
+    causal = Size(**{**size.__dict__, "causal": True})
+    assert work(causal, forward)[1] == operations - 4 * (25 - 15) * 3 * 2 * 4
+
+
+def test_sizes_count_each_weight_once(tiny):
+    for model in tiny.models.values():
+        size, table = Size.of(model), model.get_input_embeddings().weight.numel()
+        tied = model.config.tie_word_embeddings
+        assert size.body + size.head + (0 if tied else table) == model.num_parameters()
+    assert not Size.of(tiny.models["drafter"]).causal and Size.of(tiny.models["verifier"]).causal
+
+
+def test_the_causal_twin_shares_weights_and_looks_back_only(tiny):
+    drafter = tiny.models["drafter"]
+    twin = causal_twin(drafter)
+    assert {p.data_ptr() for p in twin.parameters()} == {p.data_ptr() for p in drafter.parameters()}
+    assert twin.config.is_causal and drafter.config.is_causal is False
+    assert isinstance(twin.generation_config, GenerationConfig) and twin.generation_config.eos_token_id is None
+    ids = torch.tensor([[1, 2, 3], [1, 2, 9]])
+    causal, both_ways = (model(ids).logits[:, 0] for model in (twin, drafter))
+    assert causal[0].allclose(causal[1]) and not both_ways[0].allclose(both_ways[1])
+
+
+def test_the_slow_reference_answers_as_the_library_does(embedded):
+    [inputs] = embedded.rows(4, 4).calls
+    answers = [
+        decoder(Setting(name, 0.5), embedded, Schedule(), lambda inputs: 0).answers(inputs)
+        for name in ("apd", "reference")
+    ]
+    assert answers[0].tokens == answers[1].tokens and list(answers[0].forwards) == list(answers[1].forwards)
+
+
+def test_bare_forwards_have_the_shapes_that_were_seen(tiny):
+    forwards = [Forward("drafter", 2, 5, 5, 3), Forward("verifier", 1, 4, 9, 6), Forward("drafter", 2, 5, 5, 3)]
+    passes = bare(tiny.models, forwards)
+    assert passes[0] is passes[2]
+    assert [tuple(each().shape[:2]) for each in passes] == [(2, 3), (1, 6), (2, 3)]
+
+
+def test_settings_are_compared_on_the_same_prompts(tiny):
+    rates = Rates(1e9, 1e9, {})
+    settings = [Setting("left-to-right"), Setting("apd", 0.5, 4, 2), Setting("autoregressive")]
+    results = measure(tiny, settings, Plan(count=3, batch=2, repetitions=2), rates)
+    assert [result.tokens for result in results] == [3 * tiny.new_tokens] * 3
+    assert [len(result.samples) for result in results] == [2, 2, 2]
+    assert all(result.missed == 0 and result.floor > 0 and result.calls == 2 for result in results)
+    sequential, apd, autoregressive = results
+    assert sequential.row_forwards == autoregressive.row_forwards == 3 * tiny.new_tokens
+    assert apd.row_forwards < sequential.row_forwards
+    assert autoregressive.samples[0].propose is None and apd.samples[0].propose is not None
+    with pytest.raises(ValueError, match="`repetitions` must be at least 1"):
+        Plan(count=1, repetitions=0)
+
+
+def test_the_spread_is_the_distance_of_the_quartiles():
+    assert spread([4.0]) == 0
+    assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
+
+
+def test_the_last_line_is_the_report(tmp_path, capsys):
+    arguments = ["--pair", "tiny", "--count", "2", "--batch", "1", "2", "--repetitions", "1", "--out", str(tmp_path)]
+    assert main([*arguments, "--quick"]) == 0
+    *table, last = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert max(map(len, table)) <= 120
+    assert any("ACCEPTED COUNTS ARE NOT THE MODELS'" in line for line in table)
+    report = json.loads(last)
+    assert json.loads((tmp_path / "speed.json").read_text()) == report
+    assert {"device", "cpu", "threads", "torch", "transformers", "python", "command", "date"} <= report.keys()
+    assert report["bandwidth_gb_s"] > 0 and report["matmul_gflop_s"] > 0
+    assert len(report["settings"]) == 2 * len(compared())
+    for entry in report["settings"]:
+        assert entry.keys() >= FIELDS
+        assert entry["tokens_per_second"] > 0 and entry["floor_ratio"] > 0 and entry["accuracy"] is None
+        assert entry["new_tokens"] == 24
+        assert ("schedule" in entry["accepted"]) == (entry["strategy"] in ("apd", "threshold"))
+        # The parts of a step are all of it.
+        parts = sum(entry[f"{part}_ms"] or 0 for part in ("drafter", "verifier", "mixing", "other"))
+        assert parts == pytest.approx(entry["metered_ms_per_step"], rel=1e-3)
+        forwards = entry["drafter_ms"] + entry["verifier_ms"]
+        assert 1 - entry["overhead_share"] == pytest.approx(forwards / entry["metered_ms_per_step"], abs=1e-3)
+
+
+def test_answers_of_the_included_pair_are_judged(embedded):
+    plan = Plan(count=2, repetitions=1, quality_count=11)
+    [result] = measure(embedded, [Setting("left-to-right")], plan, Rates(1e9, 1e9, {}))
+    assert result.judged == 11 and result.accuracy > 0.8
+
+
+def test_the_other_commands_leave_a_table_and_a_picture(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    out = ["--out", str(tmp_path)]
+    assert main(["length", "--pair", "tiny", "--lengths", "8", "40", "--steps", "2", *out]) == 0
+    assert main(["batch", "--pair", "tiny", "--batch", "1", "2", "--repetitions", "1", *out]) == 0
+    assert main(["window", "--pair", "tiny", "--count", "2", "--repetitions", "1", *out]) == 0
+    assert json.loads(capsys.readouterr().out.rstrip("\n").split("\n")[-1])["settings"]
+    tables = {name: list(csv.DictReader((tmp_path / f"{name}.csv").open())) for name in ("length", "batch", "window")}
+    assert all((tmp_path / f"{name}.png").stat().st_size > 1000 for name in tables)
+    # With a KV window a step recomputes as much at any length, without one it recomputes the prompt.
+    tokens = {(row["kv_window"], row["prompt_length"]): int(row["tokens"]) for row in tables["length"]}
+    assert tokens["16", "40"] <= tokens["16", "8"] + 8 < tokens["", "40"]
+    assert {row["tokens"] for row in tables["batch"]} == {"24"}
+    assert [row["window_size"] for row in tables["window"]][:5] == ["4", "8", "16", "32", "all"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pair", "dream"], "`--pair` must be embedded, tiny, 100m, dream-7b or DRAFTER_DIR:VERIFIER_DIR"),
+        (["--pair", "here:there"], "must name two directories with a config.json each, got 'here'"),
+        (["--pair", "dream-7b"], "`--pair dream-7b` needs a GPU"),
+        (["--batch", "0"], "`--batch` must be at least 1, got 0"),
+        (["--mean", "0.5"], "`mean` must be at least 1, got 0.5"),
+        (["length", "--out", "unused", "--pair", "embedded"], "`--pair` must have random weights here"),
+        (["batch", "--out", "unused", "--count", "2"], "`--count` must be at least the largest batch, 16, got 2"),
+    ],
+)
+def test_bad_arguments_are_refused_with_the_remedy(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
