@@ -109,7 +109,7 @@ def test_a_timed_strategy_gives_the_same_tokens_and_the_meter_counts_its_forward
     assert timed.committed_per_step == plain.committed_per_step
     for role, counts in (("drafter", plain.drafter_forwards), ("verifier", plain.verifier_forwards)):
         assert sum(forward.role == role for forward in meter.forwards) == max(counts)
-    assert len(meter.starts("propose")) == max(plain.drafter_forwards)
+    assert meter.count("propose") == max(plain.drafter_forwards)
     # Detached, it sees nothing.
     before = len(meter.forwards)
     counted(embedded, strategy)

@@ -127,9 +127,9 @@ class Meter:
         yield
         self._spans[name].append((start, self.clock.mark()))
 
-    def has(self, name: str) -> bool:
-        """Whether there is a span of that name."""
-        return bool(self._spans[name])
+    def count(self, name: str) -> int:
+        """Spans of a name that have ended."""
+        return len(self._spans[name])
 
     def seconds(self, name: str) -> float:
         """All spans of a name together."""

@@ -98,7 +98,7 @@ def _after(steps: int, meter: Meter) -> StoppingCriteriaList:
     """Ends a row at its first token of that step."""
 
     def reached(ids: Tensor, scores: object, **_: object) -> bool:
-        return len(meter.starts("propose")) >= steps
+        return meter.count("propose") >= steps
 
     return StoppingCriteriaList([reached])
 

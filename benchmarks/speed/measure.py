@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Sample:
 
     Attributes:
         plain: wall time without instruments.
+        cpu: processor time of the same calls. Less than `plain` with one thread: others had the core meanwhile.
         metered: the same with them.
         setup: until the first step of each call; `None` where no strategy runs.
         drafter, verifier: forwards.
@@ -59,6 +61,7 @@ class Sample:
     """
 
     plain: float
+    cpu: float
     metered: float
     setup: float | None
     drafter: float
@@ -149,9 +152,9 @@ def measure(
     for repetition in range(plan.repetitions):
         for each, result in zip(decoders, results, strict=True):
             progress(f"{pair.name}: repetition {repetition + 1} of {plan.repetitions}, {result.setting.label}")
-            start = clock.wall()
+            start, cpu = clock.wall(), time.process_time()
             _decode_all(each, rows)
-            plain = clock.wall() - start
+            plain, cpu = clock.wall() - start, time.process_time() - cpu
             models = _models(each, pair)
             meter = Meter(models, clock)
             with meter.attached():
@@ -160,10 +163,11 @@ def measure(
                     with meter.call():
                         each.decode(inputs, meter)
                 metered = clock.wall() - start
-            strategic = meter.has("propose")
+            strategic = meter.count("propose") > 0
             result.samples.append(
                 Sample(
                     plain=plain,
+                    cpu=cpu,
                     metered=metered,
                     setup=meter.seconds("setup") if strategic else None,
                     drafter=meter.seconds("drafter"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,6 @@ class Loading:
     layers: int | None = None
     prompt_length: int | None = None
     new_tokens: int | None = None
-    shapes: dict[str, Shape] = field(default_factory=lambda: SHAPES)
 
     @property
     def weights(self) -> torch.dtype:
@@ -178,8 +177,8 @@ def load(name: str, loading: Loading) -> Pair:
     Raises:
         ValueError: no such pair or directory, or a pair that needs a GPU.
     """
-    if name in loading.shapes:
-        return random_pair(name, loading.shapes[name], loading)
+    if name in SHAPES:
+        return random_pair(name, SHAPES[name], loading)
     if name == "embedded":
         sampler = APDSampler.from_embedded(dtype=loading.weights, device_map=loading.device)
         return Pair(name, sampler, trained=True, new_tokens=loading.new_tokens or 32, scored=True)

@@ -21,28 +21,31 @@ from benchmarks.speed.schedule import Schedule
 __all__ = ["LEGEND", "entries", "lines", "machine", "rate_entries"]
 
 LEGEND = """\
-tok/s: new tokens to the first stop token, per second, without instruments. tok/fwd: per drafter forward of a row.
-ms/step: whole call / steps, median of the repetitions ± distance of the quartiles. vs 1: tok/s over one token per step,
-median over the repetitions. drafter, verifier, mixing, other: ms of a step with instruments; other includes a call's
-setup, which stands alone in setup, ms per call. ovh: 1 − forwards / total, and the same without setup. ×floor: ms/step
-over the least time of its forwards on this device. acc: right answers."""
+tok/s: new tokens to the first stop token, per second, without instruments. vs 1: the same over one token per step,
+median over the repetitions. tok/f: tokens per drafter forward of a row. ms/step: whole call / steps, median of the
+repetitions ± distance of the quartiles. drafter, verif., mixing, other: ms of a step, with instruments; other includes
+a call's setup, which stands alone in setup, ms per call. ovh: 1 − forwards / total; ovh*: the same without setup.
+floor: least ms of a step's forwards on this device; ×floor: ms/step over it. MB: highest memory, weights included.
+acc: right answers. M, W all: every mask that is left, no KV window."""
 
 _COLUMNS = (
-    ("", 22),
-    ("tok/s", 8),
-    ("vs 1", 6),
-    ("tok/fwd", 8),
-    ("ms/step", 9),
-    ("±", 5),
+    ("", 21),
+    ("tok/s", 7),
+    ("vs 1", 5),
+    ("tok/f", 6),
+    ("ms/step", 8),
+    ("±", 4),
     ("drafter", 8),
     ("verif.", 7),
     ("mixing", 7),
-    ("other", 7),
+    ("other", 6),
     ("setup", 6),
     ("ovh", 5),
-    ("-setup", 7),
+    ("ovh*", 5),
+    ("floor", 7),
     ("×floor", 7),
-    ("acc", 6),
+    ("MB", 6),
+    ("acc", 5),
 )
 
 
@@ -81,6 +84,7 @@ def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline:
         "tokens_per_forward": _rounded(result.tokens / result.row_forwards),
         "ms_per_step": _rounded(1000 * result.seconds_per_step),
         "spread": _rounded(spread([sample.plain for sample in samples])),
+        "cpu_ms_per_step": _rounded(1000 * statistics.median(sample.cpu for sample in samples) / steps),
         "speedup": None if baseline is None else _rounded(_speedup(result, baseline)),
         "drafter_ms": per_step(result.median(lambda sample: sample.drafter)),
         "verifier_ms": per_step(result.median(lambda sample: sample.verifier)),
@@ -168,16 +172,19 @@ def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
                 _number(entry["setup_ms"], 2),
                 _percent(entry["overhead_share"]),
                 _percent(entry["overhead_share_without_setup"]),
+                _number(entry["floor_ms"], 2),
                 _number(entry["floor_ratio"], 1),
+                _number(entry["peak_memory_mb"], 0),
                 _percent(entry["accuracy"]),
             )
         )
     costs = [entry["instrument_cost"] for entry in found]
-    peak = max(entry["peak_memory_mb"] for entry in found)
     told.append(
-        f"peak memory {peak:,.0f} MB, weights included; instruments cost {statistics.median(costs):+.1%} (median over "
-        f"settings); floor: see the JSON line."
+        f"Instruments cost {statistics.median(costs):+.1%}, median over the settings; at most {max(costs):+.1%}."
     )
+    share = statistics.median(entry["cpu_ms_per_step"] / entry["ms_per_step"] for entry in found)
+    if share < 0.9:
+        told.append(f"This process had a core {share:.0%} of the time: ratios can be read, times of their own cannot.")
     if unseen := [entry["label"] for entry in found if entry["drafter_ms"] is None]:
         told.append(f"forwards that bypass the hooks, parts not told: {', '.join(unseen)}")
     return told
@@ -192,7 +199,9 @@ def _row(*cells: str) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "–"
+    return f"{value:.{digits if value < 1000 else 0}f}"
 
 
 def _percent(value: float | None) -> str:
