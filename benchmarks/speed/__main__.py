@@ -45,7 +45,7 @@ def _compare(arguments: Sequence[str]) -> int:
     for name in options.pair:
         pair = pair_of(name, loading)
         print(f"measuring {name} …", file=sys.stderr)
-        rates = measure_rates(sizes_of(pair.models), options.device, loading.weights, quick=options.quick)
+        rates = measure_rates(sizes_of(pair.models), options.device, loading.weights)
         rates_of[name] = rate_entries(rates)
         settings = []
         for setting in compared():

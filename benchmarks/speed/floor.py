@@ -12,7 +12,7 @@ Activations, normalisation, softmax, mixing and sampling are taken to cost nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,13 +120,13 @@ def cache_bytes(device: str) -> int:
         return 32 * 2**20  # not told; the usual order
 
 
-def measure_rates(sizes: Mapping[str, Size], device: str, dtype: torch.dtype, *, quick: bool = False) -> Rates:
-    """The best of a few tries each, since whatever else runs on the machine only slows it down."""
+def measure_rates(sizes: Mapping[str, Size], device: str, dtype: torch.dtype) -> Rates:
+    """The best of many short tries each, since whatever else runs on the machine only slows them down."""
     large, last_level = 4 * max(cache_bytes(device), 64 * 2**20), cache_bytes(device)
     resident = {
         role: _copy_rate(size.weight_bytes, device) for role, size in sizes.items() if size.weight_bytes <= last_level
     }
-    side = (1024 if quick else 2048) if device == "cpu" else 8192
+    side = 512 if device == "cpu" else 8192
     return Rates(_copy_rate(large, device), _matmul_rate(side, device, dtype), resident)
 
 
@@ -144,23 +144,19 @@ def _matmul_rate(side: int, device: str, dtype: torch.dtype) -> float:
     return 2 * side**3 / _best(lambda: torch.mm(left, right, out=product), device)
 
 
-def _best(action, device: str, tries: int = 7) -> float:
-    """Seconds of one action at its fastest; short ones are repeated until the clock can tell."""
+def _best(action: Callable[[], object], device: str, budget: float = 0.4) -> float:
+    """Seconds of one action at its fastest within a budget of seconds; a try is long enough for the clock to tell."""
     clock = Clock(device)
-    action()
-    repeats, taken = 1, 0.0
-    while True:
+
+    def taken(repeats: int) -> float:
         start = clock.wall()
         for _ in range(repeats):
             action()
-        taken = clock.wall() - start
-        if taken > 2e-3 or repeats >= 4096:
-            break
-        repeats *= 4
-    best = taken
-    for _ in range(tries - 1):
-        start = clock.wall()
-        for _ in range(repeats):
-            action()
-        best = min(best, clock.wall() - start)
-    return best / repeats
+        return clock.wall() - start
+
+    taken(1)  # the first also pays for what is set up once
+    repeats = max(1, round(1e-3 / max(taken(1), 1e-7)))
+    tries = [taken(repeats)]
+    while sum(tries) < budget:
+        tries.append(taken(repeats))
+    return min(tries) / repeats

@@ -184,7 +184,9 @@ def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
     )
     share = statistics.median(entry["cpu_ms_per_step"] / entry["ms_per_step"] for entry in found)
     if share < 0.9:
-        told.append(f"This process had a core {share:.0%} of the time: ratios can be read, times of their own cannot.")
+        told.append(
+            f"This process had a core {share:.0%} of the time: compare settings; times and ×floor are stretched."
+        )
     if unseen := [entry["label"] for entry in found if entry["drafter_ms"] is None]:
         told.append(f"forwards that bypass the hooks, parts not told: {', '.join(unseen)}")
     return told

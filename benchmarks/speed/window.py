@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     for window in WINDOWS:
         if window not in windows:
             print(f"M {window} left out: this version of the library does not know it")
-    rates = measure_rates(sizes_of(pair.models), options.device, loading_of(options).weights, quick=True)
+    rates = measure_rates(sizes_of(pair.models), options.device, loading_of(options).weights)
     results = measure(
         pair,
         [Setting("apd", options.mixture_weight, window) for window in windows],
