@@ -12,7 +12,7 @@ from apd import LeftToRight, Threshold
 from apd.acceptance import Accepted, Coupling
 from apd.step import APD
 from benchmarks.speed.__main__ import main
-from benchmarks.speed.batch import bare
+from benchmarks.speed.batch import Sample, bare, summary
 from benchmarks.speed.floor import Rates, Size, floor_seconds, work
 from benchmarks.speed.instruments import Clock, Forward, Meter, Timed
 from benchmarks.speed.measure import Plan, measure, spread
@@ -176,6 +176,19 @@ def test_bare_forwards_have_the_shapes_that_were_seen(tiny):
     passes = bare(tiny.models, forwards)
     assert passes[0] is passes[2]
     assert [tuple(each().shape[:2]) for each in passes] == [(2, 3), (1, 6), (2, 3)]
+
+
+def test_gains_are_ratios_within_a_repetition():
+    # The machine is half as fast in the second repetition, which no ratio may see.
+    found = [
+        Sample("p", size, repetition, 8, 4, slow * seconds, slow * bare_seconds, slow * seconds, slow * bare_seconds)
+        for repetition, slow in enumerate((1, 2))
+        for size, seconds, bare_seconds in ((1, 8.0, 6.0), (4, 4.0, 2.0))
+    ]
+    one, four = summary(found)
+    assert (one.gain, one.bare_gain, one.ratio, one.cpu_ratio) == (1, 1, 1, 1)
+    assert (four.gain, four.bare_gain) == (2, 3)
+    assert four.ratio == pytest.approx(2 / 3) and four.cpu_ratio == pytest.approx(2 / 3)
 
 
 def test_settings_are_compared_on_the_same_prompts(tiny):

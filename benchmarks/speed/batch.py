@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -43,6 +44,7 @@ class Sample:
         forwards: of both models.
         seconds: all calls, without instruments.
         bare_seconds: the bare forwards.
+        cpu_seconds, bare_cpu_seconds: processor time of both, which others on the machine stretch less.
     """
 
     pair: str
@@ -52,6 +54,8 @@ class Sample:
     forwards: int
     seconds: float
     bare_seconds: float
+    cpu_seconds: float
+    bare_cpu_seconds: float
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,7 @@ class Point:
         gain: over the smallest batch size.
         bare_gain: the same of the bare forwards alone.
         ratio: gain / bare gain, repetition by repetition.
+        cpu_ratio: the same in processor time.
     """
 
     pair: str
@@ -73,6 +78,7 @@ class Point:
     gain: float
     bare_gain: float
     ratio: float
+    cpu_ratio: float
 
 
 def samples(
@@ -99,9 +105,9 @@ def samples(
     found = []
     for repetition in range(repetitions):
         for size, each, calls, tokens, forwards in prepared_runs:
-            seconds = _timed(clock, lambda each=each, calls=calls: _decode_all(each, calls))
-            bare_seconds = _timed(clock, lambda forwards=forwards: [forward() for forward in forwards])
-            found.append(Sample(pair.name, size, repetition, tokens, len(forwards), seconds, bare_seconds))
+            wall, cpu = _timed(clock, lambda each=each, calls=calls: _decode_all(each, calls))
+            bare_wall, bare_cpu = _timed(clock, lambda forwards=forwards: [forward() for forward in forwards])
+            found.append(Sample(pair.name, size, repetition, tokens, len(forwards), wall, bare_wall, cpu, bare_cpu))
             told(found[-1])
     return found
 
@@ -112,27 +118,25 @@ def summary(found: Sequence[Sample]) -> list[Point]:
     first = {sample.repetition: sample for sample in found if sample.batch == sizes[0]}
     points = []
     for size in sizes:
-        line = [sample for sample in found if sample.batch == size]
-        gains = [(_rate(s), _rate(first[s.repetition]), _bare_rate(s), _bare_rate(first[s.repetition])) for s in line]
+        line = [(sample, first[sample.repetition]) for sample in found if sample.batch == size]
+        # Every batch size has the same prompts and so the same tokens: a gain is a ratio of times.
         points.append(
             Point(
-                pair=line[0].pair,
+                pair=found[0].pair,
                 batch=size,
-                tokens_per_second=statistics.median(_rate(sample) for sample in line),
-                gain=statistics.median(rate / alone for rate, alone, _, _ in gains),
-                bare_gain=statistics.median(rate / alone for _, _, rate, alone in gains),
-                ratio=statistics.median((rate / alone) / (b / b_alone) for rate, alone, b, b_alone in gains),
+                tokens_per_second=statistics.median(sample.tokens / sample.seconds for sample, _ in line),
+                gain=statistics.median(alone.seconds / sample.seconds for sample, alone in line),
+                bare_gain=statistics.median(alone.bare_seconds / sample.bare_seconds for sample, alone in line),
+                ratio=statistics.median(
+                    alone.seconds / sample.seconds * sample.bare_seconds / alone.bare_seconds for sample, alone in line
+                ),
+                cpu_ratio=statistics.median(
+                    alone.cpu_seconds / sample.cpu_seconds * sample.bare_cpu_seconds / alone.bare_cpu_seconds
+                    for sample, alone in line
+                ),
             )
         )
     return points
-
-
-def _rate(sample: Sample) -> float:
-    return sample.tokens / sample.seconds
-
-
-def _bare_rate(sample: Sample) -> float:
-    return sample.tokens / sample.bare_seconds
 
 
 def bare(models: Mapping[str, PreTrainedModel], forwards: Sequence[Forward]) -> list[Callable[[], Any]]:
@@ -167,10 +171,11 @@ def _pass(model: PreTrainedModel, forward: Forward) -> Callable[[], Any]:
     return run
 
 
-def _timed(clock: Clock, action: Callable[[], object]) -> float:
-    start = clock.wall()
+def _timed(clock: Clock, action: Callable[[], object]) -> tuple[float, float]:
+    """Seconds on the wall and of the processor."""
+    start, cpu = clock.wall(), time.process_time()
     action()
-    return clock.wall() - start
+    return clock.wall() - start, time.process_time() - cpu
 
 
 def _decode_all(each: Decoder, calls: Sequence[Any]) -> None:
@@ -238,7 +243,7 @@ def main(arguments: Sequence[str]) -> int:
         for point in of_pair:
             print(
                 f"  batch {point.batch:3d}: {point.tokens_per_second:9.1f} tok/s, gain {point.gain:5.2f}, bare forwards "
-                f"{point.bare_gain:5.2f}, ratio {point.ratio:.0%}",
+                f"{point.bare_gain:5.2f}, ratio {point.ratio:.0%} ({point.cpu_ratio:.0%} in processor time)",
                 flush=True,
             )
     draw(points, options.out / "batch.png")
