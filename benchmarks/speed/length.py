@@ -114,6 +114,9 @@ def draw(found: Sequence[Point], path: Path) -> None:
         name = "no KV window: all recomputed" if kv_window is None else f"KV window W = {kv_window}"
         axes.plot([p.prompt_length for p in line], [p.ms_per_step for p in line], "o-", color=colour, label=name)
     axes.set(xlabel="committed tokens", ylabel="ms per step, behind the first", xscale="log", yscale="log")
+    lengths = sorted({point.prompt_length for point in found})
+    axes.set_xticks(lengths, [str(length) for length in lengths])
+    axes.minorticks_off()
     axes.set_title(f"{found[0].pair}, {found[0].layers} layers, M = {WINDOW_SIZE}", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -25,13 +25,13 @@ tok/s: new tokens to the first stop token, per second, without instruments. vs 1
 median over the repetitions. tok/f: tokens per drafter forward of a row. ms/step: whole call / steps, median of the
 repetitions ± distance of the quartiles. drafter, verif., mixing, other: ms of a step, with instruments; other includes
 a call's setup, which stands alone in setup, ms per call. ovh: 1 − forwards / total; ovh*: the same without setup.
-floor: least ms of a step's forwards on this device; ×floor: ms/step over it. MB: highest memory, weights included.
+floor: least ms of a step's forwards on this device; ×floor: ms/step over it. GB: highest memory, weights included.
 acc: right answers. M, W all: every mask that is left, no KV window."""
 
 _COLUMNS = (
     ("", 21),
     ("tok/s", 7),
-    ("vs 1", 5),
+    ("vs 1", 6),
     ("tok/f", 6),
     ("ms/step", 8),
     ("±", 4),
@@ -44,7 +44,7 @@ _COLUMNS = (
     ("ovh*", 5),
     ("floor", 7),
     ("×floor", 7),
-    ("MB", 6),
+    ("GB", 5),
     ("acc", 5),
 )
 
@@ -174,7 +174,7 @@ def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
                 _percent(entry["overhead_share_without_setup"]),
                 _number(entry["floor_ms"], 2),
                 _number(entry["floor_ratio"], 1),
-                _number(entry["peak_memory_mb"], 0),
+                _number(entry["peak_memory_mb"] / 1024, 1),
                 _percent(entry["accuracy"]),
             )
         )
