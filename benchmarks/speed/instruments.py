@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from apd.cache import ColumnCache
+
 __all__ = ["Clock", "Forward", "Meter", "Timed"]
 
 
@@ -161,7 +163,9 @@ class Meter:
         if isinstance(mask, Tensor):
             keys = mask.shape[-1]
         else:
-            keys = ids.shape[1] + (cache.get_seq_length() if cache is not None else 0)
+            # A cache of ours knows what the pass will see; one of transformers' has not been told of its tokens yet.
+            before = 0 if cache is None else cache.get_seq_length()
+            keys = before if isinstance(cache, ColumnCache) else ids.shape[1] + before
         self.forwards.append(Forward(role, ids.shape[0], ids.shape[1], max(keys, ids.shape[1])))
 
     def _saw_head(self, role: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

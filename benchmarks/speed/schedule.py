@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from apd import Threshold
-from apd.acceptance import AcceptanceRule, Accepted
+from apd.acceptance import AcceptanceRule, Judgement
 from apd.probability import ORDER, keyed_uniform
 from apd.sampling import Sampling
 from apd.state import DecodeState, Window
-from apd.step import Draft
 
 __all__ = ["PAPER_MEAN", "Schedule", "Scheduled", "ScheduledThreshold"]
 
@@ -42,16 +43,18 @@ class Schedule:
         if not self.mean >= 1:
             raise ValueError(f"`mean` must be at least 1, got {self.mean}: a step commits one token or more.")
 
-    def counts(self, state: DecodeState, window: Window) -> Tensor:
-        """Tokens that each row's step commits, cut at the end of its window: `b` int64."""
-        inside = window.inside.sum(1)
+    def counts(self, state: DecodeState) -> Tensor:
+        """Tokens that each row's step commits, before its window cuts them: `b` int64."""
         if self.mean == 1:
-            return inside.clamp(max=1)
-        position = window.columns[:, :1] - state.start[:, None]
-        draw = keyed_uniform(state.seeds + (self.seed << 32), position, stream=ORDER)[:, 0, 0].double()
+            return torch.ones_like(state.seeds)
+        position, one = (state.frontier - state.start)[:, None], torch.zeros_like(state.seeds[:1])
+        draw = keyed_uniform(state.seeds + (self.seed << 32), position, ORDER, one)[:, 0, 0].double()
         # P(count > k) = (1 − 1/mean)^k
-        count = 1 + (draw.log() / math.log(1 - 1 / self.mean)).floor().long()
-        return count.minimum(inside)
+        return 1 + (draw.log() / math.log(1 - 1 / self.mean)).floor().long()
+
+    def commits(self, state: DecodeState, window: Window) -> Tensor:
+        """The columns of the window, or of a part of it, that each row's step commits: `b m` bool."""
+        return window.inside & (window.columns < (state.frontier + self.counts(state))[:, None])
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,12 @@ class Scheduled:
     rule: AcceptanceRule
     schedule: Schedule
 
-    def __call__(self, *, key: tuple[DecodeState, Window], **given: Tensor | Sampling) -> Accepted:
-        accepted = self.rule(key=key, **given)
-        # Adding nothing of the real counts keeps the schedule behind them, where a device could have skipped the work.
-        count = self.schedule.counts(*key) + 0 * accepted.num_accepted
-        return dataclasses.replace(accepted, num_accepted=count, num_committed=count)
+    def __call__(self, *, key: tuple[DecodeState, Window], **given: Any) -> Judgement:
+        judgement = self.rule(key=key, **given)
+        commits = self.schedule.commits(*key)
+        # Whatever the rule kept or replaced is in it, and nothing of it is left: no device may skip the rule's work.
+        kept = commits & (judgement.kept | commits)
+        return dataclasses.replace(judgement, kept=kept, replaced=judgement.replaced & kept & ~kept)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class ScheduledThreshold(Threshold):
     schedule: Schedule = dataclasses.field(default_factory=Schedule)
 
     def choose(
-        self, draft: Draft, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        super().choose(draft, candidate, state, window, sampling)
-        return candidate & (candidate.long().cumsum(1) <= self.schedule.counts(state, window)[:, None])
+        super().choose(measure, candidate, state, window, sampling)
+        return candidate & (candidate.long().cumsum(1) <= self.schedule.counts(state)[:, None])
