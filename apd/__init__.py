@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from apd.sampler import APDSampler
     from apd.strategies import (
         KLASS,
+        WINO,
         Autoregressive,
         Blocks,
         Confidence,
@@ -62,6 +63,7 @@ _HOMES = {
     "Threshold": "apd.strategies",
     "Trace": "apd.output",
     "Verifier": "apd.verifier",
+    "WINO": "apd.strategies",
     "load_drafter": "apd.models",
     "load_verifier": "apd.models",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "EXAMPLE_PROMPTS",
     "FAMILIES",
     "KLASS",
+    "WINO",
     "APDConfig",
     "APDOutput",
     "APDSampler",

@@ -9,7 +9,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.cache import Span
-from apd.forward import Compiled, FixedPasses, Passes, PlainPasses, Projection, input_device
+from apd.forward import (
+    Compiled,
+    FixedPasses,
+    Passes,
+    PlainPasses,
+    Projection,
+    Shadows,
+    input_device,
+    shadowed_hidden_states,
+)
 from apd.state import DecodeState, FollowsRows, Logits, Window
 
 
@@ -21,6 +30,14 @@ class DrafterSession(FollowsRows, Protocol):
 
         Columns outside the window's `inside` may hold anything.
         """
+
+
+@runtime_checkable
+class LeaveOneOutSession(DrafterSession, Protocol):
+    """One that also tells what it would say where it is shown a token."""
+
+    def leave_one_out_logits(self, state: DecodeState, window: Window) -> Logits:
+        """Raw logits of every column of the window given all *other* decided columns before `window.end`: `b m v`."""
 
 
 @runtime_checkable
@@ -123,6 +140,31 @@ class NeuralDrafterSession:
             self.whole_at = [t if start == padding else whole_at for padding, start, t, whole_at in of_rows]
             self.starts = [max(t - size + 1, padding) for t, padding in zip(window.starts, paddings, strict=True)]
         return Span(starts, window.ends, paddings, state.tokens.device)
+
+    def leave_one_out_logits(self, state: DecodeState, window: Window) -> Projection:
+        """As if each decided column of the window alone were a mask too: `b m v`, in one forward pass, without a cache.
+
+        A mask is read as in `logits`. A decided column is read at shadows of the columns that predict it, its own a
+        mask, which see the row without these. Exact for one layer; in deeper models the other columns have already seen
+        the token, and some of it leaks.
+        """
+        assert self.kv_window is None
+        decided = state.decided.gather(1, window.columns.clamp(max=state.width - 1)) & window.inside
+        num_shadows = int(decided.sum(1).max())
+        if not num_shadows:
+            return self.logits(state, window)
+        shift = self.drafter.logit_shift
+        span = self.span(state, window)
+        decided_first = decided.long().argsort(dim=1, descending=True, stable=True)[:, :num_shadows]
+        last = torch.tensor(window.ends, device=decided.device)[:, None] - 1
+        shadowed = window.columns.gather(1, decided_first).minimum(last)
+        columns = shadowed[..., None] + torch.arange(-shift, 1, device=shadowed.device)  # b k g
+        tokens = state.tokens.gather(1, columns.flatten(1)).view_as(columns)
+        tokens[..., -1] = self.drafter.mask_token_id
+        hidden = shadowed_hidden_states(self.drafter.model, state.tokens, span, Shadows(tokens, columns))
+        at_shadow = span.width + (decided.cumsum(1) - 1) * (shift + 1)
+        index = torch.where(decided, at_shadow, window.columns - shift - span.columns[:, :1])
+        return Projection.at(self.drafter.model, hidden, index)
 
     def select(self, rows: Tensor) -> None:
         self.starts, self.whole_at = ([of[row] for row in rows.tolist()] for of in (self.starts, self.whole_at))

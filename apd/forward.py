@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from apd.cache import ColumnCache, Span
@@ -91,6 +92,36 @@ def run(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=False
     )
     return output.last_hidden_state
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """Inputs beside those of a row, in groups of g neighbours. A group sees the row without the columns that it stands
+    for, and itself; nothing else sees it.
+
+    Attributes:
+        tokens: `b k g` int64, what stands there instead.
+        columns: `b k g` int64, whom they stand for, whose positions they have.
+    """
+
+    tokens: Tensor
+    columns: Tensor
+
+
+def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
+    """As a pass without a cache, both ways, and behind it the hidden states of the shadows: `b q+k·g d`."""
+    device = input_device(model)
+    padding = torch.tensor(span.paddings, device=tokens.device)[:, None]
+    visible = (span.columns >= padding) & span.real  # b q
+    seen = visible[:, None] & (span.columns[:, None, None] != shadows.columns[..., None]).all(2)  # b k q
+    num_groups, group = shadows.columns.shape[1:]
+    own = torch.eye(num_groups, device=tokens.device).bool()[None].expand(len(tokens), -1, -1)
+    of_row = pad(visible[:, None].expand(-1, visible.shape[1], -1), (0, num_groups * group))
+    of_shadows = torch.cat([seen, own.repeat_interleave(group, 2)], 2).repeat_interleave(group, 1)
+    mask = torch.cat([of_row, of_shadows], 1)[:, None]
+    positions = torch.cat([span.positions.expand_as(visible), shadows.columns.flatten(1) - padding], 1)
+    ids = torch.cat([span.ids(tokens), shadows.tokens.flatten(1)], 1)
+    return run(model, ids.to(device), _for_attention(mask, model).to(device), positions.to(device), None)
 
 
 #: Columns of a compiled pass are rounded up to a multiple of this, and those of its cache to a multiple of that.
@@ -249,10 +280,14 @@ class Projection:
         width = window.columns.shape[1]
         if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:
             return cls(model, hidden[:, first : first + width], span.device)
-        index = window.columns + shift - span.columns[:, :1]
+        return cls.at(model, hidden, window.columns + shift - span.columns[:, :1])
+
+    @classmethod
+    def at(cls, model: PreTrainedModel, hidden: Tensor, index: Tensor) -> Projection:
+        """Of the hidden states at `index`, `b m`."""
         # Outside the window there may be no such column.
-        index = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
-        return cls(model, hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1])), span.device)
+        place = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
+        return cls(model, hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1])), index.device)
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         return self.model.get_output_embeddings()(self.hidden[index]).to(self.device)

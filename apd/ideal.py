@@ -181,7 +181,15 @@ class IdealDrafter(_Ideal):
         return self
 
     def logits(self, state: DecodeState, window: Window) -> Tensor:
-        known = self._answer(state.tokens, state)[:, None]
+        return self._marginals(self._answer(state.tokens, state)[:, None], state, window)
+
+    def leave_one_out_logits(self, state: DecodeState, window: Window) -> Tensor:
+        """Exact too: p(token at a column | all other decided new tokens)."""
+        itself = torch.arange(self.model.length, device=self.device) == self._positions(state, window)[..., None]
+        others = self._answer(state.tokens, state)[:, None].masked_fill(itself, self.mask_token_id)  # b m n
+        return self._marginals(others, state, window)
+
+    def _marginals(self, known: Tensor, state: DecodeState, window: Window) -> Tensor:
         logits = self.model.logits(known, self._positions(state, window))
         # Parallel draws may commit what no answer has. Decoding goes on, and one token is then as good as another.
         impossible = logits.isneginf().all(-1, keepdim=True)

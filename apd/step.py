@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 
 from apd.acceptance import AcceptanceRule
 from apd.config import check_fraction
-from apd.drafter import DrafterSession
+from apd.drafter import DrafterSession, LeaveOneOutSession
 from apd.probability import log_normalise, mix, prefix_length
 from apd.processing import Processing
 from apd.sampling import Noise, Sampling, Scores
@@ -80,6 +80,15 @@ class Models:
     def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
         return self._drafts(self.drafter.logits(state, window), state, window, sampling)
+
+    def draft_again(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
+        """The same at every column of the window, given all others: at a decided one as if it alone were a mask too."""
+        if not isinstance(self.drafter, LeaveOneOutSession):
+            raise TypeError(
+                f"`drafter` must tell what it would say where it is shown a token, got {type(self.drafter).__name__} "
+                "without `leave_one_out_logits`. Give its session that method, or use a strategy that revokes nothing."
+            )
+        return self._drafts(self.drafter.leave_one_out_logits(state, window), state, window, sampling)
 
     def next_token(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """The same from the verifier, for the token at the frontier; `window` is one column wide."""

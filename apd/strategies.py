@@ -7,6 +7,7 @@ as its distribution stays the same; published samplers redraw it, which `noise="
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -394,6 +395,121 @@ class _KLASSSession(Unmasking):
         rows, columns = len(state.rows) - len(self.calm), state.width + 1 - self.calm.shape[1]
         self.calm = pad(self.calm, (0, columns, 0, rows))
         self.before = None if self.before is None else pad(self.before, (0, 0, 0, columns, 0, rows))
+
+
+@dataclass(frozen=True)
+class WINO:
+    """Wide in, narrow out: tokens are unmasked in haste, and masked again when the others speak against them.
+
+    Block by block from left to right. Each step makes one drafter forward, which gives for every mask the probability of
+    the token drafted there, and for every token that stands its probability given all others ("leave one out").
+
+    1. Wide in. Unmask every mask above τ1, the most confident min(max(⌊0.7·masks⌋, 5), 20) of them at most and the most
+       confident one at least.
+    2. Narrow out. If that were two or more: mask again what stood before and is below τ2, the least probable first,
+       fewer tokens than the step before unmasked.
+    3. Commit the block when it has no masks left up to its first stop token. Until then nothing is committed, since all
+       may still be revoked; what came in last is never reviewed.
+
+    Ends: masks left + tokens unmasked by the last step are the block's length after its first step, and fewer after
+    every further one. So a block takes no more forwards than it has tokens.
+
+    The limits in 1 and 2 are those of the published code. Two things are done otherwise. Its shadows see each other,
+    masks all of them; here a shadow sees itself alone, beside the others' tokens (`leave_one_out_logits`). And it fills a block
+    to its end; here, as with all strategies, a row is over with its stop token. Probabilities in the trace are those of
+    the step that committed, given all others.
+
+    Args:
+        threshold: τ1 in [0, 1].
+        revoke_below: τ2 in [0, 1]; 0 revokes nothing.
+        length: of a block in tokens, at least 1, counted from the end of the prompt; a window is a block's end too.
+
+    Source: Hong et al. 2025, arXiv:2507.18578, and its published code.
+    """
+
+    threshold: float = 0.6
+    revoke_below: float = 0.9
+    length: int = 128
+    needs_verifier = False
+    left_to_right = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
+        if not 0 <= self.revoke_below <= 1:
+            raise ValueError(f"`revoke_below` must be in [0, 1], got {self.revoke_below}. Use 0 to revoke nothing.")
+        if self.length < 1:
+            raise ValueError(f"`length` must be at least 1, got {self.length}. Use 1 for sequential decoding.")
+
+    def open(self, state: DecodeState) -> _WINOSession:
+        return _WINOSession(self, state)
+
+
+class _WINOSession:
+    """Remembers the tokens that stand in each row's block but are not committed."""
+
+    def __init__(self, wino: WINO, state: DecodeState) -> None:
+        self.wino = wino
+        self.tokens = torch.zeros_like(state.tokens)  # b l
+        self.stands = torch.zeros_like(state.decided)  # b l
+        self.last_unmasked = torch.zeros_like(state.steps)  # b
+
+    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
+        canvas = dataclasses.replace(
+            state,
+            tokens=torch.where(self.stands, self.tokens, state.tokens),
+            decided=state.decided | self.stands,
+        )
+        column = window.columns.clamp(max=state.width - 1)
+        block = (window.columns - state.start[:, None]) // self.wino.length
+        inside = window.inside & (block == block[:, :1])  # nothing in it is committed: it starts at the frontier
+        stood = inside & self.stands.gather(1, column)
+        standing = self.tokens.gather(1, column)
+        drafts = models.draft_again(canvas, window, sampling)
+        said = []
+        for part in drafts.parts:
+            draft = drafts[part]
+            chosen = torch.where(stood[:, part], standing[:, part], draft.tokens)
+            said.append((chosen, gather_tokens(draft.logprobs, chosen).exp(), draft.sound))
+        tokens, probs, sound = (torch.cat(values, 1) for values in zip(*said, strict=True))
+
+        # 1. Wide in.
+        masks = inside & ~stood
+        place = _places(probs, masks)
+        most = (masks.sum(1) * 7 // 10).clamp(5, 20)[:, None]
+        unmasked = masks & ((place == 0) | (probs > self.wino.threshold) & (place < most))
+        num_unmasked = unmasked.sum(1)
+
+        # 2. Narrow out.
+        doubted = stood & (probs < self.wino.revoke_below)
+        most = torch.where(num_unmasked > 1, self.last_unmasked - 1, 0)[:, None]
+        stands = (stood | unmasked) & ~(doubted & (_places(-probs, doubted) < most))
+        self.last_unmasked = num_unmasked
+        self.tokens = window.place(tokens, stands, self.tokens)
+        self.stands = window.place(stands, inside, self.stands)
+
+        # 3. Commit.
+        stops = stands & torch.isin(tokens, models.processing.stop_token_ids)
+        before_stop = stops.cumsum(1) == 0
+        is_complete = ~(inside & ~stands & before_stop).any(1, keepdim=True)
+        return Proposal(
+            tokens=tokens,
+            chosen=stands & is_complete,
+            draft=tokens,
+            probs={"target": probs, "drafter": probs},
+            sound={"drafter": (sound | ~inside).all(1)},
+            logits=draft.logprobs if models.keeps_scores else None,
+            scores=draft.scores.of_all(models.vocab_size) if models.keeps_scores else None,
+        )
+
+    def select(self, rows: Tensor) -> None:
+        self.tokens, self.stands = self.tokens.index_select(0, rows), self.stands.index_select(0, rows)
+        self.last_unmasked = self.last_unmasked.index_select(0, rows)
+
+    def join(self, state: DecodeState) -> None:
+        rows, columns = len(state.rows) - len(self.stands), state.width - self.stands.shape[1]
+        self.tokens, self.stands = (pad(memory, (0, columns, 0, rows)) for memory in (self.tokens, self.stands))
+        self.last_unmasked = pad(self.last_unmasked, (0, rows))
 
 
 def confidence(draft: Draft) -> Tensor:
