@@ -33,7 +33,12 @@ GROUPS = (
     Group("any order, K per step", "#0f766e", "#2dd4bf", ("random", "confidence", "margin", "entropy")),
     Group("blocks", "#7c3aed", "#a78bfa", ("blocks",)),
     Group("left to right", "#57534e", "#a8a29e", ("left-to-right", "autoregressive")),
-    Group("any order, adaptive", "#1d4ed8", "#60a5fa", ("threshold", "factor", "entropy-bound", "klass", "one-step")),
+    Group(
+        "any order, adaptive",
+        "#1d4ed8",
+        "#60a5fa",
+        ("threshold", "factor", "entropy-bound", "klass", "wino", "one-step"),
+    ),
     Group("APD", "#c2410c", "#fb923c", ("apd",)),
 )
 TICKS = (0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 32)

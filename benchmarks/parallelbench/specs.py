@@ -24,6 +24,7 @@ __all__ = ["ENDPOINT", "GRAMMAR", "KINDS", "PRESETS", "Setting", "expand", "pars
 GRAMMAR = """\
   left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
   threshold:γ  factor:f  entropy-bound:γ  klass:γ[,kl=ε,h=steps]
+  wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
   blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
   one-step  autoregressive
   apd:R=.5[,tau=τ,M=window,W=kv window,refresh=tokens,correction,rejection]"""
@@ -88,6 +89,9 @@ KINDS: dict[str, Kind] = {
     "factor": Kind(rivals.Factor, ("f", "factor", float)),
     "entropy-bound": Kind(rivals.EntropyBound, ("γ", "bound", float)),
     "klass": Kind(rivals.KLASS, ("γ", "threshold", float), {"kl": ("kl_threshold", float), "h": ("history", int)}),
+    "wino": Kind(
+        rivals.WINO, ("γ", "threshold", float), {"revoke": ("revoke_below", float), "length": ("length", int)}
+    ),
     "one-step": Kind(rivals.OneStep),
     "autoregressive": Kind(rivals.Autoregressive),
     "apd": Kind(
@@ -244,6 +248,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *_grid("factor:{}", (0.7, 1.0, 1.3, 1.6, 1.9)),
         *_grid("entropy-bound:{}", (0.01, 0.1, 0.3, 1.0)),
         *_grid("klass:{}", (0.7, 0.8, 0.9, 0.95)),
+        *_grid("wino:{}", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
+        *_grid("wino:{},length=8", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
         *(spec for length in _POWERS[1:5] for spec in _grid(f"blocks:{length}/confidence:{{}}", (1, 2, 4))),
         *_grid("blocks:8/threshold:{}", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
         "one-step",
@@ -260,6 +266,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *_grid("factor:{}", (0.7, 0.85, 1.0, 1.15, 1.3)),
         *_grid("entropy-bound:{}", (0.01, 0.03, 0.1, 0.3, 0.5, 1.0)),
         *_grid("klass:{}", (0.7, 0.9)),
+        *(spec for rest in ("", ",revoke=0", ",length=8") for spec in _grid(f"wino:{{}}{rest}", (0.6, 0.7, 0.8, 0.9))),
         *_grid("blocks:{}/threshold:0.8", (4, 8)),
         "autoregressive",
         "one-step",
