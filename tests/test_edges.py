@@ -23,7 +23,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from apd import KLASS, APDSampler, Blocks, LeftToRight, RandomOrder
+from apd import KLASS, WINO, APDSampler, Blocks, LeftToRight, RandomOrder
 from apd.acceptance import Coupling
 from apd.step import APD
 
@@ -143,6 +143,7 @@ def test_what_was_swallowed_is_refused(arguments, error, message):
     [
         (lambda: LeftToRight([]), ValueError, "`tokens_per_step` must be at least 1"),
         (lambda: Blocks(KLASS()), TypeError, "must pick within a block by the state alone"),
+        (lambda: Blocks(WINO()), TypeError, "must pick within a block by the state alone"),
         (lambda: APD(1.5, Coupling()), ValueError, r"`mixture_weight` must be in \[0, 1\], got 1.5"),
         (lambda: Coupling(3.0), ValueError, r"`threshold` must be in \[0, 1\], got 3.0"),
     ],

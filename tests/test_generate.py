@@ -19,7 +19,7 @@ from transformers import (
     TextStreamer,
 )
 
-from apd import EXAMPLE_PROMPTS, KLASS, APDSampler, Confidence
+from apd import EXAMPLE_PROMPTS, KLASS, WINO, APDSampler, Confidence
 from apd.arguments import REFUSED, SUPPORTED
 from apd.probability import mix_seed
 from apd.stop_strings import StopStrings
@@ -238,6 +238,7 @@ def test_a_stream_without_a_tokenizer_has_ids():
         SAMPLED | {"kv_window": 4, "window_size": 6},
         {"strategy": Confidence(1)},
         {"strategy": KLASS(0.5, 0.5, 1)},
+        SAMPLED | {"strategy": WINO(0.2, 0.9, 5)},
     ],
 )
 def test_many_prompts_equal_single_calls(batch_size, knobs):

@@ -65,6 +65,8 @@ def point(spec, accuracy, tpf):
         ("threshold:.90", "threshold:0.9", "threshold", 0.9),
         ("klass:0.9,h=3", "klass:0.9,h=3", "klass:h=3", 0.9),
         ("blocks:8/threshold:0.9", "blocks:8/threshold:0.9", "blocks:8/threshold", 0.9),
+        ("wino:.6,length=8,revoke=.5", "wino:0.6,length=8,revoke=0.5", "wino:length=8,revoke=0.5", 0.6),
+        ("wino:0.6,revoke=.9,length=128", "wino:0.6", "wino", 0.6),
         ("one-step", "one-step", "one-step", 0.0),
     ],
 )
@@ -89,11 +91,13 @@ def test_equal_settings_have_one_name(short, spec, family, value):
         ("apd:tau", "a number"),
         ("apd:R=0,R=1", "twice"),
         ("apd:tau=0.5,rejection", "must be 0 with"),
+        ("wino:0.6,revoke=2", "revoke_below"),
         ("one-step:3", "no option"),
         ("blocks:8", "blocks:LENGTH/STRATEGY"),
         ("blocks:0/threshold:0.9", "blocks:LENGTH/STRATEGY"),
         ("blocks:8/apd", "without memory"),
         ("blocks:8/klass:0.9", "without memory"),
+        ("blocks:8/wino:0.9", "without memory"),
     ],
 )
 def test_a_wrong_name_says_what_is_wrong(spec, told):

@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList
 
 from apd import (
     KLASS,
+    WINO,
     APDSampler,
     Autoregressive,
     Blocks,
@@ -40,6 +41,7 @@ ANY_ORDER = [
     Blocks(Confidence(2), 8),
     Blocks(Threshold(0.6), 5),
     KLASS(0.5, 0.5, 1),
+    WINO(0.3, 0.9),
 ]
 
 
