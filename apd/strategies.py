@@ -414,10 +414,10 @@ class WINO:
     Ends: masks left + tokens unmasked by the last step are the block's length after its first step, and fewer after
     every further one. So a block takes no more forwards than it has tokens.
 
-    The limits in 1 and 2 are those of the published code. Two things are done otherwise. Its shadows see each other,
-    masks all of them; here a shadow sees itself alone, beside the others' tokens (`leave_one_out_logits`). And it fills a block
-    to its end; here, as with all strategies, a row is over with its stop token. Probabilities in the trace are those of
-    the step that committed, given all others.
+    The limits in 1 and 2 are those of the published code. Two things are done otherwise. There all shadows, which are
+    masks, see each other; here a shadow sees only the tokens of the others (`leave_one_out_logits`). And there a block is
+    filled to its end; here, as with all strategies, a row is over with its stop token. Probabilities in the trace are
+    those of the step that committed, given all others.
 
     Args:
         threshold: τ1 in [0, 1].

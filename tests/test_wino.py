@@ -1,8 +1,10 @@
 """WINO: what its shadows see, when a token is revoked, and that it always ends."""
 
+import csv
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ DRAFTERS = {
 }
 SETTINGS = [WINO(0.3, 0.9), WINO(0.2, 0.6, 7), WINO(0.0, 1.0, 16), WINO(0.5, 0.9, 5), WINO(1.0, 1.0, 6)]
 FALSE_ALARM = 1e-6
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", params=DRAFTERS)
@@ -299,6 +302,21 @@ def test_where_one_choice_is_rare_revoking_pays():
         forwards.append(float(steps.mean()))
     assert shares[0] < 0.75 and shares[1] > 0.97
     assert forwards[0] < 3 and 4.5 < forwards[1] < 5.5
+
+
+def test_the_page_says_what_the_records_say():
+    page = (ROOT / "docs/parallelbench.md").read_text()
+    with (ROOT / "benchmarks/results/parallelbench-embedded/dependent/results.csv").open() as file:
+        cells = {
+            (row["strategy"], row["task"]): f"{float(row['accuracy']):.0f} @ {float(row['tpf']):.2f}"
+            for row in csv.DictReader(file)
+        }
+    told = page[page.index("## Does it help to revoke?") : page.index("## PBx and AUP")]
+    rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in told.splitlines() if "|" in line]
+    (_, *tasks), _, *rows = rows
+    assert len(rows) == 5
+    for spec, *numbers in rows:
+        assert numbers == [cells[spec, task] for task in tasks]
 
 
 # --- What holds whatever the model says
