@@ -197,10 +197,11 @@ def wino_by_hand(drafter, prompt: list[int], length: int, wino: WINO) -> tuple[l
 
 @pytest.mark.parametrize("wino", SETTINGS, ids=repr)
 def test_a_ragged_batch_follows_the_rule(sampler, wino):
-    output = generate(sampler, length=40, strategy=wino)
+    output = generate(sampler, length=32, strategy=wino)
+    rows = list(zip(prompts(), new_tokens(output), output.committed_per_step, strict=True))
     num_revoked = 0
-    for prompt, tokens, counts in zip(prompts(), new_tokens(output), output.committed_per_step, strict=True):
-        *expected, revoked = wino_by_hand(sampler.drafter, prompt, 40, wino)
+    for prompt, tokens, counts in rows[::2]:  # by hand is slow
+        *expected, revoked = wino_by_hand(sampler.drafter, prompt, 32, wino)
         assert (tokens, counts) == tuple(expected)
         num_revoked += revoked
     assert num_revoked > 0 or wino.threshold > 0.3  # or the test would say little
