@@ -50,12 +50,11 @@ class Decoding:
         self.mask_token_id = drafter.mask_token_id
         self.state = lay_out(call.request, drafter.mask_token_id, rows)
         self.strategy = call.strategy.open(self.state)
+        masks = [drafter.mask_token_id] if drafter.mask_token_id < vocab_size else []
         self.models = Models(
             drafter=drafter.open(self.state, call.config.kv_window, call.config.kv_refresh),
             verifier=verifier.open(self.state) if verifier is not None and call.strategy.needs_verifier else None,
-            removed=torch.arange(drafter.mask_token_id, drafter.mask_token_id + 1, device=drafter.device)[
-                : drafter.mask_token_id < vocab_size
-            ],
+            removed=torch.tensor(masks, dtype=torch.int64, device=drafter.device),
             mask_token_id=drafter.mask_token_id,
             vocab_size=vocab_size,
             processing=call.request.processing,

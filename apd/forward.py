@@ -96,8 +96,9 @@ def run(
 
 @dataclass(frozen=True)
 class Shadows:
-    """Inputs beside those of a row, in groups of g neighbours. A group sees the row without the columns that it stands
-    for, and itself; nothing else sees it.
+    """Inputs beside those of a row, which nothing sees but they themselves.
+
+    They come in groups of g neighbours. A group sees itself, and the row without the columns that it stands for.
 
     Attributes:
         tokens: `b k g` int64, what stands there instead.

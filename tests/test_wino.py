@@ -73,11 +73,11 @@ def half_decided(drafter, *, length: int = 12, num_ids: int = 30) -> DecodeState
 
 def masked_in_turn(session, state: DecodeState, window: Window) -> Tensor:
     """What `leave_one_out_logits` is about, one forward per column: `b m v`."""
-    logits = session.logits(state, window).clone()
+    logits = session.logits(state, window)[:, :].clone()
     for j in range(window.columns.shape[1]):
         column = window.columns[:, j : j + 1].clamp(max=state.width - 1)
         tokens = state.tokens.scatter(1, column, session.drafter.mask_token_id)
-        logits[:, j] = session.logits(dataclasses.replace(state, tokens=tokens), window)[:, j]
+        logits[:, j] = session.logits(dataclasses.replace(state, tokens=tokens), window)[:, :][:, j]
     return logits
 
 
@@ -88,9 +88,9 @@ def test_what_is_masked_does_not_notice_the_shadows(sampler, attention):
     drafter.model.config._attn_implementation = attention
     try:
         state = half_decided(drafter)
-        window, session = Window.at_frontier(state, None), drafter.open(state, None)
+        window, session = Window.at_frontier(state, None), drafter.open(state, None, None)
         masks = window.inside & ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
-        expected, logits = session.logits(state, window), session.leave_one_out_logits(state, window)
+        expected, logits = session.logits(state, window)[:, :], session.leave_one_out_logits(state, window)[:, :]
     finally:
         drafter.model.config._attn_implementation = before
     torch.testing.assert_close(logits[masks], expected[masks], atol=1e-5, rtol=0)
@@ -119,11 +119,13 @@ def test_shadows_leave_exactly_one_out_in_one_layer(layers, logit_shift, attenti
     model.config.is_causal = False
     drafter = MaskedDiffusionDrafter(model, mask_token_id=31, logit_shift=logit_shift)
     state = half_decided(drafter)
-    window, session = Window.at_frontier(state, None), drafter.open(state, None)
-    exact, shadows = masked_in_turn(session, state, window), session.leave_one_out_logits(state, window)
+    window, session = Window.at_frontier(state, None), drafter.open(state, None, None)
+    exact, shadows = masked_in_turn(session, state, window), session.leave_one_out_logits(state, window)[:, :]
     gap = (exact - shadows)[window.inside].abs().max()
     assert gap < 1e-5 if layers == 1 else gap > 1e-3
-    assert (exact - session.logits(state, window))[window.inside].abs().max() > 1e-2  # one left out is no small matter
+    assert (exact - session.logits(state, window)[:, :])[
+        window.inside
+    ].abs().max() > 1e-2  # one left out is no small matter
 
 
 def test_the_exact_model_leaves_exactly_one_out():
@@ -136,7 +138,7 @@ def test_the_exact_model_leaves_exactly_one_out():
         tokens, decided, decided.all(1), zeros, zeros + 1, zeros + 1 + model.length, zeros, zeros, zeros
     )
     window = Window.at_frontier(state, None)
-    probs = model.drafter.open(state, None).leave_one_out_logits(state, window).softmax(-1)
+    probs = model.drafter.open(state, None, None).leave_one_out_logits(state, window).softmax(-1)
     for row, (context, start) in enumerate(zip(contexts.tolist(), state.frontier.tolist(), strict=True)):
         for position in range(start - 1, model.length):
             expected = conditional(model, [*context[:position], model.mask_token_id, *context[position + 1 :]])[
@@ -174,9 +176,9 @@ def wino_by_hand(drafter, prompt: list[int], length: int, wino: WINO) -> tuple[l
                 canvas.clone(), decided, zeros.bool(), zeros, start, start + length, zeros, zeros, zeros
             )
             columns = torch.arange(len(prompt), len(prompt) + length)[None]
-            window = Window(columns, columns >= 0, start + length)
+            window = Window(columns, columns >= 0, [len(prompt)], [len(prompt) + length])
             with torch.no_grad():
-                logits = drafter.open(state, None).leave_one_out_logits(state, window)[0].float()
+                logits = drafter.open(state, None, None).leave_one_out_logits(state, window)[:, :][0].float()
             logits[:, drafter.mask_token_id] = -torch.inf
             probs = logits.softmax(-1)
             is_mask = [bool(canvas[0, len(prompt) + i] == drafter.mask_token_id) for i in range(length)]
@@ -464,7 +466,7 @@ def test_a_drafter_that_cannot_leave_one_out_is_told_apart():
             self.vocab_size, self.mask_token_id = model.vocab_size, model.mask_token_id
             self.max_length, self.device, self.model = None, torch.device("cpu"), model
 
-        def open(self, state, kv_window):
+        def open(self, state, kv_window, kv_refresh):
             return self
 
         def logits(self, state, window):
