@@ -221,7 +221,9 @@ def _add_knobs(parser: argparse.ArgumentParser) -> None:
 
     add("-R", "--mixture-weight", type=float, metavar="R", help="drafter's weight, 0 to 1; higher is faster, riskier")
     add("--acceptance-threshold", type=float, metavar="TAU", help="commit in parallel only if p_T >= TAU, 0 to 1")
-    add("-M", "--window-size", type=_count, metavar="M", help="masks drafted per step")
+    add(
+        "-M", "--window-size", type=_window, metavar="M", help="masks drafted per step; auto follows what is committed"
+    )
     add("-W", "--kv-window", type=_count, metavar="W", help="committed tokens recomputed per step, for the KV cache")
     add(
         "--kv-refresh", type=_count, metavar="N", help="with -W, recompute all of a row after every N committed tokens"
@@ -240,7 +242,12 @@ def _count(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
+def _window(text: str) -> int | str | None:
+    return text if text == "auto" else _count(text)
+
+
 _count.__name__ = "whole number or 'none'"  # argparse names it in its error
+_window.__name__ = "whole number, 'auto' or 'none'"
 
 
 def _strategy(text: str) -> str:
@@ -357,10 +364,15 @@ def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
         useless = [_flag(name) for name in _APD_ONLY if name in given]
         if useless:
             raise UsageError(f"{', '.join(useless)} with --strategy has no effect: only APD mixes and accepts.")
-        if arguments.strategy.startswith("confidence") and config.kv_window is not None:
-            raise UsageError(
-                "--kv-window must be none with --strategy confidence, which does not commit left to right."
-            )
+        for name, unfit in (
+            ("kv_window", config.kv_window is not None),
+            ("window_size", config.window_size == "auto"),
+        ):
+            if unfit and arguments.strategy.startswith("confidence"):
+                instead = "none" if name == "kv_window" else "a number or none"
+                raise UsageError(
+                    f"{_flag(name)} must be {instead} with --strategy confidence, which does not commit left to right."
+                )
     elif arguments.drafter is not None and arguments.verifier is None and config.mixture_weight < 1:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
     if arguments.drafter is None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+#: Masks per step: so many, as many as the row's own steps suggest, or all that are left.
+WindowSize = int | Literal["auto"] | None
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class APDConfig:
         mixture_weight: R in [0, 1], weight of the drafter in p_T ∝ p_D^R · p_AR^(1-R). Higher commits more per step.
         acceptance_threshold: τ in [0, 1]. Beyond the first position a token is committed only if p_T ≥ τ; 0 is the
             paper's rule, 1 commits one token per step (as long as no probability rounds to 1).
-        window_size: M, masks drafted per step, in tokens. `None`: all that are left.
+        window_size: M, masks drafted per step, in tokens. `None`: all that are left. `"auto"`: twice what the row's own
+            last steps committed on average, at least 8.
         kv_window: W, how many of the last committed tokens are recomputed each step, in tokens; older keys and values
             stay frozen, an approximation, since the drafter attends both ways. `None`: no cache, exact.
         kv_refresh: N, with `kv_window`: a row is recomputed as a whole once N tokens were committed since it last was,
@@ -36,7 +40,7 @@ class APDConfig:
 
     mixture_weight: float = 0.5
     acceptance_threshold: float = 0.0
-    window_size: int | None = None
+    window_size: WindowSize = None
     kv_window: int | None = None
     kv_refresh: int | None = None
     acceptance: str = "coupling"
@@ -46,7 +50,9 @@ class APDConfig:
     def __post_init__(self) -> None:
         check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
         check_fraction("acceptance_threshold", self.acceptance_threshold, "0 is the paper, 1 one token per step")
-        _check_count("window_size", self.window_size, "Use 1 for one mask per step, None for all that are left")
+        if self.window_size != "auto":
+            remedy = "Use 1 for one mask per step, None for all that are left, 'auto' to follow what is committed"
+            _check_count("window_size", self.window_size, remedy)
         _check_count("kv_window", self.kv_window, "Use None for no cache (exact); 0 would never recompute a new token")
         _check_count("kv_refresh", self.kv_refresh, "Use 1 to recompute everything at each step, None for never")
         if self.kv_refresh is not None and self.kv_window is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from apd.arguments import Request
 from apd.config import APDConfig
 from apd.drafter import Drafter
-from apd.state import DecodeState, StepInfo
+from apd.state import FIRST_PACE, DecodeState, StepInfo
 from apd.step import Models, Strategy, decode_step
 from apd.verifier import Verifier
 
@@ -111,6 +111,7 @@ def lay_out(request: Request, mask_token_id: int, rows: Tensor | None = None) ->
         seeds=request.seeds,
         steps=torch.zeros_like(request.padding),
         rows=torch.arange(len(prompt), device=prompt.device) if rows is None else rows,
+        pace=torch.full_like(request.padding, FIRST_PACE, dtype=torch.float32),
     )
 
 

@@ -500,6 +500,7 @@ def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> Dec
         seeds=nothing,
         steps=nothing,
         rows=torch.arange(len(rows)),
+        pace=nothing.float(),
     )
     return DecodeState(**{name: value.to(device) for name, value in vars(state).items()})
 

@@ -510,6 +510,11 @@ class APDSampler:
         return Decoding(self.drafter, self.verifier, vocab_size=self.vocab_size, call=call, rows=rows)
 
     def _check_any_order(self, settings: Settings, request: Request) -> None:
+        if settings.config.window_size == "auto":
+            raise ValueError(
+                f"`window_size` must be a number or None with {settings.strategy!r}, got 'auto': the window follows how far "
+                "a step gets from the left, and would decide here what may be committed."
+            )
         if settings.config.kv_window is not None:
             raise ValueError(
                 f"`kv_window` must be None with {settings.strategy!r}, got {settings.config.kv_window}: frozen keys "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import StoppingCriteriaList
 
+from apd.config import WindowSize
 from apd.probability import prefix_length
 
 
@@ -39,6 +41,7 @@ class DecodeState:
         seeds: `b` int64, the row seeds.
         steps: `b` int64, steps made so far.
         rows: `b` int64, which row of the call this is.
+        pace: `b` float32, tokens that a step of this row commits, a running estimate (see `next_pace`).
     """
 
     tokens: Tensor
@@ -50,6 +53,7 @@ class DecodeState:
     seeds: Tensor
     steps: Tensor
     rows: Tensor
+    pace: Tensor
 
     @cached_property
     def frontier(self) -> Tensor:
@@ -108,6 +112,17 @@ class FollowsRows(Protocol):
         """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
 
 
+#: The first window of `window_size="auto"` is as wide as HEADROOM · FIRST_PACE, the narrowest has LOWEST masks.
+FIRST_PACE, HEADROOM, LOWEST = 8.0, 2.0, 8
+
+
+def next_pace(pace: Tensor, num_committed: Tensor, num_drafted: Tensor) -> Tensor:
+    """The mean of what a row has committed per step, each step weighing as much as all before it: `b` float32."""
+    # Of a window that was committed as a whole nobody knows how long it should have been.
+    could = torch.where(num_committed == num_drafted, 2 * num_drafted, num_committed)
+    return (pace + could) / 2
+
+
 class Logits(Protocol):
     """Raw logits of a window's positions, `b m v`, that may be computed when they are asked for: `logits[:, 3:7]`."""
 
@@ -120,7 +135,7 @@ class Window:
 
     Attributes:
         columns: `b m` int64, one after another.
-        inside: `b m` bool, False past the row's end (rows near their end have fewer masks than others).
+        inside: `b m` bool, False past the row's window (rows near their end have fewer masks than others).
         starts: per row its first column, on the host.
         ends: per row the first column that the drafter does not see, on the host.
     """
@@ -131,14 +146,17 @@ class Window:
     ends: list[int]
 
     @classmethod
-    def at_frontier(cls, state: DecodeState, window_size: int | None) -> Window:
-        """m = min(M, what is left) columns from the frontier of each row; all that are left when M is None."""
-        starts, lasts = state.layout.frontier, state.layout.end
-        left = max(last - start for start, last in zip(starts, lasts, strict=True))
-        width = left if window_size is None else min(window_size, left)
+    def at_frontier(cls, state: DecodeState, window_size: WindowSize) -> Window:
+        """m columns from the frontier of each row: M, all that are left, or with "auto" as its own pace suggests."""
+        starts, ends = state.layout.frontier, state.layout.end
+        if window_size is not None:
+            sizes = [window_size] * len(starts) if isinstance(window_size, int) else _sizes_at(state.pace.tolist())
+            ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
+        width = max(end - start for start, end in zip(starts, ends, strict=True))
         columns = state.frontier[:, None] + torch.arange(width, device=state.tokens.device)
-        ends = [min(start + width, last) for start, last in zip(starts, lasts, strict=True)]
-        return cls(columns, columns < state.end[:, None], starts, ends)
+        # The device is not waited for.
+        inside = columns < torch.tensor(ends).to(columns.device, non_blocking=True)[:, None]
+        return cls(columns, inside, starts, ends)
 
     def part(self, positions: slice) -> Window:
         """Only some of its masks; what the drafter sees stays the same."""
@@ -152,6 +170,10 @@ class Window:
         # One more column takes what is not written.
         target = torch.where(where, self.columns, row.shape[1])
         return pad(row, (0, 1)).scatter_(1, target, values)[:, :-1]
+
+
+def _sizes_at(paces: list[float]) -> list[int]:
+    return [max(math.ceil(HEADROOM * pace), LOWEST) for pace in paces]
 
 
 @dataclass(frozen=True)
@@ -242,11 +264,13 @@ def commit(
     sound = torch.stack(list(proposal.sound.values())).all(0)
     last = torch.where(stopped, stops.long().argmax(1), state.width)[:, None]
     decided = written.decided & (written.column <= last)
+    committed = chosen & (window.columns <= last)
     after = dataclasses.replace(
         written,
         tokens=torch.where(decided, written.tokens, mask_token_id),
         decided=decided,
         done=stopped | (written.frontier == state.width) | ~sound,
         steps=state.steps + 1,
+        pace=next_pace(state.pace, committed.sum(1), window.inside.sum(1)),
     )
-    return after, StepInfo(state, window, proposal, chosen & (window.columns <= last), stopped)
+    return after, StepInfo(state, window, proposal, committed, stopped)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from apd.acceptance import AcceptanceRule
-from apd.config import check_fraction
+from apd.config import WindowSize, check_fraction
 from apd.drafter import DrafterSession, LeaveOneOutSession
 from apd.probability import log_normalise, mix, prefix_length
 from apd.processing import Processing
@@ -349,7 +349,7 @@ def decode_step(
     strategy: StrategySession,
     models: Models,
     sampling: Sampling,
-    window_size: int | None,
+    window_size: WindowSize,
     stopping: Stopping,
 ) -> tuple[DecodeState, StepInfo]:
     """One step of every row: the strategy proposes, and 5. what it chose is committed."""

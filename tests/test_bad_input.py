@@ -88,6 +88,12 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     "tau below 0": (ValueError, "`acceptance_threshold` must be in", lambda: generate(acceptance_threshold=-0.1)),
     "M of 0": (ValueError, "`window_size` must be at least 1, got 0. Use 1", lambda: generate(window_size=0)),
     "M a fraction": (TypeError, "`window_size` must be a whole number", lambda: generate(window_size=2.5)),
+    "M of no kind": (TypeError, "`window_size` must be a whole number or None", lambda: generate(window_size="wide")),
+    "M of its own": (
+        ValueError,
+        r"`window_size` must be a number or None with Confidence\(tokens_per_step=1\), got 'auto'",
+        lambda: generate(window_size="auto", strategy=Confidence(1)),
+    ),
     "N of 0": (ValueError, "`kv_refresh` must be at least 1, got 0", lambda: generate(kv_window=4, kv_refresh=0)),
     "N without W": (ValueError, "`kv_refresh` must be None without `kv_window`", lambda: generate(kv_refresh=4)),
     "W of 0": (ValueError, "`kv_window` must be at least 1, got 0. Use None", lambda: generate(kv_window=0)),

@@ -222,6 +222,7 @@ def test_knobs_reach_the_sampler(capsys: pytest.CaptureFixture, sampler: APDSamp
         ("-R", "1"): {"mixture_weight": 1},
         ("-M", "2", "--correction"): {"window_size": 2, "correction": True},
         ("--acceptance-threshold", "0.9", "-W", "4"): {"acceptance_threshold": 0.9, "kv_window": 4},
+        ("-M", "auto", "-R", "0.9"): {"window_size": "auto", "mixture_weight": 0.9},
         ("-W", "1", "--kv-refresh", "1", "-M", "4"): {"kv_window": 1, "kv_refresh": 1, "window_size": 4},
         ("-M", "none", "--acceptance", "rejection", "--noise", "step", "--no-correction"): {"acceptance": "rejection"},
     }.items():
@@ -377,6 +378,10 @@ def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> No
         (["--output", "out.jsonl"], "--input and --output go together"),
         (["--stop-string", ""], "--stop-string must not be empty"),
         (["--strategy", "confidence:2", "-R", "1", "--correction"], "--mixture-weight, --correction with --strategy"),
+        (
+            ["--strategy", "confidence", "-M", "auto"],
+            "--window-size must be a number or none with --strategy confidence",
+        ),
         (["--strategy", "confidence", "-W", "4"], "--kv-window must be none with --strategy confidence"),
     ],
 )

@@ -81,6 +81,7 @@ def test_a_default_generation_config_asks_for_nothing_that_is_refused(name):
         {"do_sample": True, "num_return_sequences": 2},
         {"window_size": 4, "mixture_weight": 0.2, "kv_window": 5, "correction": True},
         {"window_size": 5, "kv_window": 1, "kv_refresh": 3},
+        {"window_size": "auto"},
         {"do_sample": True, "seed": 5, "noise": "step"},
         {"eos_token_id": [1, 60], "pad_token_id": 0},
         {"prefix_allowed_tokens_fn": lambda row, ids: [10 + row, 20 + row]},

@@ -30,7 +30,9 @@ def lay_out(model: IdealListModel, new_tokens: Tensor) -> DecodeState:
     counts = torch.zeros(len(tokens), dtype=torch.int64)
     start, end = counts + PROMPT, counts + tokens.shape[1]
     rows = torch.arange(len(tokens))
-    return DecodeState(tokens, decided, decided.all(1), counts, start, end, seeds=counts, steps=counts, rows=rows)
+    return DecodeState(
+        tokens, decided, decided.all(1), counts, start, end, seeds=counts, steps=counts, rows=rows, pace=counts.float()
+    )
 
 
 def marginals(model: IdealListModel, new_tokens: Tensor, window_size: int | None = None) -> Tensor:

@@ -37,6 +37,13 @@ def test_law_1_weight_one_accepts_the_whole_window(sampling, window_size):
         assert output.verifier_forwards.tolist() == [0] * len(trace_prompts())
 
 
+def test_law_1_a_window_that_is_always_accepted_grows_to_what_is_left():
+    output = generate(
+        trace_prompts(), max_new_tokens=90, mixture_weight=1.0, window_size="auto", eos_token_id=[], **SAMPLED
+    )
+    assert output.committed_per_step == [[16, 40, 34]] * len(trace_prompts())  # a pace of 8, then of (8 + 2·16) / 2
+
+
 @pytest.mark.parametrize("correction", [False, True])
 @pytest.mark.parametrize("sampling", [{}, SAMPLED | {"temperature": 1.0}])
 def test_law_2_raising_the_threshold_never_lengthens_a_step(correction, sampling):
@@ -121,7 +128,9 @@ def test_law_4_a_refresh_that_never_comes_changes_nothing(kv_window):
 
 @pytest.mark.parametrize("cache", [{}, {"kv_window": 1}, {"kv_window": 4}, {"kv_window": 1, "kv_refresh": 5}])
 @pytest.mark.parametrize("sampling", [{}, SAMPLED, SAMPLED | {"temperature": 0.5, "top_p": 0.9}])
-@pytest.mark.parametrize("knobs", [{}, {"acceptance": "rejection"}, {"noise": "step", "window_size": 7}])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"acceptance": "rejection"}, {"noise": "step", "window_size": 7}, {"window_size": "auto"}]
+)
 def test_law_5_a_row_does_not_depend_on_its_batch(cache, sampling, knobs):
     """Batch mates, their number, their order, padding: none of it shows in a row's tokens."""
     prompts = trace_prompts()

@@ -57,6 +57,7 @@ def point(spec, accuracy, tpf):
         ("apd", "apd:R=0.5", "apd", 0.5),
         ("apd:R=0,correction", "apd:R=0,correction", "apd:correction", 0.0),
         ("apd:tau=.5,R=.5", "apd:R=0.5,tau=0.5", "apd:tau=0.5", 0.5),
+        ("apd:R=0,M=auto", "apd:R=0,M=auto", "apd:M=auto", 0.0),
         ("apd:refresh=8,W=2", "apd:R=0.5,W=2,refresh=8", "apd:W=2,refresh=8", 0.5),
         ("apd:tau=0,R=0.3", "apd:R=0.3", "apd", 0.3),
         ("klass:0.9,h=2", "klass:0.9", "klass", 0.9),

@@ -160,6 +160,7 @@ def choose(strategy, rows, *, decided=None, width=None):
         seeds=zeros + 7,
         steps=zeros,
         rows=zeros,
+        pace=zeros.float(),
     )
     columns = torch.arange(1, m + 1)[None]
     window = Window(columns, torch.ones(1, m, dtype=torch.bool), [1], [m + 1])

@@ -11,7 +11,7 @@ Every kind has at most one parameter that a curve runs over; what is left withou
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ GRAMMAR = """\
   wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
   blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
   one-step  autoregressive
-  apd:R=.5[,tau=τ,M=window,W=kv window,refresh=tokens,correction,rejection]"""
+  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection]"""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,18 @@ class Kind:
     Args:
         make: a dataclass whose fields the options below name; `None` is APD with its knobs.
         sweep: letter, field and type of the parameter a curve runs over.
-        options: further ones by the name they are written with: field and type; `bool` is a flag.
+        options: further ones by the name they are written with: field and what reads it; `bool` is a flag.
         named: whether the swept parameter is written with its letter.
     """
 
     make: type[Strategy] | None
     sweep: tuple[str, str, type] | None = None
-    options: dict[str, tuple[str, type]] = field(default_factory=dict)
+    options: dict[str, tuple[str, Callable[[str], Any]]] = field(default_factory=dict)
     named: bool = False
+
+
+def _window(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 _TOP_K = ("K", "tokens_per_step", int)
@@ -99,7 +103,7 @@ KINDS: dict[str, Kind] = {
         ("R", "mixture_weight", float),
         {
             "tau": ("acceptance_threshold", float),
-            "M": ("window_size", int),
+            "M": ("window_size", _window),
             "W": ("kv_window", int),
             "refresh": ("kv_refresh", int),
             "correction": ("correction", bool),
@@ -183,7 +187,7 @@ def _parse_blocks(spec: str) -> Setting:
 
 def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
     """By field name; a bare number is the swept parameter."""
-    known = dict(kind.options)
+    known: dict[str, tuple[str, Callable[[str], Any]]] = dict(kind.options)
     if kind.sweep is not None:
         known[kind.sweep[0]] = kind.sweep[1:]
     values: dict[str, Any] = {}
@@ -201,7 +205,7 @@ def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
         try:
             values[name] = True if convert is bool else convert(text)
         except ValueError:
-            wanted = "a whole number" if convert is int else "a number"
+            wanted = {int: "a whole number", _window: "a whole number or auto"}.get(convert, "a number")
             raise ValueError(f"In {spec!r}, {short} must be {wanted}, got {text!r}.") from None
     return values
 
@@ -219,7 +223,7 @@ def _build(spec: str, kind: Kind, values: dict[str, Any]) -> tuple[Strategy | No
 
 
 def _written(short: str, value: Any) -> str:
-    return short if value is True else f"{short}={value:g}"
+    return short if value is True else f"{short}={value}" if isinstance(value, str) else f"{short}={value:g}"
 
 
 def _join(kind: str, arguments: list[str]) -> str:
