@@ -128,6 +128,9 @@ def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, s
 #: Columns of a compiled pass are rounded up to a multiple of this, and those of its cache to a multiple of that.
 COLUMNS, CACHED_COLUMNS = 64, 256
 
+#: Graphs that dynamo may make of a pass, in one process; beyond them a pass is not compiled.
+MOST_GRAPHS = 64
+
 
 class Compiled:
     """A model's forward pass, compiled for a few fixed shapes, and the caches that its graphs are tied to.
@@ -139,6 +142,8 @@ class Compiled:
 
     def __init__(self, model: PreTrainedModel, **options: Any) -> None:
         self.model = model
+        # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         self.run = torch.compile(partial(run, model), dynamic=False, **options)
         self.caches: list[tuple[weakref.ref[FixedPasses], ColumnCache]] = []
 

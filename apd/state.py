@@ -112,7 +112,9 @@ class FollowsRows(Protocol):
         """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
 
 
-#: The first window of `window_size="auto"` is as wide as HEADROOM · FIRST_PACE, the narrowest has LOWEST masks.
+#: The first window of `window_size="auto"` has HEADROOM · FIRST_PACE masks, the narrowest LOWEST. Where the k tokens that
+#: a step could commit are geometric, a window of twice their mean keeps 1 − e⁻² = 86 % of them, for at most two masks and
+#: a bit per token; fewer than LOWEST masks save nothing beside what a step costs anyway.
 FIRST_PACE, HEADROOM, LOWEST = 8.0, 2.0, 8
 
 

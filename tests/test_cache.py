@@ -6,6 +6,7 @@ import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 
+from apd import KLASS, Confidence
 from apd.cache import PASS, Span
 from apd.decoding import Decoding
 from apd.forward import PlainPasses
@@ -126,3 +127,14 @@ def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
 
     for level, ragged in zip(hidden_states(True), hidden_states(False), strict=True):
         torch.testing.assert_close(level, ragged, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [KLASS(threshold=0.2, kl_threshold=0.5, history=1), Confidence(2)])
+def test_strategies_do_not_notice_that_columns_are_dropped(strategy) -> None:
+    """KLASS remembers columns; those of a long row go when it leaves, and others come with the next."""
+    long, short = trace_prompts()[0] * 4, trace_prompts()[1][:5]
+    prompts = [short, long, short, trace_prompts()[2], long, short]
+    knobs = {"eos_token_id": [], "max_new_tokens": 10, "strategy": strategy}
+    many = trace_sampler().generate_many(prompts, batch_size=2, seed=0, **knobs)
+    alone = [trace_sampler().generate_many([prompt], seed=0, **knobs) for prompt in prompts]
+    assert [answer.tokens for answer in many] == [next(iter(answers)).tokens for answers in alone]

@@ -68,7 +68,9 @@ def half_decided(drafter, *, length: int = 12, num_ids: int = 30) -> DecodeState
     decided |= column >= end[:, None]
     tokens[~decided | (column >= end[:, None])] = drafter.mask_token_id
     zeros = torch.zeros_like(padding)
-    return DecodeState(tokens, decided, zeros.bool(), padding, start, end, seeds=zeros, steps=zeros, rows=zeros)
+    return DecodeState(
+        tokens, decided, zeros.bool(), padding, start, end, seeds=zeros, steps=zeros, rows=zeros, pace=zeros.float()
+    )
 
 
 def masked_in_turn(session, state: DecodeState, window: Window) -> Tensor:
@@ -135,7 +137,7 @@ def test_the_exact_model_leaves_exactly_one_out():
     tokens = torch.cat([torch.zeros(len(contexts), 1, dtype=torch.int64), contexts], 1)
     decided, zeros = tokens != model.mask_token_id, torch.zeros(len(tokens), dtype=torch.int64)
     state = DecodeState(
-        tokens, decided, decided.all(1), zeros, zeros + 1, zeros + 1 + model.length, zeros, zeros, zeros
+        tokens, decided, decided.all(1), zeros, zeros + 1, zeros + 1 + model.length, zeros, zeros, zeros, zeros.float()
     )
     window = Window.at_frontier(state, None)
     probs = model.drafter.open(state, None, None).leave_one_out_logits(state, window).softmax(-1)
@@ -173,7 +175,7 @@ def wino_by_hand(drafter, prompt: list[int], length: int, wino: WINO) -> tuple[l
             decided = canvas != drafter.mask_token_id
             start = zeros + len(prompt)
             state = DecodeState(
-                canvas.clone(), decided, zeros.bool(), zeros, start, start + length, zeros, zeros, zeros
+                canvas.clone(), decided, zeros.bool(), zeros, start, start + length, zeros, zeros, zeros, zeros.float()
             )
             columns = torch.arange(len(prompt), len(prompt) + length)[None]
             window = Window(columns, columns >= 0, [len(prompt)], [len(prompt) + length])

@@ -1,6 +1,6 @@
 """Frozen keys and short windows: what they save, and how far they lead the included pair astray.
 
-    python -m benchmarks.speed.stale --out results     # five minutes on one core; --quick: seconds
+    python -m benchmarks.speed.stale --out results     # five minutes on a shared core; --quick: seconds
     python -m benchmarks.speed.stale --help
 
 The drafter attends both ways, so keys that are not recomputed were made for a canvas that is no more. Every setting of
@@ -8,12 +8,15 @@ The drafter attends both ways, so keys that are not recomputed were made for a c
 one computes the same steps; KL(exact p_D ‖ cached p_D) is what the cache distorts on the way that it takes itself.
 `columns` counts those that the drafter computes for a row in a step, the first step and its prompt included; `context`
 those among them that are no masks.
+
+Values of `window_size` (M) are compared without a cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +28,7 @@ from tqdm import tqdm
 
 from apd import APDSampler, LeftToRight, MaskedDiffusionDrafter
 from apd.cache import Span
+from apd.config import WindowSize
 from apd.drafter import NeuralDrafterSession
 from apd.embedded import tasks
 from apd.state import DecodeState, Window
@@ -32,8 +36,9 @@ from apd.step import Strategy
 
 __all__ = ["Point", "main", "measure"]
 
-KV_WINDOWS = (1, 2, 4, 8, 16, 32, None)
+KV_WINDOWS = (1, 2, 4, 8, 16, 32)
 REFRESHES = (None, 4, 8, 16, 32)
+WINDOW_SIZES = (4, 8, 16, 32, "auto")
 POSITIONS = 4  # of the window that are compared: those that a step can hope to commit
 NEW_TOKENS = 32
 
@@ -43,6 +48,7 @@ class Point:
     """One setting on one task.
 
     Attributes:
+        window_size: M.
         kv_window: W.
         kv_refresh: N.
         task: one of `tasks.TASKS`, or "all".
@@ -53,6 +59,7 @@ class Point:
         context: columns left of the frontier among them.
     """
 
+    window_size: WindowSize
     kv_window: int | None
     kv_refresh: int | None
     task: str
@@ -109,14 +116,25 @@ class _WatchedSession(NeuralDrafterSession):
         self.exact.select(rows)
 
 
-def measure(
-    sampler: APDSampler,
-    task: str,
-    count: int,
-    strategy: Strategy | None,
-    kv_window: int | None,
-    kv_refresh: int | None,
-) -> Point:
+@dataclass(frozen=True)
+class Setting:
+    """The knobs that are compared; see `APDConfig`."""
+
+    window_size: WindowSize = None
+    kv_window: int | None = None
+    kv_refresh: int | None = None
+
+
+EXACT = Setting()
+
+
+def settings() -> list[Setting]:
+    """Every cache, none last; then every window without a cache."""
+    caches = [Setting(kv_window=w, kv_refresh=n) for w in KV_WINDOWS for n in REFRESHES]
+    return [*caches, EXACT, *(Setting(window_size=m) for m in WINDOW_SIZES)]
+
+
+def measure(sampler: APDSampler, task: str, count: int, strategy: Strategy | None, setting: Setting) -> Point:
     """Greedy answers to `count` held-out instances of a task, at the sampler's other knobs."""
     asked = tasks.instances(task, count, seed=1)
     inputs = sampler.tokenizer([instance.prompt for instance in asked], return_tensors="pt", padding=True)
@@ -125,9 +143,8 @@ def measure(
         **inputs,
         max_new_tokens=NEW_TOKENS,
         strategy=strategy,
-        kv_window=kv_window,
-        kv_refresh=kv_refresh,
         return_dict_in_generate=True,
+        **asdict(setting),
     )
     answers = output.sequences[:, inputs["input_ids"].shape[1] :]
     texts = sampler.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -135,8 +152,7 @@ def measure(
     forwards = int(output.drafter_forwards.sum())
     columns = sum(map(sum, drafter.widths))
     return Point(
-        kv_window=kv_window,
-        kv_refresh=kv_refresh,
+        **asdict(setting),
         task=task,
         kl=float(torch.cat([distance.flatten() for distance in drafter.distances]).nanmean()),
         accuracy=right / count,
@@ -148,10 +164,9 @@ def measure(
 
 def points(sampler: APDSampler, count: int, strategy: Strategy | None) -> Iterator[list[Point]]:
     """Every setting on every task, the mean over the tasks last."""
-    for kv_window in KV_WINDOWS:
-        for kv_refresh in REFRESHES if kv_window is not None else (None,):
-            found = [measure(sampler, task, count, strategy, kv_window, kv_refresh) for task in tasks.TASKS]
-            yield [*found, mean(found)]
+    for setting in settings():
+        found = [measure(sampler, task, count, strategy, setting) for task in tasks.TASKS]
+        yield [*found, mean(found)]
 
 
 def mean(found: Sequence[Point]) -> Point:
@@ -160,27 +175,28 @@ def mean(found: Sequence[Point]) -> Point:
         name: sum(getattr(point, name) for point in found) / len(found)
         for name in ("kl", "accuracy", "tokens_per_forward", "columns", "context")
     }
-    return Point(kv_window=found[0].kv_window, kv_refresh=found[0].kv_refresh, task="all", **values)
+    return dataclasses.replace(found[0], task="all", **values)
 
 
 def table(found: Sequence[Point]) -> str:
     """The settings over all tasks, and the accuracy on the two tasks that suffer most."""
-    by_setting = {(point.kv_window, point.kv_refresh, point.task): point for point in found}
-    exact = {task: by_setting[None, None, task].accuracy for task in tasks.TASKS}
+    accuracy = {(_setting(point), point.task): point.accuracy for point in found}
     lowest = {task: min(point.accuracy for point in found if point.task == task) for task in tasks.TASKS}
-    worst = sorted(tasks.TASKS, key=lambda task: lowest[task] - exact[task])[:2]
-    lines = [
-        f"| W | N | KL, nats | accuracy | {' | '.join(worst)} | tokens per forward | columns | context |",
-        "|---" * 9 + "|",
-    ]
+    worst = sorted(tasks.TASKS, key=lambda task: lowest[task] - accuracy[EXACT, task])[:2]
+    head = ["M", "W", "N", "KL, nats", "accuracy", *worst, "tokens per forward", "columns", "context"]
+    lines = [head, ["---"] * len(head)]
     for point in found:
         if point.task == "all":
-            tail = [f"{by_setting[point.kv_window, point.kv_refresh, task].accuracy:.2f}" for task in worst]
-            setting = ["none" if value is None else value for value in (point.kv_window, point.kv_refresh)]
-            cells = [*setting, f"{point.kl:.4f}", f"{point.accuracy:.3f}", *tail]
-            cells += [f"{point.tokens_per_forward:.2f}", f"{point.columns:.1f}", f"{point.context:.1f}"]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+            setting = _setting(point)
+            knobs = ["none" if value is None else str(value) for value in asdict(setting).values()]
+            tail = [f"{accuracy[setting, task]:.2f}" for task in worst]
+            cost = [f"{point.tokens_per_forward:.2f}", f"{point.columns:.1f}", f"{point.context:.1f}"]
+            lines.append([*knobs, f"{point.kl:.4f}", f"{point.accuracy:.3f}", *tail, *cost])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _setting(point: Point) -> Setting:
+    return Setting(point.window_size, point.kv_window, point.kv_refresh)
 
 
 def write(found: Sequence[Point], directory: Path) -> None:
@@ -204,7 +220,7 @@ def write(found: Sequence[Point], directory: Path) -> None:
         )
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     totals = [point for point in found if point.task == "all"]
-    exact = totals[-1]
+    (exact,) = (point for point in totals if _setting(point) == EXACT)
     for axis, name, label in zip(
         figure.subplots(1, 3),
         ("kl", "accuracy", "tokens_per_forward"),
@@ -212,7 +228,7 @@ def write(found: Sequence[Point], directory: Path) -> None:
         strict=True,
     ):
         for refresh in REFRESHES:
-            line = [point for point in totals if point.kv_refresh == refresh and point.kv_window is not None]
+            line = [point for point in totals if point.kv_refresh == refresh and point.kv_window]
             shown = "never" if refresh is None else f"every {refresh} tokens"
             axis.plot([p.context for p in line], [getattr(p, name) for p in line], "o-", label=shown)
         axis.plot(exact.context, getattr(exact, name), "k*", markersize=12, label="no cache")
@@ -237,9 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     sampler = APDSampler.from_embedded(mixture_weight=arguments.mixture_weight)
     strategy = None if arguments.tokens_per_step is None else LeftToRight(arguments.tokens_per_step)
     count = 4 if arguments.quick else arguments.count
-    settings = (len(KV_WINDOWS) - 1) * len(REFRESHES) + 1
     found = [
-        point for some in tqdm(points(sampler, count, strategy), total=settings, unit="setting") for point in some
+        point
+        for some in tqdm(points(sampler, count, strategy), total=len(settings()), unit="setting")
+        for point in some
     ]
     write(found, arguments.out)
     print(table(found))

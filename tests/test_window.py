@@ -1,0 +1,50 @@
+"""`window_size="auto"` against every fixed window, where the tokens that a step could commit are drawn."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from apd.state import FIRST_PACE, HEADROOM, LOWEST, next_pace
+
+LENGTH, ROWS = 512, 200
+STEP = 64  # columns that a step costs beside its masks
+
+
+def tokens_per_column(mean_at, window_size) -> float:
+    """Of rows whose steps could commit a geometric number of tokens, the mean given by where the row stands."""
+    noise = torch.Generator().manual_seed(0)
+    done, columns = torch.zeros(ROWS), 0.0
+    pace = torch.full((ROWS,), FIRST_PACE)
+    while (going := done < LENGTH).any():
+        left = LENGTH - done
+        wanted = (HEADROOM * pace).ceil().clamp(min=LOWEST) if window_size == "auto" else torch.tensor(window_size)
+        masks = wanted.minimum(left)
+        uniform = torch.rand(ROWS, generator=noise).clamp(min=1e-6)
+        could = 1 + (uniform.log() / torch.log1p(-1 / mean_at(done))).floor()
+        committed = could.minimum(masks)
+        pace = next_pace(pace, committed, masks)
+        columns += float((STEP + masks)[going].sum())
+        done += committed * going
+    return ROWS * LENGTH / columns
+
+
+def constant(mean: float):
+    return lambda done: torch.full_like(done, mean)
+
+
+def jumping(done: Tensor) -> Tensor:
+    return torch.where((done // 64) % 2 == 0, 40.0, 2.0)
+
+
+def best_fixed(mean_at) -> float:
+    return max(tokens_per_column(mean_at, m) for m in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512))
+
+
+@pytest.mark.parametrize("mean", [1.5, 3.0, 8.0, 20.0, 60.0])
+def test_it_is_near_the_best_fixed_window_without_being_told(mean) -> None:
+    assert tokens_per_column(constant(mean), "auto") > 0.88 * best_fixed(constant(mean))
+    assert tokens_per_column(constant(mean), 512) < 0.55 * best_fixed(constant(mean))
+
+
+def test_it_beats_every_fixed_window_where_the_text_changes() -> None:
+    assert tokens_per_column(jumping, "auto") > 1.2 * best_fixed(jumping)
