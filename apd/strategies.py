@@ -455,6 +455,8 @@ class _WINOSession:
         self.last_unmasked = torch.zeros_like(state.steps)  # b
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
+        # Columns that no row needs any more are dropped.
+        self.tokens, self.stands = self.tokens[:, : state.width], self.stands[:, : state.width]
         canvas = dataclasses.replace(
             state,
             tokens=torch.where(self.stands, self.tokens, state.tokens),
