@@ -21,12 +21,12 @@ class Judgement:
     Attributes:
         kept: `b m` bool, whether it is kept too.
         instead: `b m` int64, what stands there if it is not.
-        replaced: `b m` bool, whether that is committed.
+        replaced: `b m` bool, whether that is committed; `None`: nowhere.
     """
 
     kept: Tensor
     instead: Tensor
-    replaced: Tensor
+    replaced: Tensor | None
 
 
 class AcceptanceRule(Protocol):
@@ -84,8 +84,10 @@ class Coupling:
         **_: object,
     ) -> Judgement:
         target = sampling.pick(target_scores, noise)
+        if self.threshold == 0:
+            return Judgement(draft == target, target, torch.ones_like(draft).bool() if self.correction else None)
         sure = gather_tokens(target_logprobs, target).exp() >= self.threshold
-        return Judgement((draft == target) & sure, target, sure & self.correction)
+        return Judgement((draft == target) & sure, target, sure if self.correction else None)
 
 
 @dataclass(frozen=True)

@@ -134,13 +134,16 @@ def _widened(state: DecodeState, width: int, mask_token_id: int) -> DecodeState:
 
 
 def _refuse_unsound(info: StepInfo) -> None:
-    for model, sound in info.proposal.sound.items():
-        if sound.all():
+    proposal = info.proposal
+    broken = (proposal.probs.isnan() & proposal.decisive[..., None]).any(1)  # b k
+    # The mixture last: it is broken where one of its models is.
+    for model, of_rows in [*zip(proposal.models, broken.unbind(1), strict=True)][::-1]:
+        if not of_rows.any():
             continue
-        row = int((~sound).long().argmax())
-        what = "no token that both models allow" if model == "mixture" else "NaN, infinite or no finite logits"
+        row = int(of_rows.long().argmax())
+        what = "no token that both models allow" if model == "target" else "NaN, infinite or no finite logits"
         raise FloatingPointError(
-            f"The {model} gave {what} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where "
-            "a token had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and "
-            "that the logits processors leave a token."
+            f"The {'mixture' if model == 'target' else model} gave {what} at step {int(info.before.steps[row])} of row "
+            f"{int(info.before.rows[row])}, where a token had to be decided. Check its weights and dtype (float16 "
+            "overflows where bfloat16 does not), and that the logits processors leave a token."
         )

@@ -41,6 +41,7 @@ class PlainPasses:
 
     def __init__(self, model: PreTrainedModel, num_columns: int | None, *, causal: bool) -> None:
         self.model = model
+        self.device = input_device(model)
         self.causal = causal
         self.cache = None if num_columns is None else ColumnCache(model.config.num_hidden_layers, num_columns)
 
@@ -70,18 +71,16 @@ class PlainPasses:
         """One pass; `rows` says which rows of how many these are, `None` all."""
         if self.cache is not None:
             self.cache.aim(span, None if rows is None else to_device(rows, tokens.device), num_rows or len(tokens))
-        return run(self.model, *inputs(self.model, tokens, span, self.cache, causal=self.causal), self.cache)
+        return run(self.model, *self._inputs(tokens, span), self.cache)
 
-
-def inputs(
-    model: PreTrainedModel, tokens: Tensor, span: Span, cache: ColumnCache | None, *, causal: bool
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Ids, mask and positions of a pass, on the model's device."""
-    device = input_device(model)
-    keys = span.columns if cache is None else torch.arange(cache.visible, device=tokens.device)[None]
-    mask = span.mask(keys, causal=causal)
-    mask = None if mask is None else _for_attention(mask, model).to(device)
-    return span.ids(tokens).to(device), mask, span.positions.to(device)
+    def _inputs(self, tokens: Tensor, span: Span) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Ids, mask and positions, on the model's device."""
+        keys = span.columns
+        if self.cache is not None:
+            keys = torch.arange(self.cache.visible, device=tokens.device)[None]
+        mask = span.mask(keys, causal=self.causal)
+        mask = None if mask is None else _for_attention(mask, self.model).to(self.device)
+        return span.ids(tokens).to(self.device), mask, span.positions.to(self.device)
 
 
 def run(
@@ -205,7 +204,7 @@ class FixedPasses(PlainPasses):
             self.cache.aim(seated, None, self.num_seats)
         if tokens.is_cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        hidden = self.compiled.run(*inputs(self.model, everyone, seated, self.cache, causal=self.causal), self.cache)
+        hidden = self.compiled.run(*self._inputs(everyone, seated), self.cache)
         return hidden.index_select(0, at.to(hidden.device))
 
 

@@ -473,8 +473,8 @@ def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
     logits = drafter.open(state, None, None).logits(state, window)[:, :][:, 0, :vocab_size].float()
     if drafter.mask_token_id < vocab_size:
         logits[:, drafter.mask_token_id] = -torch.inf
-    logprobs, sound = log_normalise(logits)
-    if not sound.all():
+    logprobs = log_normalise(logits)
+    if logprobs.isnan().any():
         raise FloatingPointError(
             "The drafter gave NaN, infinite or no finite logits for a given text. Check its weights and dtype (float16 "
             "overflows where bfloat16 does not)."

@@ -170,7 +170,7 @@ class Recorder:
         of_row = torch.stack([before.rows, starts, info.window.inside.sum(1), after.num_new_tokens], 1)
         by_position = [info.committed.long(), proposal.tokens, proposal.draft]
         whole = torch.cat([of_row, *by_position], 1).tolist()
-        probs = torch.stack(list(proposal.probs.values()), -1).tolist()
+        probs = proposal.probs.tolist()
         width = proposal.tokens.shape[1]
         for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(whole):
             if row_id not in self.rows:
@@ -179,14 +179,14 @@ class Recorder:
             committed, tokens, draft = positions[:width], positions[width : 2 * width], positions[2 * width :]
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
             row.entries |= {
-                start + j: (tokens[j], len(row.drafts), dict(zip(proposal.probs, probs[i][j], strict=True)))
+                start + j: (tokens[j], len(row.drafts), dict(zip(proposal.models, probs[i][j], strict=True)))
                 for j in kept
             }
             row.starts.append(start)
             row.drafts.append(draft[:num_drafted])
             row.num_tokens = num_tokens
-            row.num_drafted += "drafter" in proposal.probs
-            row.num_verified += "verifier" in proposal.probs
+            row.num_drafted += "drafter" in proposal.models
+            row.num_verified += "verifier" in proposal.models
             for name in self.keeps:
                 deciding = getattr(proposal, name)
                 getattr(row, name).update({start + j: deciding[i, j].clone() for j in kept})

@@ -17,17 +17,16 @@ _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 SEED_MASK = (1 << 63) - 1
 
 
-def log_normalise(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of raw logits, and which rows are a distribution at all.
+def log_normalise(logits: Tensor) -> Tensor:
+    """Log-probabilities of raw logits.
 
     Args:
         logits: `… v`, any float dtype; −∞ removes a token.
     Returns:
-        `… v` float32 natural logarithms, and `…` bool: False where the row holds NaN or +∞ or nothing finite; what
-        stands in such a row means nothing.
+        `… v` float32 natural logarithms; NaN all over a row that is no distribution: one that holds NaN or +∞, or
+        nothing finite.
     """
-    # NaN and +∞ get through the maximum, and a row without a finite entry has −∞ there.
-    return logits.log_softmax(-1, dtype=torch.float32), logits.amax(-1).isfinite()
+    return logits.log_softmax(-1, dtype=torch.float32)
 
 
 def argmax(values: Tensor) -> Tensor:

@@ -123,6 +123,8 @@ class Sampling:
 
     def noise(self, state: DecodeState, window: Window, stream: int = DRAFT) -> Noise:
         """Gumbel noise of the window's positions; at temperature 0 nobody asks it for any."""
+        if self.greedy:
+            return Noise(state.seeds, window.columns, stream)
         return Noise(*self._key(state, window), stream)
 
     def uniform(self, state: DecodeState, window: Window, stream: int) -> Tensor:

@@ -186,9 +186,10 @@ class Proposal:
         tokens: `b m` int64, the token for each column of the window.
         chosen: `b m` bool, which of them to commit.
         draft: `b m` int64, what was drafted.
-        probs: by model, `b m` float32, the untempered probability of `tokens`: `"target"` always, `"drafter"` and
-            `"verifier"` where they ran.
-        sound: by model, `b` bool: False where it gave NaN, +∞ or nothing finite at a position that decides this step.
+        decisive: `b m` bool, the positions that decided this step; each model must have given a distribution there.
+        models: k names, of `probs`: `"target"` always, `"drafter"` and `"verifier"` where they ran.
+        probs: `b m k` float32, by each of them the untempered probability of `tokens`; NaN where it gave NaN, +∞ or
+            nothing finite.
         logits: `b m v` float32, where the caller keeps them: log p_D at position 0, which decides there, and log p_T
             behind it, before temperature and truncation.
         scores: `b m v` float32, the same after them.
@@ -196,9 +197,10 @@ class Proposal:
 
     tokens: Tensor
     chosen: Tensor
+    decisive: Tensor
     draft: Tensor
-    probs: dict[str, Tensor]
-    sound: dict[str, Tensor]
+    models: tuple[str, ...]
+    probs: Tensor
     logits: Tensor | None = None
     scores: Tensor | None = None
 
@@ -262,17 +264,16 @@ def commit(
         decided=window.place(chosen, chosen, state.decided),
     )
     stops = stopping.columns(state, written)
-    stopped = stops.any(1)
-    sound = torch.stack(list(proposal.sound.values())).all(0)
-    last = torch.where(stopped, stops.long().argmax(1), state.width)[:, None]
+    last = torch.where(stops, written.column, state.width).amin(1, keepdim=True)
+    stopped = last[:, 0] < state.width
+    broken = (proposal.probs.isnan().any(-1) & proposal.decisive).any(1)
     decided = written.decided & (written.column <= last)
     committed = chosen & (window.columns <= last)
     after = dataclasses.replace(
         written,
         tokens=torch.where(decided, written.tokens, mask_token_id),
         decided=decided,
-        done=stopped | (written.frontier == state.width) | ~sound,
+        done=stopped | (written.frontier == state.width) | broken,
         steps=state.steps + 1,
-        pace=next_pace(state.pace, committed.sum(1), window.inside.sum(1)),
     )
     return after, StepInfo(state, window, proposal, committed, stopped)

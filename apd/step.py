@@ -11,7 +11,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -22,10 +23,10 @@ from torch.nn.functional import pad
 from apd.acceptance import AcceptanceRule
 from apd.config import WindowSize, check_fraction
 from apd.drafter import DrafterSession, LeaveOneOutSession
-from apd.probability import log_normalise, mix, prefix_length
+from apd.probability import log_normalise, mix
 from apd.processing import Processing
 from apd.sampling import Noise, Sampling, Scores
-from apd.state import DecodeState, FollowsRows, Logits, Proposal, StepInfo, Stopping, Window, commit
+from apd.state import DecodeState, FollowsRows, Logits, Proposal, StepInfo, Stopping, Window, commit, next_pace
 from apd.verifier import VerifierSession
 
 if TYPE_CHECKING:
@@ -41,18 +42,12 @@ class Draft:
         logprobs: `b m v` float32, log p_D before temperature and truncation.
         scores: the same after them.
         noise: what was added to the scores before the argmax.
-        sound: `b m` bool, False where the model gave no distribution.
     """
 
     tokens: Tensor
     logprobs: Tensor
     scores: Scores
     noise: Noise
-    sound: Tensor
-
-
-#: What a model says of a part of a window: log-probabilities `b c v`, and where they are a distribution, `b c`.
-Said = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -104,28 +99,28 @@ class Models:
         noise = sampling.noise(state, window)
 
         def pick(logits: Tensor, position: int) -> Tensor:
-            scores = sampling.warp(log_normalise(logits[:, None])[0])
+            scores = sampling.warp(log_normalise(logits[:, None]))
             return sampling.pick(scores, noise.at(position))[:, 0]
 
         logits = self._supported(logits, state, window)
         if self.processing.needs_history:
             logits = self.processing.along(logits, state, window, pick)
-        logprobs, sound = log_normalise(logits)
+        logprobs = log_normalise(logits)
         scores = sampling.warp(logprobs)
-        return Draft(sampling.pick(scores, noise), logprobs, scores, noise, sound)
+        return Draft(sampling.pick(scores, noise), logprobs, scores, noise)
 
-    def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Callable[[slice], Said]:
-        """log p_AR of every token given the draft before it, for the part of the window that it is called with."""
+    def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Callable[[slice], Tensor]:
+        """log p_AR of every token given the draft before it, `b c v`, for the part of the window that it is asked for."""
         assert self.verifier is not None
         logits = self.verifier.logits(state, window, draft)
 
-        def said(part: slice) -> Said:
+        def logprobs(part: slice) -> Tensor:
             of_part = self._supported(logits[:, part], state, window.part(part))
             if self.processing.needs_history:
                 of_part = self.processing.along(of_part, state, window, lambda _, position: draft[:, position])
             return log_normalise(of_part)
 
-        return said
+        return logprobs
 
     def select(self, rows: Tensor) -> None:
         self.drafter.select(rows)
@@ -244,101 +239,102 @@ class APD(Memoryless):
         # 3. Mix and 4. accept, part by part while some row still agrees. All but huge windows are one part.
         judged: list[Judged] = []
         for part in drafts.parts:
-            if judged and not torch.cat([before.kept for before in judged], 1)[:, 1:].all(1).any():
+            if judged and not judged[-1].agrees.any():
                 break
-            draft, verified = drafts[part], verify and verify(part)
-            judged.append(self._judge(draft, verified, sampling, (state, window.part(part)), models.keeps_scores))
-        return _proposal(tokens, judged, window, self.needs_verifier)
+            draft, logprobs = drafts[part], verify and verify(part)
+            before = judged[-1].agrees if judged else None
+            judged.append(self._judge(draft, logprobs, sampling, (state, window.part(part)), before, models))
+        parts = list(zip(*judged, strict=True))
+        return Proposal(
+            tokens=_joined(parts[0], tokens.shape[1]),
+            chosen=_joined(parts[1], tokens.shape[1]),
+            decisive=_joined(parts[2], tokens.shape[1]),
+            draft=tokens,
+            models=("target", "drafter", "verifier") if verify else ("target", "drafter"),
+            probs=_joined(parts[3], tokens.shape[1]),
+            logits=judged[0].logits,
+            scores=judged[0].scores,
+        )
 
     def _judge(
-        self, draft: Draft, verified: Said | None, sampling: Sampling, key: tuple[DecodeState, Window], keep: bool
+        self,
+        draft: Draft,
+        verify_logprobs: Tensor | None,
+        sampling: Sampling,
+        key: tuple[DecodeState, Window],
+        agreed: Tensor | None,
+        models: Models,
     ) -> Judged:
-        logprobs, sound = [draft.logprobs, draft.logprobs], [draft.sound]
-        # Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
-        target_scores = draft.scores
-        if verified is not None:
-            mixture = mix(draft.logprobs, verified[0], self.mixture_weight)
-            target_scores = sampling.warp(mixture)
-            target_logprobs, mixture_sound = log_normalise(mixture)
-            logprobs = [target_logprobs, draft.logprobs, verified[0]]
-            sound = [draft.sound, verified[1], mixture_sound]
+        # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
+        target_logprobs, target_scores = draft.logprobs, draft.scores
+        if verify_logprobs is not None:
+            mixture = mix(draft.logprobs, verify_logprobs, self.mixture_weight)
+            target_logprobs, target_scores = log_normalise(mixture), sampling.warp(mixture)
 
+        # 4. Accept the prefix that is kept, and what stands instead of the token behind it if the rule replaces that.
         judgement = self.accept(
             draft=draft.tokens,
             draft_scores=draft.scores,
             target_scores=target_scores,
-            target_logprobs=logprobs[0],
+            target_logprobs=target_logprobs,
             noise=draft.noise,
             sampling=sampling,
             key=key,
         )
-        inside, either = key[1].inside, torch.stack([draft.tokens, judgement.instead], -1)
+        tokens, inside = draft.tokens, key[1].inside
+        kept = judgement.kept & inside
+        if agreed is None:
+            kept[:, 0] = True  # there p_D is the drafter's exact conditional
+        else:
+            kept = kept & agreed[:, None]
+        prefix = kept.long().cumprod(1)
+        first = torch.arange(tokens.shape[1], device=tokens.device) == prefix.sum(1, keepdim=True)
+        if agreed is not None:
+            first = first & agreed[:, None]
+        chosen = kept = prefix.bool()
+        if judgement.replaced is not None:
+            replaced = first & judgement.replaced & inside
+            tokens, chosen = torch.where(replaced, judgement.instead, tokens), kept | replaced
+
+        said = [target_logprobs, draft.logprobs] + ([] if verify_logprobs is None else [verify_logprobs])
+        keeps = models.keeps_scores
         return Judged(
-            kept=judgement.kept & inside,
-            instead=judgement.instead,
-            replaced=judgement.replaced & inside,
-            probs=torch.stack([of_model.gather(-1, either) for of_model in logprobs], -2).exp(),
-            sound=torch.stack(sound, -1),
-            logits=[draft.logprobs, logprobs[0]] if keep else [],
-            scores=[scores.of_all(draft.logprobs.shape[-1]) for scores in (draft.scores, target_scores)]
-            if keep
-            else [],
+            tokens=tokens,
+            chosen=chosen,
+            decisive=(kept | first) & inside,
+            probs=torch.stack([logprobs.gather(-1, tokens[..., None]) for logprobs in said], -1).squeeze(-2).exp(),
+            agrees=kept[:, -1],
+            logits=_deciding(draft.logprobs, target_logprobs) if keeps else None,
+            scores=_deciding(*(s.of_all(models.vocab_size) for s in (draft.scores, target_scores))) if keeps else None,
         )
 
 
 class Judged(NamedTuple):
-    """What became of a part of the window, position by position, given that everything before it was accepted.
+    """What became of a part of the window.
 
     Attributes:
-        kept, instead, replaced: `b c`, as in `Judgement`; nothing outside the window is kept or replaced.
-        probs: `b c k 2` float32, by each model the untempered probability of the draft and of what is instead.
-        sound: `b c k` bool.
-        logits, scores: of drafter and mixture, `b c v`, if they are kept.
+        tokens, chosen, decisive, probs: as in `Proposal`, of this part.
+        agrees: `b` bool, whether everything up to its end was accepted.
+        logits, scores: as in `Proposal`.
     """
 
-    kept: Tensor
-    instead: Tensor
-    replaced: Tensor
+    tokens: Tensor
+    chosen: Tensor
+    decisive: Tensor
     probs: Tensor
-    sound: Tensor
-    logits: list[Tensor]
-    scores: list[Tensor]
+    agrees: Tensor
+    logits: Tensor | None
+    scores: Tensor | None
 
 
-def _proposal(draft: Tensor, judged: list[Judged], window: Window, verified: bool) -> Proposal:
-    """The accepted prefix of the draft, and what replaces the token behind it."""
-    width = draft.shape[1]
-    kept, instead, replaced, probs, sound = (_joined(values, width) for values in list(zip(*judged, strict=True))[:5])
-    kept[:, 0] = True  # there p_D is the drafter's exact conditional
-    position = torch.arange(width, device=draft.device)
-    num_accepted = prefix_length(kept)[:, None]
-    replaced = replaced & (position == num_accepted)
-    decisive = window.inside & (position <= num_accepted)
-    probs = torch.where(replaced[..., None], probs[..., 1], probs[..., 0])
-    sound = (sound | ~decisive[..., None]).all(1)
-    models = ("drafter", "verifier", "mixture") if verified else ("drafter",)
-    return Proposal(
-        tokens=torch.where(replaced, instead, draft),
-        chosen=(position < num_accepted) | replaced,
-        draft=draft,
-        probs=dict(zip(("target", *models), probs.unbind(-1), strict=False)),
-        sound=dict(zip(models, sound.unbind(-1), strict=True)),
-        logits=_deciding(judged[0].logits),
-        scores=_deciding(judged[0].scores),
-    )
-
-
-def _deciding(of_drafter_and_mixture: list[Tensor]) -> Tensor | None:
+def _deciding(of_drafter: Tensor, of_mixture: Tensor) -> Tensor:
     """What decided each position: the drafter alone at the first, the mixture at the others."""
-    if not of_drafter_and_mixture:
-        return None
-    drafter, mixture = of_drafter_and_mixture
-    return torch.cat([drafter[:, :1], mixture[:, 1:]], 1)
+    return torch.cat([of_drafter[:, :1], of_mixture[:, 1:]], 1)
 
 
-def _joined(parts: tuple[Tensor, ...], width: int) -> Tensor:
+def _joined(parts: Sequence[Tensor], width: int) -> Tensor:
     """`b c …` each → `b m …`, zeros for the positions that were not judged."""
-    values = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    values = parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
     missing = width - values.shape[1]
     return pad(values, (*[0, 0] * (values.dim() - 2), 0, missing)) if missing else values
 
@@ -355,4 +351,8 @@ def decode_step(
     """One step of every row: the strategy proposes, and 5. what it chose is committed."""
     window = Window.at_frontier(state, window_size)
     proposal = strategy.propose(state, window, models, sampling)
-    return commit(state, window, proposal, stopping=stopping, mask_token_id=models.mask_token_id)
+    after, info = commit(state, window, proposal, stopping=stopping, mask_token_id=models.mask_token_id)
+    if window_size == "auto":
+        pace = next_pace(state.pace, info.committed.sum(1), window.inside.sum(1))
+        after = dataclasses.replace(after, pace=pace)
+    return after, info

@@ -30,12 +30,11 @@ class Unmasking(Memoryless):
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         drafts = models.draft(state, window, sampling)
-        tokens, probs, sound, measures = [], [], [], []
+        tokens, probs, measures = [], [], []
         for part in drafts.parts:
             draft = drafts[part]
             tokens.append(draft.tokens)
             probs.append(confidence(draft))
-            sound.append(draft.sound)
             measures.append(self.measure(draft, window.part(part)))
         candidate = window.inside & ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
         measure = torch.cat(measures, 1)
@@ -45,8 +44,9 @@ class Unmasking(Memoryless):
             tokens=torch.cat(tokens, 1),
             chosen=self.choose(measure, candidate, state, window, sampling) & candidate,
             draft=torch.cat(tokens, 1),
-            probs={"target": of_tokens, "drafter": of_tokens},
-            sound={"drafter": (torch.cat(sound, 1) | ~candidate).all(1)},
+            decisive=candidate,
+            models=("target", "drafter"),
+            probs=of_tokens[..., None].expand(-1, -1, 2),
             logits=draft.logprobs if keep else None,
             scores=draft.scores.of_all(models.vocab_size) if keep else None,
         )
@@ -317,8 +317,9 @@ class Autoregressive(Memoryless):
             tokens=tokens.expand_as(window.columns),
             chosen=window.columns == first.columns,
             draft=tokens,
-            probs={"target": probs, "verifier": probs},
-            sound={"verifier": draft.sound.all(1)},
+            decisive=first.inside,
+            models=("target", "verifier"),
+            probs=probs[..., None].expand(-1, -1, 2),
             logits=draft.logprobs if models.keeps_scores else None,
             scores=draft.scores.of_all(models.vocab_size) if models.keeps_scores else None,
         )
@@ -472,8 +473,8 @@ class _WINOSession:
         for part in drafts.parts:
             draft = drafts[part]
             chosen = torch.where(stood[:, part], standing[:, part], draft.tokens)
-            said.append((chosen, gather_tokens(draft.logprobs, chosen).exp(), draft.sound))
-        tokens, probs, sound = (torch.cat(values, 1) for values in zip(*said, strict=True))
+            said.append((chosen, gather_tokens(draft.logprobs, chosen).exp()))
+        tokens, probs = (torch.cat(values, 1) for values in zip(*said, strict=True))
 
         # 1. Wide in.
         masks = inside & ~stood
@@ -498,8 +499,9 @@ class _WINOSession:
             tokens=tokens,
             chosen=stands & is_complete,
             draft=tokens,
-            probs={"target": probs, "drafter": probs},
-            sound={"drafter": (sound | ~inside).all(1)},
+            decisive=inside,
+            models=("target", "drafter"),
+            probs=probs[..., None].expand(-1, -1, 2),
             logits=draft.logprobs if models.keeps_scores else None,
             scores=draft.scores.of_all(models.vocab_size) if models.keeps_scores else None,
         )

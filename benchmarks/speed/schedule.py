@@ -72,9 +72,8 @@ class Scheduled:
     def __call__(self, *, key: tuple[DecodeState, Window], **given: Any) -> Judgement:
         judgement = self.rule(key=key, **given)
         commits = self.schedule.commits(*key)
-        # Whatever the rule kept or replaced is in it, and nothing of it is left: no device may skip the rule's work.
-        kept = commits & (judgement.kept | commits)
-        return dataclasses.replace(judgement, kept=kept, replaced=judgement.replaced & kept & ~kept)
+        # Whatever the rule kept is in it, and nothing of it is left: no device may skip the rule's work.
+        return dataclasses.replace(judgement, kept=commits & (judgement.kept | commits), replaced=None)
 
 
 @dataclass(frozen=True)
