@@ -141,7 +141,9 @@ class Models:
         return [slice(start, min(start + at_once, width)) for start in range(0, width, at_once)]
 
     def _supported(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
-        logits = logits[..., : self.vocab_size].float()  # processors expect float32, as in transformers
+        if logits.shape[-1] > self.vocab_size:
+            logits = logits[..., : self.vocab_size]
+        logits = logits.float()  # processors expect float32, as in transformers
         return self.processing.at_once(logits.index_fill(-1, self.removed, -torch.inf), state, window)
 
 
@@ -288,21 +290,22 @@ class APD(Memoryless):
         else:
             kept = kept & agreed[:, None]
         prefix = kept.long().cumprod(1)
-        first = torch.arange(tokens.shape[1], device=tokens.device) == prefix.sum(1, keepdim=True)
+        num_kept, position = prefix.sum(1, keepdim=True), torch.arange(tokens.shape[1], device=tokens.device)
+        decisive = (position <= num_kept) & inside
         if agreed is not None:
-            first = first & agreed[:, None]
+            decisive = decisive & agreed[:, None]
         chosen = kept = prefix.bool()
         if judgement.replaced is not None:
-            replaced = first & judgement.replaced & inside
+            replaced = judgement.replaced & decisive & (position == num_kept)
             tokens, chosen = torch.where(replaced, judgement.instead, tokens), kept | replaced
 
-        said = [target_logprobs, draft.logprobs] + ([] if verify_logprobs is None else [verify_logprobs])
+        said, index = [target_logprobs, draft.logprobs, verify_logprobs], tokens[..., None]
         keeps = models.keeps_scores
         return Judged(
             tokens=tokens,
             chosen=chosen,
-            decisive=(kept | first) & inside,
-            probs=torch.stack([logprobs.gather(-1, tokens[..., None]) for logprobs in said], -1).squeeze(-2).exp(),
+            decisive=decisive,
+            probs=torch.cat([logprobs.gather(-1, index) for logprobs in said if logprobs is not None], -1).exp(),
             agrees=kept[:, -1],
             logits=_deciding(draft.logprobs, target_logprobs) if keeps else None,
             scores=_deciding(*(s.of_all(models.vocab_size) for s in (draft.scores, target_scores))) if keeps else None,
