@@ -84,8 +84,6 @@ class Coupling:
         **_: object,
     ) -> Judgement:
         target = sampling.pick(target_scores, noise)
-        if self.threshold == 0:
-            return Judgement(draft == target, target, torch.ones_like(draft).bool() if self.correction else None)
         sure = gather_tokens(target_logprobs, target).exp() >= self.threshold
         return Judgement((draft == target) & sure, target, sure if self.correction else None)
 

@@ -7,7 +7,7 @@ attention mask until it is overwritten.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from apd.state import to_device
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ class Span:
         return Span(starts, ends, paddings, self.device)
 
     def _tensor(self, values: list[int]) -> Tensor:
-        """`b 1` int64. The device is not waited for."""
-        return torch.tensor(values)[:, None].to(self.device, non_blocking=True)
+        """`b 1` int64."""
+        return to_device(values, self.device)[:, None]
 
 
 #: What a pass costs beside its columns, in columns. It reads every weight, which takes a GPU as long as computing with
@@ -121,21 +123,51 @@ def _passes(rows: list[int], widths: list[int]) -> list[list[int]]:
     return _passes(rows[:cut], widths) + _passes(rows[cut:], widths)
 
 
+@dataclass
+class Aim:
+    """Where the current pass writes and what it reads. The layers of a cache share it.
+
+    Attributes:
+        num_rows, num_columns: of the cache.
+        rows: `n` int64, the rows of the pass.
+        is_whole: whether these are all rows.
+        slots: `n q` or `1 q` int64, where it writes.
+        level: the same as a slice, where all rows are there and write alike.
+        visible: columns that it reads, from the left.
+    """
+
+    num_rows: int
+    num_columns: int
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    is_whole: bool = True
+    slots: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    level: slice | None = None
+    visible: int = 0
+
+
 class ColumnLayer(CacheLayerMixin):
     """One attention layer's keys and values, `b heads columns+1 d`; the last slot takes the fillers' writes."""
 
     is_compileable = False
 
-    def __init__(self, cache: ColumnCache) -> None:
+    def __init__(self, aim: Aim, *, is_fixed: bool) -> None:
         super().__init__()
-        self.cache = cache
+        self.aim = aim
+        self.is_fixed = is_fixed
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, slots = self.cache.num_rows, self.cache.num_columns + 1
-        self.keys = key_states.new_zeros((rows, key_states.shape[1], slots, key_states.shape[3]))
-        self.values = value_states.new_zeros((rows, value_states.shape[1], slots, value_states.shape[3]))
+        # Later calls may write into memory that is used again, whatever mode this one runs in.
+        with torch.inference_mode(False):
+            self.keys, self.values = (
+                torch.zeros(
+                    (self.aim.num_rows, like.shape[1], self.aim.num_columns + 1, like.shape[3]),
+                    dtype=like.dtype,
+                    device=like.device,
+                )
+                for like in (key_states, value_states)
+            )
         self.is_initialized = True
-        if self.cache.is_fixed:
+        if self.is_fixed:
             torch._dynamo.mark_static_address(self.keys)
             torch._dynamo.mark_static_address(self.values)
 
@@ -143,22 +175,18 @@ class ColumnLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        cache, device = self.cache, key_states.device
-        if cache.level is not None:
-            self.keys[:, :, cache.level] = key_states
-            self.values[:, :, cache.level] = value_states
-        elif cache.rows is not None:
-            at = cache.rows.to(device)[:, None], slice(None), cache.slots.to(device)
+        aim, device = self.aim, key_states.device
+        if aim.level is not None:
+            self.keys[:, :, aim.level] = key_states
+            self.values[:, :, aim.level] = value_states
+        else:
+            at = aim.rows.to(device)[:, None], slice(None), aim.slots.to(device)
             self.keys[at] = rearrange(key_states, "n heads q d -> n q heads d")
             self.values[at] = rearrange(value_states, "n heads q d -> n q heads d")
-        else:
-            slots = cache.slots[:, None, :, None].to(device).expand_as(key_states)
-            self.keys.scatter_(2, slots, key_states)
-            self.values.scatter_(2, slots, value_states)
-        keys, values = self.keys[:, :, : cache.visible], self.values[:, :, : cache.visible]
-        if cache.rows is None:
+        keys, values = self.keys[:, :, : aim.visible], self.values[:, :, : aim.visible]
+        if aim.is_whole:
             return keys, values
-        return keys.index_select(0, cache.rows.to(device)), values.index_select(0, cache.rows.to(device))
+        return keys.index_select(0, aim.rows.to(device)), values.index_select(0, aim.rows.to(device))
 
     def select(self, rows: Tensor) -> None:
         if self.keys is not None and self.values is not None:
@@ -169,6 +197,11 @@ class ColumnLayer(CacheLayerMixin):
         if self.keys is not None and self.values is not None:
             more = (0, 0, 0, num_slots - self.keys.shape[2], 0, 0, 0, num_rows - self.keys.shape[0])
             self.keys, self.values = pad(self.keys, more), pad(self.values, more)
+
+    def clear(self) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys.zero_()
+            self.values.zero_()
 
     def copy_from(self, smaller: ColumnLayer) -> None:
         if smaller.keys is None or smaller.values is None:
@@ -181,13 +214,13 @@ class ColumnLayer(CacheLayerMixin):
         self.values[:rows, :, : slots - 1] = smaller.values[:, :, :-1]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.visible, 0
+        return self.aim.visible, 0
 
     def get_seq_length(self) -> int:
-        return self.cache.visible
+        return self.aim.visible
 
     def get_max_length(self) -> int:
-        return self.cache.num_columns
+        return self.aim.num_columns
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.23
 
@@ -197,45 +230,50 @@ class ColumnCache(Cache):
 
     Args:
         num_layers: attention layers of the model.
+        num_rows: of the batch.
         num_columns: columns of a row when everything is decided.
         is_fixed: its memory stays where it is, so that a graph may hold on to it.
     """
 
-    def __init__(self, num_layers: int, num_columns: int, *, is_fixed: bool = False) -> None:
-        self.num_columns = num_columns
-        self.num_rows = 0
-        self.is_fixed = is_fixed
-        # Of the current pass: its rows (`None`: all), where it writes (a slice where all rows write alike), what it sees.
-        self.rows: Tensor | None = None
-        self.slots = torch.empty(0, 0, dtype=torch.int64)
-        self.level: slice | None = None
-        self.visible = 0
-        super().__init__(layers=[ColumnLayer(self) for _ in range(num_layers)])
+    def __init__(self, num_layers: int, num_rows: int, num_columns: int, *, is_fixed: bool = False) -> None:
+        self.aimed = Aim(num_rows, num_columns)
+        super().__init__(layers=[ColumnLayer(self.aimed, is_fixed=is_fixed) for _ in range(num_layers)])
 
-    def aim(self, span: Span, rows: Tensor | None, num_rows: int) -> None:
+    @property
+    def visible(self) -> int:
+        """Columns that the current pass reads."""
+        return self.aimed.visible
+
+    def aim(self, span: Span, rows: Tensor | None) -> None:
         """Let the next forward pass write at `span` and read every column before the furthest end.
 
         Args:
             rows: `n` int64, the rows whose span it is; `None` for all.
-            num_rows: of the batch.
         """
-        self.rows, self.num_rows = rows, num_rows
-        self.visible = span.reach
-        self.level = slice(span.starts[0], span.reach) if span.is_level and rows is None else None
-        self.slots = span.columns if span.is_level else torch.where(span.real, span.columns, self.num_columns)
+        aim = self.aimed
+        aim.is_whole, aim.visible = rows is None, span.reach
+        aim.rows = torch.arange(aim.num_rows, device=span.device) if rows is None else rows
+        aim.level = slice(span.starts[0], span.reach) if span.is_level and rows is None else None
+        aim.slots = span.columns if span.is_level else torch.where(span.real, span.columns, aim.num_columns)
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (`n` int64)."""
+        self.aimed.num_rows = len(rows)
         for layer in self.layers:
             layer.select(rows)
+
+    def grow(self, num_rows: int, num_columns: int) -> None:
+        """Make room for more rows behind those there are; as many columns as the batch has now, more or fewer."""
+        self.aimed.num_rows, self.aimed.num_columns = num_rows, num_columns
+        for layer in self.layers:
+            layer.grow(num_rows, num_columns + 1)
+
+    def clear(self) -> None:
+        """Forget everything: what is masked must be finite too, or it spoils what is not."""
+        for layer in self.layers:
+            layer.clear()
 
     def copy_from(self, smaller: ColumnCache) -> None:
         """Take over the rows and columns of a smaller cache."""
         for layer, of in zip(self.layers, smaller.layers, strict=True):
             layer.copy_from(of)
-
-    def grow(self, num_rows: int, num_columns: int) -> None:
-        """Make room for more rows behind those there are; as many columns as the batch has now, more or fewer."""
-        self.num_columns = num_columns
-        for layer in self.layers:
-            layer.grow(num_rows, num_columns + 1)

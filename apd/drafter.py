@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.cache import Span
-from apd.forward import (
-    Compiled,
-    FixedPasses,
-    Passes,
-    PlainPasses,
-    Projection,
-    Shadows,
-    input_device,
-    shadowed_hidden_states,
-)
-from apd.state import DecodeState, FollowsRows, Logits, Window
+from apd.forward import Neural, Projection, Shadows, shadowed_hidden_states
+from apd.state import DecodeState, FollowsRows, Logits, Window, to_device
 
 
 class DrafterSession(FollowsRows, Protocol):
     """A drafter's memory for the length of one `generate` call."""
 
     def logits(self, state: DecodeState, window: Window) -> Logits:
-        """Raw logits of every column of the window given all decided columns before `window.end`: `b m v`.
+        """Raw logits of every column of the window given all decided columns before the window's end: `b m v`.
 
         Columns outside the window's `inside` may hold anything.
         """
@@ -37,7 +28,7 @@ class LeaveOneOutSession(DrafterSession, Protocol):
     """One that also tells what it would say where it is shown a token."""
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Logits:
-        """Raw logits of every column of the window given all *other* decided columns before `window.end`: `b m v`."""
+        """Raw logits of every column of the window given all *other* decided columns before its end: `b m v`."""
 
 
 @runtime_checkable
@@ -62,7 +53,7 @@ class Drafter(Protocol):
         """Start a session for these rows; `kv_window` is W, `kv_refresh` N (see `APDConfig`)."""
 
 
-class MaskedDiffusionDrafter:
+class MaskedDiffusionDrafter(Neural):
     """A transformers decoder that attends both ways, as a drafter.
 
     Args:
@@ -75,32 +66,15 @@ class MaskedDiffusionDrafter:
     """
 
     def __init__(self, model: PreTrainedModel, *, mask_token_id: int, logit_shift: int) -> None:
-        self.model = model
+        super().__init__(model, causal=False)
         self.mask_token_id = mask_token_id
         self.logit_shift = logit_shift
-        self.vocab_size: int = model.config.vocab_size
-        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
         self.generation_config = model.generation_config
-        self.compiled: Compiled | None = None
         if not 0 <= mask_token_id < self.vocab_size:
             raise ValueError(
                 f"`mask_token_id` must be an id of the drafter, 0 to {self.vocab_size - 1}, got {mask_token_id}. "
                 "Give the id of its mask token."
             )
-
-    @property
-    def device(self) -> torch.device:
-        return input_device(self.model)
-
-    def compile(self, **options: Any) -> None:
-        """Compile the forward pass for a few fixed shapes; `options` are those of `torch.compile`."""
-        self.compiled = Compiled(self.model, **options)
-
-    def passes(self, state: DecodeState, *, is_cached: bool) -> Passes:
-        """The model's forward passes over these rows."""
-        if self.compiled is not None:
-            return FixedPasses(self.compiled, state, is_cached=is_cached, causal=False)
-        return PlainPasses(self.model, state.width if is_cached else None, causal=False)
 
     def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> NeuralDrafterSession:
         return NeuralDrafterSession(self, state, kv_window, kv_refresh)
@@ -156,7 +130,7 @@ class NeuralDrafterSession:
         shift = self.drafter.logit_shift
         span = self.span(state, window)
         decided_first = decided.long().argsort(dim=1, descending=True, stable=True)[:, :num_shadows]
-        last = torch.tensor(window.ends, device=decided.device)[:, None] - 1
+        last = to_device(window.ends, decided.device)[:, None] - 1
         shadowed = window.columns.gather(1, decided_first).minimum(last)
         columns = shadowed[..., None] + torch.arange(-shift, 1, device=shadowed.device)  # b k g
         tokens = state.tokens.gather(1, columns.flatten(1)).view_as(columns)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Protocol
@@ -13,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from apd.cache import ColumnCache, Span
-from apd.state import DecodeState, FollowsRows, Window
+from apd.state import DecodeState, FollowsRows, Window, to_device
 
 
 class Passes(FollowsRows, Protocol):
@@ -35,29 +37,57 @@ class PlainPasses:
 
     Args:
         model: a transformers decoder with an output layer.
-        num_columns: of a cache, columns of a row when everything is decided; `None` computes everything each time.
         causal: whether a column sees only columns up to itself.
+        num_rows, num_columns: of a cache, columns of a row when everything is decided; `None` computes everything each
+            time.
     """
 
-    def __init__(self, model: PreTrainedModel, num_columns: int | None, *, causal: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, causal: bool, num_rows: int = 0, num_columns: int | None = None
+    ) -> None:
         self.model = model
         self.device = input_device(model)
         self.causal = causal
-        self.cache = None if num_columns is None else ColumnCache(model.config.num_hidden_layers, num_columns)
+        self.cache: ColumnCache | None = None
+        if num_columns is not None:
+            self.cache = ColumnCache(model.config.num_hidden_layers, num_rows, num_columns)
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
-        passes = span.passes()
-        if len(passes) == 1:
-            return self._one(tokens, span, None)
+        groups = self.groups(span)
+        if len(groups) == 1:
+            return self.run(tokens, span, None)
         whole: Tensor | None = None
-        for numbers in passes:
+        for numbers in groups:
             rows = to_device(numbers, tokens.device)
-            hidden = self._one(tokens.index_select(0, rows), span.select(numbers), numbers, len(tokens))
+            hidden = self.run(tokens.index_select(0, rows), span.select(numbers), numbers)
             if whole is None:
                 whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
-            whole[rows.to(hidden.device), : hidden.shape[1]] = hidden[:, : span.width]
+            whole[rows.to(hidden.device), : hidden.shape[1]] = hidden
         assert whole is not None
         return whole
+
+    def groups(self, span: Span) -> list[list[int]]:
+        """The rows that are computed together."""
+        return span.passes()
+
+    def run(self, tokens: Tensor, span: Span, rows: list[int] | None) -> Tensor:
+        """One pass over these rows, `None` for all: `n l` → `n q d`."""
+        return self.run_at(tokens, span, rows)
+
+    def run_at(self, tokens: Tensor, span: Span, places: list[int] | None) -> Tensor:
+        """One pass over rows that are at these places of the cache; `None` where every place is one of them."""
+        if self.cache is not None:
+            self.cache.aim(span, None if places is None else to_device(places, tokens.device))
+        return run(self.model, *self.inputs(tokens, span), self.cache)
+
+    def inputs(self, tokens: Tensor, span: Span) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Ids, mask and positions, on the model's device."""
+        keys = span.columns
+        if self.cache is not None:
+            keys = torch.arange(self.cache.visible, device=tokens.device)[None]
+        mask = span.mask(keys, causal=self.causal)
+        mask = None if mask is None else _for_attention(mask, self.model).to(self.device)
+        return span.ids(tokens).to(self.device), mask, span.positions.to(self.device)
 
     def select(self, rows: Tensor) -> None:
         if self.cache is not None:
@@ -66,21 +96,6 @@ class PlainPasses:
     def join(self, state: DecodeState) -> None:
         if self.cache is not None:
             self.cache.grow(*state.tokens.shape)
-
-    def _one(self, tokens: Tensor, span: Span, rows: list[int] | None, num_rows: int | None = None) -> Tensor:
-        """One pass; `rows` says which rows of how many these are, `None` all."""
-        if self.cache is not None:
-            self.cache.aim(span, None if rows is None else to_device(rows, tokens.device), num_rows or len(tokens))
-        return run(self.model, *self._inputs(tokens, span), self.cache)
-
-    def _inputs(self, tokens: Tensor, span: Span) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Ids, mask and positions, on the model's device."""
-        keys = span.columns
-        if self.cache is not None:
-            keys = torch.arange(self.cache.visible, device=tokens.device)[None]
-        mask = span.mask(keys, causal=self.causal)
-        mask = None if mask is None else _for_attention(mask, self.model).to(self.device)
-        return span.ids(tokens).to(self.device), mask, span.positions.to(self.device)
 
 
 def run(
@@ -111,7 +126,7 @@ class Shadows:
 def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
     """As a pass without a cache, both ways, and behind it the hidden states of the shadows: `b q+k·g d`."""
     device = input_device(model)
-    padding = torch.tensor(span.paddings, device=tokens.device)[:, None]
+    padding = to_device(span.paddings, tokens.device)[:, None]
     visible = (span.columns >= padding) & span.real  # b q
     seen = visible[:, None] & (span.columns[:, None, None] != shadows.columns[..., None]).all(2)  # b k q
     num_groups, group = shadows.columns.shape[1:]
@@ -127,8 +142,9 @@ def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, s
 #: Columns of a compiled pass are rounded up to a multiple of this, and those of its cache to a multiple of that.
 COLUMNS, CACHED_COLUMNS = 64, 256
 
-#: Graphs that dynamo may make of a pass, in one process; beyond them a pass is not compiled.
-MOST_GRAPHS = 64
+#: Graphs that dynamo may make of a pass, in one process, beyond which a pass is not compiled; caches that nobody uses
+#: but which are kept for the graphs that know them.
+MOST_GRAPHS, MOST_FREE = 64, 4
 
 
 class Compiled:
@@ -144,29 +160,56 @@ class Compiled:
         # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
         self.run = torch.compile(partial(run, model), dynamic=False, **options)
-        self.caches: list[tuple[weakref.ref[FixedPasses], ColumnCache]] = []
+        self.caches: list[_Lent] = []
+        self.lock = threading.Lock()
 
-    def cache(self, owner: FixedPasses, num_rows: int, num_columns: int) -> ColumnCache:
-        """An empty cache; the memory of one whose owner is gone is used again, since graphs know it by its address."""
-        for place, (last_owner, cache) in enumerate(self.caches):
-            if last_owner() is None and (cache.num_rows, cache.num_columns) == (num_rows, num_columns):
-                self.caches[place] = (weakref.ref(owner), cache)
-                return cache
-        cache = ColumnCache(self.model.config.num_hidden_layers, num_columns, is_fixed=True)
-        self.caches = [(ref, each) for ref, each in self.caches if ref() is not None]
-        self.caches.append((weakref.ref(owner), cache))
-        return cache
+    def lend(self, borrower: FixedPasses, num_rows: int, num_columns: int) -> ColumnCache:
+        """An empty cache until the borrower is gone or gives it back.
+
+        The memory of one that is free is used again, since graphs know it by its address.
+        """
+        kind = (num_rows, num_columns, self.model.dtype, input_device(self.model))
+        with self.lock:
+            free = [lent for lent in self.caches if lent.borrower() is None]
+            for lent in free:
+                if lent.kind == kind:
+                    lent.borrower = weakref.ref(borrower)
+                    lent.cache.clear()
+                    return lent.cache
+            for lent in free[: max(0, len(free) - MOST_FREE + 1)]:
+                self.caches.remove(lent)
+            cache = ColumnCache(self.model.config.num_hidden_layers, num_rows, num_columns, is_fixed=True)
+            self.caches.append(_Lent(kind, cache, weakref.ref(borrower)))
+            return cache
+
+    def take_back(self, cache: ColumnCache) -> None:
+        """The borrower needs it no more."""
+        with self.lock:
+            for lent in self.caches:
+                if lent.cache is cache:
+                    lent.borrower = _nobody
+
+
+@dataclass(eq=False)
+class _Lent:
+    kind: tuple[int, int, torch.dtype, torch.device]
+    cache: ColumnCache
+    borrower: Callable[[], object]  # None when the memory is free
+
+
+def _nobody() -> None:
+    return None
 
 
 class FixedPasses(PlainPasses):
     """Passes in a few shapes only, compiled, with every row in a seat of its own.
 
-    Widths are rounded up, a row keeps its seat as others come and go, and an empty seat computes fillers. The first pass
-    of a row, which is as wide as its prompt, is not compiled.
+    Widths are rounded up, a row keeps its seat as others come and go, and an empty seat computes fillers. With a cache
+    whole rows, as wide as their prompts, are not compiled.
     """
 
     def __init__(self, compiled: Compiled, state: DecodeState, *, is_cached: bool, causal: bool) -> None:
-        super().__init__(compiled.model, None, causal=causal)
+        super().__init__(compiled.model, causal=causal)
         self.compiled = compiled
         self.is_cached = is_cached
         self.seats = list(range(len(state.rows)))  # of each row
@@ -175,8 +218,31 @@ class FixedPasses(PlainPasses):
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
         if self.is_cached and self.cache is None:
-            self.cache = self.compiled.cache(self, self.num_seats, self.num_columns)
+            self.cache = self.compiled.lend(self, self.num_seats, self.num_columns)
         return super().__call__(tokens, span)
+
+    def groups(self, span: Span) -> list[list[int]]:
+        """Whole rows, which are not compiled, and the others; a compiled pass computes every seat anyway."""
+        if not self.is_cached:
+            return [list(range(len(span.starts)))]
+        groups: dict[bool, list[int]] = {}
+        for row, (start, padding) in enumerate(zip(span.starts, span.paddings, strict=True)):
+            groups.setdefault(start == padding, []).append(row)
+        return list(groups.values())
+
+    def run(self, tokens: Tensor, span: Span, rows: list[int] | None) -> Tensor:
+        seats = self.seats if rows is None else [self.seats[row] for row in rows]
+        if self.is_cached and span.starts[0] == span.paddings[0]:
+            return self.run_at(tokens, span, seats)
+        seated = SeatedSpan.of(span, seats, self.num_seats, self.num_columns)
+        places = to_device(seats, tokens.device)
+        everyone = tokens.new_zeros(self.num_seats, tokens.shape[1]).index_copy_(0, places, tokens)
+        if self.cache is not None:
+            self.cache.aim(seated, None)
+        if tokens.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        hidden = self.compiled.run(*self.inputs(everyone, seated), self.cache)
+        return hidden[:, : span.width].index_select(0, places.to(hidden.device))
 
     def select(self, rows: Tensor) -> None:
         self.seats = [self.seats[row] for row in rows.tolist()]
@@ -184,28 +250,45 @@ class FixedPasses(PlainPasses):
     def join(self, state: DecodeState) -> None:
         free = [seat for seat in range(len(state.rows) + self.num_seats) if seat not in self.seats]
         self.seats = self.seats + free[: len(state.rows) - len(self.seats)]
-        num_seats, num_columns = max(self.num_seats, *(seat + 1 for seat in self.seats)), self.num_columns
-        if state.width > num_columns:
-            num_columns = _round_up(state.width, CACHED_COLUMNS)
-        if self.cache is not None and (num_seats, num_columns) != (self.num_seats, self.num_columns):
-            grown = self.compiled.cache(self, num_seats, num_columns)
-            grown.copy_from(self.cache)
-            self.cache = grown
-        self.num_seats, self.num_columns = num_seats, num_columns
+        before = self.num_seats, self.num_columns
+        self.num_seats = max(self.num_seats, *(seat + 1 for seat in self.seats))
+        self.num_columns = max(self.num_columns, _round_up(state.width, CACHED_COLUMNS))
+        if self.cache is not None and before != (self.num_seats, self.num_columns):
+            outgrown, self.cache = self.cache, self.compiled.lend(self, self.num_seats, self.num_columns)
+            self.cache.copy_from(outgrown)
+            self.compiled.take_back(outgrown)
 
-    def _one(self, tokens: Tensor, span: Span, rows: list[int] | None, num_rows: int | None = None) -> Tensor:
-        seats = self.seats if rows is None else [self.seats[row] for row in rows]
-        if self.cache is not None and any(a == b for a, b in zip(span.starts, span.paddings, strict=True)):
-            return super()._one(tokens, span, seats, self.num_seats)
-        seated = SeatedSpan.of(span, seats, self.num_seats, self.num_columns)
-        at = to_device(seats, tokens.device)
-        everyone = tokens.new_zeros(self.num_seats, tokens.shape[1]).index_copy_(0, at, tokens)
-        if self.cache is not None:
-            self.cache.aim(seated, None, self.num_seats)
-        if tokens.is_cuda:
-            torch.compiler.cudagraph_mark_step_begin()
-        hidden = self.compiled.run(*self._inputs(everyone, seated), self.cache)
-        return hidden.index_select(0, at.to(hidden.device))
+
+class Neural:
+    """A transformers decoder, plain or compiled: what drafter and verifier have in common.
+
+    Args:
+        model: with an output layer.
+        causal: whether a column sees only columns up to itself.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, causal: bool) -> None:
+        self.model = model
+        self.causal = causal
+        self.compiled: Compiled | None = None
+        self.vocab_size: int = model.config.vocab_size
+        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        return input_device(self.model)
+
+    def compile(self, **options: Any) -> None:
+        """Compile the forward pass for a few fixed shapes, see `APDSampler.compile`; `options` are `torch.compile`'s."""
+        self.compiled = Compiled(self.model, **options)
+
+    def passes(self, state: DecodeState, *, is_cached: bool) -> Passes:
+        """The model's forward passes over these rows."""
+        if self.compiled is not None:
+            return FixedPasses(self.compiled, state, is_cached=is_cached, causal=self.causal)
+        num_rows, num_columns = state.tokens.shape
+        columns = num_columns if is_cached else None
+        return PlainPasses(self.model, causal=self.causal, num_rows=num_rows, num_columns=columns)
 
 
 @dataclass(frozen=True)
@@ -251,11 +334,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
     embeddings = model.get_input_embeddings()
     elsewhere = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
     return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
-
-
-def to_device(values: list[int] | list[bool], device: torch.device) -> Tensor:
-    """As a tensor; the device is not waited for."""
-    return torch.tensor(values).to(device, non_blocking=True)
 
 
 def _round_up(value: int, step: int) -> int:

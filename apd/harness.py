@@ -470,7 +470,7 @@ def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
     # One column, although all are seen: logits of the masks behind it are never computed.
     layout = state.layout
     window = Window(state.frontier[:, None], torch.ones_like(state.decided[:, :1]), layout.frontier, layout.end)
-    logits = drafter.open(state, None, None).logits(state, window)[:, :][:, 0, :vocab_size].float()
+    logits = drafter.open(state, None, None).logits(state, window)[:, :1][:, 0, :vocab_size].float()
     if drafter.mask_token_id < vocab_size:
         logits[:, drafter.mask_token_id] = -torch.inf
     logprobs = log_normalise(logits)

@@ -592,7 +592,7 @@ def _check_computation(model: PreTrainedModel) -> None:
     rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
     tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
     paddings = [5 - len(row) for row in rows]
-    passes = PlainPasses(model, 5, causal=True)
+    passes = PlainPasses(model, causal=True, num_rows=len(rows), num_columns=5)
     parts = []
     for starts, ends in ((paddings, [4, 3]), ([4, 3], [5, 5])):
         span = Span(starts, ends, paddings, tokens.device)

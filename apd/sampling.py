@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -42,25 +43,27 @@ class Noise:
 
     Args:
         seeds: `b` int64.
-        positions: `b m` int64, counted from each row's first real token.
+        columns: `b m` int64.
+        padding: `b` int64; positions are columns, counted from each row's first real token.
         stream: see `probability`.
     """
 
-    def __init__(self, seeds: Tensor, positions: Tensor, stream: int) -> None:
-        self.seeds, self.positions, self.stream = seeds, positions, stream
+    def __init__(self, seeds: Tensor, columns: Tensor, padding: Tensor, stream: int) -> None:
+        self.seeds, self.columns, self.padding, self.stream = seeds, columns, padding, stream
         self.of_everything: Tensor | None = None
 
     def of(self, scores: Scores) -> Tensor:
         """The noise of each score: `b m n` float32."""
+        positions = self.columns - self.padding[:, None]
         if scores.ids is not None:
-            return keyed_gumbel(self.seeds, self.positions, self.stream, scores.ids)
+            return keyed_gumbel(self.seeds, positions, self.stream, scores.ids)
         if self.of_everything is None:  # draft and target ask for the same
-            tokens = torch.arange(scores.values.shape[-1], device=self.positions.device)
-            self.of_everything = keyed_gumbel(self.seeds, self.positions, self.stream, tokens)
+            tokens = torch.arange(scores.values.shape[-1], device=positions.device)
+            self.of_everything = keyed_gumbel(self.seeds, positions, self.stream, tokens)
         return self.of_everything
 
     def at(self, position: int) -> Noise:
-        return Noise(self.seeds, self.positions[:, position : position + 1], self.stream)
+        return Noise(self.seeds, self.columns[:, position : position + 1], self.padding, self.stream)
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,17 @@ class Sampling:
         Where top-k or top-p truncates first, only the tokens that they can leave are warped, and only they get noise.
         """
         rest = [warper for warper in self.warpers if not isinstance(warper, TemperatureLogitsWarper)]
-        first = rest[0] if rest else None
-        if isinstance(first, TopKLogitsWarper) and first.top_k < logprobs.shape[-1]:
+        first: Any = rest[0] if rest else None
+        # Only what is known to remove tokens and to do nothing else: a caller's own subclass may do anything.
+        if type(first) is TopKLogitsWarper and first.filter_value == -torch.inf and first.top_k < logprobs.shape[-1]:
             # Among tokens that tie for the last place transformers' warper keeps all, this one as many as fit.
             values, ids = logprobs.topk(first.top_k)
             return Scores(_warped(values, self.warpers), ids)
-        if isinstance(first, TopPLogitsWarper) and (nucleus := self._nucleus(logprobs, first)) is not None:
+        if (
+            type(first) is TopPLogitsWarper
+            and first.filter_value == -torch.inf
+            and (nucleus := self._nucleus(logprobs, first)) is not None
+        ):
             return nucleus
         return Scores(_warped(logprobs, self.warpers))
 
@@ -97,7 +105,7 @@ class Sampling:
         before, behind = _split(self.warpers, top_p)
         scores = _warped(logprobs, before)
         total = scores.logsumexp(-1, keepdim=True)
-        width = _FIRST_NUCLEUS
+        width = max(_FIRST_NUCLEUS, top_p.min_tokens_to_keep)
         while width <= scores.shape[-1] // 4:
             values, ids = scores.topk(width)
             probs = (values - total).exp()
@@ -123,18 +131,16 @@ class Sampling:
 
     def noise(self, state: DecodeState, window: Window, stream: int = DRAFT) -> Noise:
         """Gumbel noise of the window's positions; at temperature 0 nobody asks it for any."""
-        if self.greedy:
-            return Noise(state.seeds, window.columns, stream)
-        return Noise(*self._key(state, window), stream)
+        return Noise(self._seeds(state), window.columns, state.padding, stream)
 
     def uniform(self, state: DecodeState, window: Window, stream: int) -> Tensor:
         """A uniform draw in (0, 1) for every position of the window, `b m`."""
         one = torch.zeros(1, dtype=torch.int64, device=window.columns.device)
-        return keyed_uniform(*self._key(state, window), stream, one).squeeze(-1)
+        positions = window.columns - state.padding[:, None]
+        return keyed_uniform(self._seeds(state), positions, stream, one).squeeze(-1)
 
-    def _key(self, state: DecodeState, window: Window) -> tuple[Tensor, Tensor]:
-        seeds = step_seeds(state.seeds, state.steps) if self.redraw else state.seeds
-        return seeds, window.columns - state.padding[:, None]
+    def _seeds(self, state: DecodeState) -> Tensor:
+        return step_seeds(state.seeds, state.steps) if self.redraw else state.seeds
 
 
 _FIRST_NUCLEUS = 64  # tokens; four times as many each time that they do not hold the mass

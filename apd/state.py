@@ -65,7 +65,7 @@ class DecodeState:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the rows stand, on the host: the one transfer of a step, and the one time that the device is waited for."""
+        """Where the rows stand, on the host. A step waits for the device here, and else only for what is rare."""
         return Layout(*torch.stack([self.padding, self.frontier, self.end, self.done]).tolist())
 
     @property
@@ -100,6 +100,11 @@ class DecodeState:
         """Without the columns that are behind the end of every row."""
         width = max(self.layout.end, default=0)
         return dataclasses.replace(self, tokens=self.tokens[:, :width], decided=self.decided[:, :width])
+
+
+def to_device(values: list[int] | list[bool], device: torch.device) -> Tensor:
+    """As a tensor; the device is not waited for."""
+    return torch.tensor(values).to(device, non_blocking=True)
 
 
 class FollowsRows(Protocol):
@@ -156,8 +161,7 @@ class Window:
             ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
         width = max(end - start for start, end in zip(starts, ends, strict=True))
         columns = state.frontier[:, None] + torch.arange(width, device=state.tokens.device)
-        # The device is not waited for.
-        inside = columns < torch.tensor(ends).to(columns.device, non_blocking=True)[:, None]
+        inside = columns < to_device(ends, columns.device)[:, None]
         return cls(columns, inside, starts, ends)
 
     def part(self, positions: slice) -> Window:
@@ -183,13 +187,13 @@ class Proposal:
     """What a strategy wants committed in one step, and the evidence for it.
 
     Attributes:
-        tokens: `b m` int64, the token for each column of the window.
+        tokens: `b m` int64, the token for each column of the window that is chosen or decisive.
         chosen: `b m` bool, which of them to commit.
-        draft: `b m` int64, what was drafted.
         decisive: `b m` bool, the positions that decided this step; each model must have given a distribution there.
-        models: k names, of `probs`: `"target"` always, `"drafter"` and `"verifier"` where they ran.
-        probs: `b m k` float32, by each of them the untempered probability of `tokens`; NaN where it gave NaN, +∞ or
+        probs: `b m k` float32, by each of `models` the untempered probability of `tokens`; NaN where it gave NaN, +∞ or
             nothing finite.
+        draft: `b m` int64, what was drafted; fewer columns where fewer were.
+        models: k names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
         logits: `b m v` float32, where the caller keeps them: log p_D at position 0, which decides there, and log p_T
             behind it, before temperature and truncation.
         scores: `b m v` float32, the same after them.
@@ -198,9 +202,9 @@ class Proposal:
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
+    probs: Tensor
     draft: Tensor
     models: tuple[str, ...]
-    probs: Tensor
     logits: Tensor | None = None
     scores: Tensor | None = None
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apd.acceptance import AcceptanceRule
+from apd.acceptance import AcceptanceRule, Judgement
 from apd.config import WindowSize, check_fraction
 from apd.drafter import DrafterSession, LeaveOneOutSession
 from apd.probability import log_normalise, mix
@@ -147,8 +147,8 @@ class Models:
         return self.processing.at_once(logits.index_fill(-1, self.removed, -torch.inf), state, window)
 
 
-#: Entries of the largest tensor of a step, rows × positions × vocabulary, 256 MiB as float32. About eight live at once.
-MOST_ENTRIES = 1 << 26
+#: Entries of the largest tensor of a step, rows × positions × vocabulary: 512 MiB as float32. About eight live at once.
+MOST_ENTRIES = 1 << 27
 
 
 class Drafts:
@@ -167,9 +167,8 @@ class Drafts:
     def __getitem__(self, part: slice) -> Draft:
         return self.draw(part) if self.only is None else self.only
 
-    @property
     def tokens(self) -> Tensor:
-        """`b m` int64."""
+        """The whole draft, `b m` int64; of several parts each is computed for it and again when it is looked at."""
         return _joined(tuple(self[part].tokens for part in self.parts), self.parts[-1].stop)
 
 
@@ -233,92 +232,61 @@ class APD(Memoryless):
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         # 1. Draft.
         drafts = models.draft(state, window, sampling)
-        tokens = drafts.tokens
+        drafted = drafts.tokens()
 
         # 2. Verify.
-        verify = models.verify(state, window, tokens) if self.needs_verifier else None
+        verify = models.verify(state, window, drafted) if self.needs_verifier else None
 
-        # 3. Mix and 4. accept, part by part while some row still agrees. All but huge windows are one part.
-        judged: list[Judged] = []
+        # Part by part while some row still agrees; a window has one part unless it is huge.
+        accepted: list[Accepted] = []
         for part in drafts.parts:
-            if judged and not judged[-1].agrees.any():
+            if accepted and not accepted[-1].agrees.any():
                 break
-            draft, logprobs = drafts[part], verify and verify(part)
-            before = judged[-1].agrees if judged else None
-            judged.append(self._judge(draft, logprobs, sampling, (state, window.part(part)), before, models))
-        parts = list(zip(*judged, strict=True))
+            draft, here = drafts[part], window.part(part)
+
+            # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
+            logprobs, target_scores = [draft.logprobs, draft.logprobs], draft.scores
+            if verify is not None:
+                of_verifier = verify(part)
+                mixture = mix(draft.logprobs, of_verifier, self.mixture_weight)
+                logprobs, target_scores = [log_normalise(mixture), draft.logprobs, of_verifier], sampling.warp(mixture)
+
+            # 4. Accept.
+            judgement = self.accept(
+                draft=draft.tokens,
+                draft_scores=draft.scores,
+                target_scores=target_scores,
+                target_logprobs=logprobs[0],
+                noise=draft.noise,
+                sampling=sampling,
+                key=(state, here),
+            )
+            accepted.append(Accepted.of(judgement, draft.tokens, here, logprobs, accepted[-1:]))
+
+        width = window.columns.shape[1]
+        tokens, chosen, decisive, probs = (
+            _joined(values, width) for values in zip(*(part[:4] for part in accepted), strict=True)
+        )
         return Proposal(
-            tokens=_joined(parts[0], tokens.shape[1]),
-            chosen=_joined(parts[1], tokens.shape[1]),
-            decisive=_joined(parts[2], tokens.shape[1]),
-            draft=tokens,
-            models=("target", "drafter", "verifier") if verify else ("target", "drafter"),
-            probs=_joined(parts[3], tokens.shape[1]),
-            logits=judged[0].logits,
-            scores=judged[0].scores,
-        )
-
-    def _judge(
-        self,
-        draft: Draft,
-        verify_logprobs: Tensor | None,
-        sampling: Sampling,
-        key: tuple[DecodeState, Window],
-        agreed: Tensor | None,
-        models: Models,
-    ) -> Judged:
-        # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
-        target_logprobs, target_scores = draft.logprobs, draft.scores
-        if verify_logprobs is not None:
-            mixture = mix(draft.logprobs, verify_logprobs, self.mixture_weight)
-            target_logprobs, target_scores = log_normalise(mixture), sampling.warp(mixture)
-
-        # 4. Accept the prefix that is kept, and what stands instead of the token behind it if the rule replaces that.
-        judgement = self.accept(
-            draft=draft.tokens,
-            draft_scores=draft.scores,
-            target_scores=target_scores,
-            target_logprobs=target_logprobs,
-            noise=draft.noise,
-            sampling=sampling,
-            key=key,
-        )
-        tokens, inside = draft.tokens, key[1].inside
-        kept = judgement.kept & inside
-        if agreed is None:
-            kept[:, 0] = True  # there p_D is the drafter's exact conditional
-        else:
-            kept = kept & agreed[:, None]
-        prefix = kept.long().cumprod(1)
-        num_kept, position = prefix.sum(1, keepdim=True), torch.arange(tokens.shape[1], device=tokens.device)
-        decisive = (position <= num_kept) & inside
-        if agreed is not None:
-            decisive = decisive & agreed[:, None]
-        chosen = kept = prefix.bool()
-        if judgement.replaced is not None:
-            replaced = judgement.replaced & decisive & (position == num_kept)
-            tokens, chosen = torch.where(replaced, judgement.instead, tokens), kept | replaced
-
-        said, index = [target_logprobs, draft.logprobs, verify_logprobs], tokens[..., None]
-        keeps = models.keeps_scores
-        return Judged(
             tokens=tokens,
             chosen=chosen,
             decisive=decisive,
-            probs=torch.cat([logprobs.gather(-1, index) for logprobs in said if logprobs is not None], -1).exp(),
-            agrees=kept[:, -1],
-            logits=_deciding(draft.logprobs, target_logprobs) if keeps else None,
-            scores=_deciding(*(s.of_all(models.vocab_size) for s in (draft.scores, target_scores))) if keeps else None,
+            probs=probs,
+            draft=drafted,
+            models=("target", "drafter", "verifier") if verify else ("target", "drafter"),
+            logits=_deciding(draft.logprobs, logprobs[0]) if models.keeps_scores else None,
+            scores=_deciding(*(scores.of_all(models.vocab_size) for scores in (draft.scores, target_scores)))
+            if models.keeps_scores
+            else None,
         )
 
 
-class Judged(NamedTuple):
+class Accepted(NamedTuple):
     """What became of a part of the window.
 
     Attributes:
         tokens, chosen, decisive, probs: as in `Proposal`, of this part.
         agrees: `b` bool, whether everything up to its end was accepted.
-        logits, scores: as in `Proposal`.
     """
 
     tokens: Tensor
@@ -326,8 +294,34 @@ class Judged(NamedTuple):
     decisive: Tensor
     probs: Tensor
     agrees: Tensor
-    logits: Tensor | None
-    scores: Tensor | None
+
+    @classmethod
+    def of(
+        cls, judgement: Judgement, draft: Tensor, window: Window, logprobs: list[Tensor], before: list[Accepted]
+    ) -> Accepted:
+        """The prefix that is kept, and what stands instead of the token behind it, if the rule replaces that.
+
+        Args:
+            logprobs: of each model, `b c v`.
+            before: the part before this one, none for the first.
+        """
+        kept = judgement.kept & window.inside
+        if before:
+            kept = kept & before[0].agrees[:, None]
+        else:
+            kept[:, 0] = True  # there p_D is the drafter's exact conditional
+        prefix = kept.long().cumprod(1)
+        num_kept, position = prefix.sum(1, keepdim=True), torch.arange(draft.shape[1], device=draft.device)
+        decisive = (position <= num_kept) & window.inside
+        if before:
+            decisive = decisive & before[0].agrees[:, None]
+        tokens, chosen = draft, prefix.bool()
+        agrees = chosen[:, -1]
+        if judgement.replaced is not None:
+            replaced = judgement.replaced & decisive & (position == num_kept)
+            tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
+        probs = torch.cat([of_model.gather(-1, tokens[..., None]) for of_model in logprobs], -1).exp()
+        return cls(tokens, chosen, decisive, probs, agrees)
 
 
 def _deciding(of_drafter: Tensor, of_mixture: Tensor) -> Tensor:

@@ -81,7 +81,8 @@ def feed(streamer: Any, prompt: Tensor, steps: Iterator[tuple[StepInfo, DecodeSt
     streamer.put(prompt.cpu())
     for info, after in steps:
         if hasattr(streamer, "put_draft"):
-            streamer.put_draft(info.proposal.draft[0][info.window.inside[0]].cpu())
+            draft = info.proposal.draft[0]
+            streamer.put_draft(draft[info.window.inside[0, : len(draft)]].cpu())
         tokens = settled_tokens(info, after)[0]
         if len(tokens):
             streamer.put(tokens.cpu())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.cache import Span
-from apd.forward import Compiled, FixedPasses, Passes, PlainPasses, Projection, input_device
+from apd.forward import Neural, Projection
 from apd.state import DecodeState, FollowsRows, Logits, Window
 
 
@@ -39,7 +38,7 @@ class Verifier(Protocol):
         """Start a session for these rows."""
 
 
-class CausalVerifier:
+class CausalVerifier(Neural):
     """A transformers causal LM as a verifier.
 
     Args:
@@ -47,24 +46,7 @@ class CausalVerifier:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.vocab_size: int = model.config.vocab_size
-        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
-        self.compiled: Compiled | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return input_device(self.model)
-
-    def compile(self, **options: Any) -> None:
-        """Compile the forward pass for a few fixed shapes; `options` are those of `torch.compile`."""
-        self.compiled = Compiled(self.model, **options)
-
-    def passes(self, state: DecodeState) -> Passes:
-        """The model's forward passes over these rows."""
-        if self.compiled is not None:
-            return FixedPasses(self.compiled, state, is_cached=True, causal=True)
-        return PlainPasses(self.model, state.width, causal=True)
+        super().__init__(model, causal=True)
 
     def open(self, state: DecodeState) -> NeuralVerifierSession:
         return NeuralVerifierSession(self, state)
@@ -80,7 +62,7 @@ class NeuralVerifierSession:
 
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
         self.verifier = verifier
-        self.passes = verifier.passes(state)
+        self.passes = verifier.passes(state, is_cached=True)
         self.read = state.layout.padding  # per row, the column behind the last that was read
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Projection:

@@ -1,5 +1,6 @@
 """Rows of different widths: computed in passes of their own where that is cheaper, with the same results."""
 
+import gc
 import random
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 
 from apd import KLASS, Confidence
-from apd.cache import PASS, Span
+from apd.cache import PASS, ColumnCache, Span
 from apd.decoding import Decoding
 from apd.forward import PlainPasses
 
@@ -45,7 +46,7 @@ def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached)
 
     def hidden_states(cost: int) -> list[torch.Tensor]:
         monkeypatch.setattr("apd.cache.PASS", cost)
-        passes = PlainPasses(model, 40 if is_cached else None, causal=causal)
+        passes = PlainPasses(model, causal=causal, num_rows=4, num_columns=40 if is_cached else None)
         spans = [Span(*edges, paddings, tokens.device) for edges in (first, second)]
         assert [len(span.passes()) > 1 for span in spans] == [cost == 0] * 2
         return [passes(tokens, s)[s.real] for s in spans]
@@ -118,7 +119,7 @@ def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
     tokens = torch.randint(0, 100, (3, 40), generator=torch.Generator().manual_seed(0))
 
     def hidden_states(is_level: bool) -> list[torch.Tensor]:
-        passes = PlainPasses(model, 40, causal=causal)
+        passes = PlainPasses(model, causal=causal, num_rows=3, num_columns=40)
         spans = [Span([start] * 3, [end] * 3, [0] * 3, tokens.device) for start, end in ((0, 20), (17, 25), (5, 40))]
         for span in spans:
             assert span.is_level
@@ -138,3 +139,16 @@ def test_strategies_do_not_notice_that_columns_are_dropped(strategy) -> None:
     many = trace_sampler().generate_many(prompts, batch_size=2, seed=0, **knobs)
     alone = [trace_sampler().generate_many([prompt], seed=0, **knobs) for prompt in prompts]
     assert [answer.tokens for answer in many] == [next(iter(answers)).tokens for answers in alone]
+
+
+def test_a_call_leaves_no_keys_behind() -> None:
+    """Cache and layers pointed at each other, so that the memory of every call waited for the garbage collector."""
+    prompt = torch.tensor([trace_prompts()[0]])
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            trace_sampler().generate(prompt, max_new_tokens=8, kv_window=4)
+        assert not [each for each in gc.get_objects() if type(each) is ColumnCache]
+    finally:
+        gc.enable()

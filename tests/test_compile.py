@@ -51,10 +51,10 @@ def test_a_second_call_compiles_nothing() -> None:
     settings = {"max_new_tokens": 24, "eos_token_id": [], "window_size": 6, "kv_window": 4}
     for prompt in (PROMPTS[1], PROMPTS[2], PROMPTS[3]):
         sampler.generate(torch.tensor([prompt]), **settings)
-        first, memory = backend.count, sampler.drafter.compiled.caches[0][1].layers[0].keys
+        first, memory = backend.count, sampler.drafter.compiled.caches[-1].cache.layers[0].keys
         sampler.generate(torch.tensor([prompt]), **settings)
         assert backend.count == first
-        assert sampler.drafter.compiled.caches[0][1].layers[0].keys is memory
+        assert sampler.drafter.compiled.caches[-1].cache.layers[0].keys is memory
 
 
 def test_calls_beside_each_other_have_caches_of_their_own() -> None:
@@ -75,3 +75,41 @@ def test_a_model_that_is_not_neural_is_refused() -> None:
     ideal = IdealListModel.shuffle(3)
     with pytest.raises(TypeError, match="`drafter` must be a transformers model"):
         APDSampler(ideal.drafter, ideal.verifier).compile()
+
+
+def test_a_longer_prompt_that_joins_outgrows_the_cache() -> None:
+    """Prompts that crossed 256 columns broke the run: the wider cache had no rows yet when it was filled."""
+    sampler, _ = compiled()
+    prompts = [PROMPTS[1], PROMPTS[2], (trace_prompts()[0] * 30)[:300], PROMPTS[3]]
+    settings = {"batch_size": 2, "seed": 0, "kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
+    answers = [
+        [answer.tokens for answer in each.generate_many(prompts, **settings)] for each in (sampler, trace_sampler())
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_what_broke_one_call_does_not_break_the_next() -> None:
+    """Memory that is used again held NaN, which a mask does not keep out of a product with 0."""
+    sampler, _ = compiled()
+    settings = {"kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
+    short, long = torch.tensor([PROMPTS[1]]), torch.tensor([(trace_prompts()[0] * 30)[:200]])
+    expected = sampler.generate(short, **settings)
+    weight = sampler.drafter.model.model.layers[0].self_attn.v_proj.weight.data
+    kept = weight.clone()
+    weight.fill_(torch.nan)
+    with pytest.raises(FloatingPointError):
+        sampler.generate(long, **settings)
+    weight.copy_(kept)
+    assert sampler.generate(short, **settings).equal(expected)
+
+
+def test_memory_that_is_used_again_suits_the_call() -> None:
+    sampler, _ = compiled()
+    settings = {"kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
+    prompt = torch.tensor([PROMPTS[1]])
+    with torch.inference_mode():
+        first = sampler.generate(prompt, **settings)
+    assert sampler.generate(prompt, **settings).equal(first)
+    for model in (sampler.drafter.model, sampler.verifier.model):
+        model.double()
+    assert sampler.generate(prompt, **settings).equal(first)
