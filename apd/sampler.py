@@ -271,9 +271,12 @@ class APDSampler:
     def compile(self, **options: Any) -> APDSampler:
         """Compile the forward passes of both models, for a few fixed shapes; returns the sampler itself.
 
-        Worth it where launching kernels takes longer than running them: on a GPU, small batches, `kv_window` set. Each
-        new batch size and each further 256 columns of prompt and answer are compiled once, at their first step. Passes
-        over whole rows, the first of each and those of `kv_refresh`, are not compiled.
+        Worth it where launching kernels takes longer than running them: on a GPU, small batches, `kv_window` set. Then
+        each new batch size, each further 64 columns that a step computes and each further 256 of prompt and answer are
+        compiled once, at their first step, up to dynamo's limit of graphs, which is raised to 64 for the process; passes
+        over whole rows, the first of each and those of `kv_refresh`, are not. Without `kv_window` every pass of the
+        drafter is over whole rows, and compiled for each further 64 columns. The memory of a cache is kept for the next
+        call. Tokens are those of the plain passes, up to rounding.
 
         Args:
             **options: of `torch.compile`; by default `mode="reduce-overhead"` on a GPU, which records CUDA graphs.

@@ -1,16 +1,21 @@
 """Rows of different widths: computed in passes of their own where that is cheaper, with the same results."""
 
 import gc
+import itertools
 import random
+import statistics
 
 import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
+from torch.overrides import TorchFunctionMode
 
 from apd import KLASS, Confidence
+from apd.acceptance import Coupling
 from apd.cache import PASS, ColumnCache, Span
 from apd.decoding import Decoding
 from apd.forward import PlainPasses
+from apd.step import APD
 
 
 def span_of(widths: list[int]) -> Span:
@@ -152,3 +157,56 @@ def test_a_call_leaves_no_keys_behind() -> None:
         assert not [each for each in gc.get_objects() if type(each) is ColumnCache]
     finally:
         gc.enable()
+
+
+class Waiting(TorchFunctionMode):
+    """Counts what makes the host wait for a device: values that become Python's, and shapes that depend on values."""
+
+    names = (
+        "tolist",
+        "item",
+        "__bool__",
+        "__int__",
+        "__float__",
+        "__index__",
+        "nonzero",
+        "cpu",
+        "numpy",
+        "masked_select",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", "") in self.names
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kv_window", [None, 4])
+@pytest.mark.parametrize("knobs", [{}, {"correction": True}, {"do_sample": True}, {"mixture_weight": 1.0}], ids=str)
+def test_a_step_waits_for_the_device_once(kv_window, knobs) -> None:
+    """It asked four times for shapes, and eight times more where the step was recorded."""
+    steps = []
+
+    class Watching(APD):
+        def propose(self, *args):
+            steps.append(waiting.count)
+            return super().propose(*args)
+
+    drawn = {name: knobs[name] for name in knobs if name == "do_sample"}
+    strategy = Watching(knobs.get("mixture_weight", 0.5), Coupling(correction=knobs.get("correction", False)))
+    settings = {
+        "max_new_tokens": 24,
+        "window_size": 3,
+        "eos_token_id": STOP,
+        "kv_window": kv_window,
+        "seed": 0,
+    } | drawn
+    waiting = Waiting()
+    with waiting:
+        trace_sampler().generate(**left_padded(trace_prompts()[:3]), strategy=strategy, **settings)
+    # A row that leaves is rare and may cost more.
+    each = [after - before for before, after in itertools.pairwise(steps)]
+    assert len(each) > 5 and statistics.mode(each) == 1 and min(each) == 1

@@ -156,6 +156,7 @@ class Loading:
         dtype: of the weights; `None`: float32 on a CPU, bfloat16 on a GPU.
         layers: most layers of a drafter with random weights.
         prompt_length, new_tokens: instead of the pair's own.
+        is_compiled: whether the forward passes are compiled, see `APDSampler.compile`.
     """
 
     device: str = "cpu"
@@ -163,6 +164,7 @@ class Loading:
     layers: int | None = None
     prompt_length: int | None = None
     new_tokens: int | None = None
+    is_compiled: bool = False
 
     @property
     def weights(self) -> torch.dtype:
@@ -177,6 +179,14 @@ def load(name: str, loading: Loading) -> Pair:
     Raises:
         ValueError: no such pair or directory, or a pair that needs a GPU.
     """
+    pair = _load(name, loading)
+    if loading.is_compiled:
+        pair.sampler.compile()
+        pair = replace(pair, name=f"{pair.name}, compiled")
+    return pair
+
+
+def _load(name: str, loading: Loading) -> Pair:
     if name in SHAPES:
         return random_pair(name, SHAPES[name], loading)
     if name == "embedded":
