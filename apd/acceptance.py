@@ -1,9 +1,9 @@
-"""Acceptance rules: which drafted tokens are kept, and what replaces the first one that is not."""
+"""Acceptance: which drafted tokens a rule keeps, and the prefix that is accepted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -54,6 +54,49 @@ class AcceptanceRule(Protocol):
         sampling: Sampling,
         key: tuple[DecodeState, Window],
     ) -> Judgement: ...
+
+
+class Accepted(NamedTuple):
+    """What became of a part of the window.
+
+    Attributes:
+        tokens, chosen, decisive, probs: as in `Proposal`, of this part.
+        agrees: `b` bool, whether everything up to its end was accepted.
+    """
+
+    tokens: Tensor
+    chosen: Tensor
+    decisive: Tensor
+    probs: Tensor
+    agrees: Tensor
+
+    @classmethod
+    def of(
+        cls, judgement: Judgement, draft: Tensor, window: Window, logprobs: list[Tensor], before: list[Accepted]
+    ) -> Accepted:
+        """The prefix that is kept, and what stands instead of the token behind it, if the rule replaces that.
+
+        Args:
+            logprobs: of each model, `b c v`.
+            before: the part before this one, none for the first.
+        """
+        kept = judgement.kept & window.inside
+        if before:
+            kept = kept & before[0].agrees[:, None]
+        else:
+            kept[:, 0] = True  # there p_D is the drafter's exact conditional
+        prefix = kept.long().cumprod(1)
+        num_kept, position = prefix.sum(1, keepdim=True), torch.arange(draft.shape[1], device=draft.device)
+        decisive = (position <= num_kept) & window.inside
+        if before:
+            decisive = decisive & before[0].agrees[:, None]
+        tokens, chosen = draft, prefix.bool()
+        agrees = chosen[:, -1]
+        if judgement.replaced is not None:
+            replaced = judgement.replaced & decisive & (position == num_kept)
+            tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
+        probs = torch.cat([of_model.gather(-1, tokens[..., None]) for of_model in logprobs], -1).exp()
+        return cls(tokens, chosen, decisive, probs, agrees)
 
 
 @dataclass(frozen=True)

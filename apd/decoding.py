@@ -64,9 +64,10 @@ class Decoding:
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
         """Step by step until every row is done: what happened, and the rows after it, finished ones included.
 
-        Finished rows have left when a step is told of, so that others may `join`.
+        Others may `join` whenever a step is told of.
         """
-        while len(self.state.rows):
+        while not all(self.state.layout.done):
+            self._let_go()
             after, info = decode_step(
                 self.state,
                 strategy=self.strategy,
@@ -78,11 +79,12 @@ class Decoding:
             self.state = after
             if any(after.layout.done):
                 _refuse_unsound(info)
-                going_on = (~after.done).nonzero().squeeze(1)
-                self.state = after.select(going_on).narrowed()
-                self.models.select(going_on)
-                self.strategy.select(going_on)
             yield info, after
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are not done."""
+        return self.state.layout.done.count(False)
 
     def join(self, request: Request, rows: Tensor) -> None:
         """Let more rows in. They take part in the next step; the rows that are here do not notice.
@@ -91,9 +93,18 @@ class Decoding:
             request: only its rows count; the rest is that of the call.
             rows: `n` int64, their numbers.
         """
+        self._let_go()
         self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
         self.models.join(self.state)
         self.strategy.join(self.state)
+
+    def _let_go(self) -> None:
+        """Forget the rows that are done, and the columns that only they had."""
+        if any(self.state.layout.done):
+            going_on = (~self.state.done).nonzero().squeeze(1)
+            self.state = self.state.select(going_on).narrowed()
+            self.models.select(going_on)
+            self.strategy.select(going_on)
 
 
 def lay_out(request: Request, mask_token_id: int, rows: Tensor | None = None) -> DecodeState:

@@ -170,7 +170,7 @@ def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:
 
 
 def _fill(decoding: Decoding, queue: Queue, batch_size: int) -> None:
-    while len(decoding.state.rows) < batch_size and (newcomer := queue.draw()) is not None:
+    while decoding.num_rows < batch_size and (newcomer := queue.draw()) is not None:
         call, rows = newcomer
         decoding.join(call.request, rows)
 

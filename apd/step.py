@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apd.acceptance import AcceptanceRule, Judgement
+from apd.acceptance import AcceptanceRule, Accepted
 from apd.config import WindowSize, check_fraction
 from apd.drafter import DrafterSession, LeaveOneOutSession
 from apd.probability import log_normalise, mix
@@ -279,49 +279,6 @@ class APD(Memoryless):
             if models.keeps_scores
             else None,
         )
-
-
-class Accepted(NamedTuple):
-    """What became of a part of the window.
-
-    Attributes:
-        tokens, chosen, decisive, probs: as in `Proposal`, of this part.
-        agrees: `b` bool, whether everything up to its end was accepted.
-    """
-
-    tokens: Tensor
-    chosen: Tensor
-    decisive: Tensor
-    probs: Tensor
-    agrees: Tensor
-
-    @classmethod
-    def of(
-        cls, judgement: Judgement, draft: Tensor, window: Window, logprobs: list[Tensor], before: list[Accepted]
-    ) -> Accepted:
-        """The prefix that is kept, and what stands instead of the token behind it, if the rule replaces that.
-
-        Args:
-            logprobs: of each model, `b c v`.
-            before: the part before this one, none for the first.
-        """
-        kept = judgement.kept & window.inside
-        if before:
-            kept = kept & before[0].agrees[:, None]
-        else:
-            kept[:, 0] = True  # there p_D is the drafter's exact conditional
-        prefix = kept.long().cumprod(1)
-        num_kept, position = prefix.sum(1, keepdim=True), torch.arange(draft.shape[1], device=draft.device)
-        decisive = (position <= num_kept) & window.inside
-        if before:
-            decisive = decisive & before[0].agrees[:, None]
-        tokens, chosen = draft, prefix.bool()
-        agrees = chosen[:, -1]
-        if judgement.replaced is not None:
-            replaced = judgement.replaced & decisive & (position == num_kept)
-            tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
-        probs = torch.cat([of_model.gather(-1, tokens[..., None]) for of_model in logprobs], -1).exp()
-        return cls(tokens, chosen, decisive, probs, agrees)
 
 
 def _deciding(of_drafter: Tensor, of_mixture: Tensor) -> Tensor:
