@@ -63,7 +63,7 @@ def mix(draft_logprobs: Tensor, verify_logprobs: Tensor | None, mixture_weight: 
         return draft_logprobs
     if mixture_weight == 0:
         return verify_logprobs
-    return mixture_weight * draft_logprobs + (1 - mixture_weight) * verify_logprobs
+    return (mixture_weight * draft_logprobs).add_(verify_logprobs, alpha=1 - mixture_weight)
 
 
 def prefix_length(accepted: Tensor) -> Tensor:

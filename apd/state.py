@@ -131,7 +131,10 @@ def next_pace(pace: Tensor, num_committed: Tensor, num_drafted: Tensor) -> Tenso
 
 
 class Logits(Protocol):
-    """Raw logits of a window's positions, `b m v`, that may be computed when they are asked for: `logits[:, 3:7]`."""
+    """Raw logits of a window's positions, `b m v`, that may be computed when they are asked for: `logits[:, 3:7]`.
+
+    What it gives may be written to.
+    """
 
     def __getitem__(self, index: tuple[slice, slice], /) -> Tensor: ...
 

@@ -144,7 +144,7 @@ class Models:
         if logits.shape[-1] > self.vocab_size:
             logits = logits[..., : self.vocab_size]
         logits = logits.float()  # processors expect float32, as in transformers
-        return self.processing.at_once(logits.index_fill(-1, self.removed, -torch.inf), state, window)
+        return self.processing.at_once(logits.index_fill_(-1, self.removed, -torch.inf), state, window)
 
 
 #: Entries of the largest tensor of a step, rows × positions × vocabulary: 512 MiB as float32. About eight live at once.
