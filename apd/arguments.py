@@ -331,9 +331,10 @@ def effective_config(
     """
     if given is not None and not isinstance(given, GenerationConfig):
         raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(given).__name__}.")
-    of_transformers = vars(GenerationConfig())
-    added = [name for name in vars(given or GenerationConfig()) if name not in of_transformers and name[0] != "_"]
-    refuse_unknown(added, of_transformers, "GenerationConfig")
+    if given is not None:
+        of_transformers = vars(GenerationConfig())
+        added = [name for name in vars(given) if name not in of_transformers and name[0] != "_"]
+        refuse_unknown(added, of_transformers, "GenerationConfig")
     _refuse(kwargs, unless=())  # before transformers looks at them
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
     for default in defaults:
