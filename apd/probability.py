@@ -23,10 +23,13 @@ def log_normalise(logits: Tensor) -> Tensor:
     Args:
         logits: `… v`, any float dtype; −∞ removes a token.
     Returns:
-        `… v` float32 natural logarithms; NaN all over a row that is no distribution: one that holds NaN or +∞, or
-        nothing finite.
+        `… v` float32 natural logarithms; in a row that is no distribution, one that holds NaN or +∞ or nothing finite,
+        the largest are NaN.
     """
-    return logits.log_softmax(-1, dtype=torch.float32)
+    logits = logits.float()
+    # Not log_softmax, which tells probabilities apart that are 1 to within 1e-6: in any order the tail of stop tokens,
+    # a little surer still, would come before what is as good as certain.
+    return logits - logits.logsumexp(-1, keepdim=True)
 
 
 def argmax(values: Tensor) -> Tensor:
