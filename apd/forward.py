@@ -375,8 +375,8 @@ class Projection:
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         hidden = self.hidden[index]
         # Positions in one row: a slice of each row would be a batch of products, up to twenty times slower on a CPU.
-        logits = self.model.get_output_embeddings()(hidden.flatten(0, 1))
-        return logits.unflatten(0, hidden.shape[:2]).to(self.device)
+        logits = self.model.get_output_embeddings()(hidden.flatten(0, -2))
+        return logits.unflatten(0, hidden.shape[:-1]).to(self.device)
 
 
 def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:
