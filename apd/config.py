@@ -100,7 +100,7 @@ def _check_count(name: str, value: Any, remedy: str) -> None:
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}` must be a whole number or None, got {value!r}.")
+        raise TypeError(f"`{name}` must be a whole number or None, got {value!r}. {remedy}.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}. {remedy}.")
 

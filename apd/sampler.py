@@ -61,7 +61,8 @@ from apd.verifier import CausalVerifier, Verifier
 class APDSampler:
     """Decodes a diffusion LM left to right, many tokens per step where a small verifier agrees.
 
-    The sampler holds models and defaults and nothing of a running call, so calls may run beside each other.
+    The sampler holds models and defaults and nothing of a running call, so calls may run beside each other. Once compiled
+    it keeps the memory of finished calls for the next.
 
     Args:
         drafter: a `Drafter`, or a transformers model together with `spec`.

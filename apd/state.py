@@ -160,7 +160,10 @@ class Window:
         """m columns from the frontier of each row: M, all that are left, or with "auto" as its own pace suggests."""
         starts, ends = state.layout.frontier, state.layout.end
         if window_size is not None:
-            sizes = [window_size] * len(starts) if isinstance(window_size, int) else _sizes_at(state.pace.tolist())
+            if isinstance(window_size, int):
+                sizes = [window_size] * len(starts)
+            else:
+                sizes = [max(math.ceil(HEADROOM * pace), LOWEST) for pace in state.pace.tolist()]
             ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
         width = max(end - start for start, end in zip(starts, ends, strict=True))
         columns = state.frontier[:, None] + torch.arange(width, device=state.tokens.device)
@@ -179,10 +182,6 @@ class Window:
         # One more column takes what is not written.
         target = torch.where(where, self.columns, row.shape[1])
         return pad(row, (0, 1)).scatter_(1, target, values)[:, :-1]
-
-
-def _sizes_at(paces: list[float]) -> list[int]:
-    return [max(math.ceil(HEADROOM * pace), LOWEST) for pace in paces]
 
 
 @dataclass(frozen=True)
