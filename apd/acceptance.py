@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apd.config import check_fraction
-from apd.probability import ACCEPT, RESIDUAL, gather_tokens
+from apd.probability import ACCEPT, RESIDUAL, gather_tokens, prefix_length
 from apd.sampling import Noise, Sampling, Scores
 from apd.state import DecodeState, Window
 
@@ -85,17 +85,17 @@ class Accepted(NamedTuple):
             kept = kept & before[0].agrees[:, None]
         else:
             kept[:, 0] = True  # there p_D is the drafter's exact conditional
-        prefix = kept.long().cumprod(1)
-        num_kept, position = prefix.sum(1, keepdim=True), torch.arange(draft.shape[1], device=draft.device)
+        num_kept, position = prefix_length(kept)[:, None], torch.arange(draft.shape[1], device=draft.device)
         decisive = (position <= num_kept) & window.inside
         if before:
             decisive = decisive & before[0].agrees[:, None]
-        tokens, chosen = draft, prefix.bool()
+        tokens, chosen = draft, position < num_kept
         agrees = chosen[:, -1]
         if judgement.replaced is not None:
             replaced = judgement.replaced & decisive & (position == num_kept)
             tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
-        probs = torch.cat([of_model.gather(-1, tokens[..., None]) for of_model in logprobs], -1).exp()
+        place = tokens[..., None]
+        probs = torch.cat([of_model.gather(-1, place) for of_model in logprobs], -1).exp()
         return cls(tokens, chosen, decisive, probs, agrees)
 
 

@@ -115,6 +115,7 @@ def lay_out(request: Request, mask_token_id: int, rows: Tensor | None = None) ->
     return DecodeState(
         tokens=torch.cat([prompt, masks], 1),
         decided=decided,
+        frontier=torch.full_like(request.padding, prompt.shape[1]),
         done=torch.zeros_like(request.padding, dtype=torch.bool),
         padding=request.padding,
         start=torch.full_like(request.padding, prompt.shape[1]),
@@ -145,10 +146,10 @@ def _widened(state: DecodeState, width: int, mask_token_id: int) -> DecodeState:
 
 
 def _refuse_unsound(info: StepInfo) -> None:
-    proposal = info.proposal
-    broken = (proposal.probs.isnan() & proposal.decisive[..., None]).any(1)  # b k
+    if not info.proposal.broken.any():
+        return
     # The mixture last: it is broken where one of its models is.
-    for model, of_rows in [*zip(proposal.models, broken.unbind(1), strict=True)][::-1]:
+    for model, of_rows in [*zip(info.proposal.models, info.proposal.broken.unbind(1), strict=True)][::-1]:
         if not of_rows.any():
             continue
         row = int(of_rows.long().argmax())

@@ -493,6 +493,7 @@ def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> Dec
     state = DecodeState(
         tokens=torch.tensor([ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)]),
         decided=torch.arange(width) < width - masks[:, None],
+        frontier=width - masks,
         done=nothing.bool(),
         padding=padding,
         start=width - masks - torch.tensor([len(row.before) for row in rows]),

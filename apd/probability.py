@@ -24,12 +24,9 @@ def log_normalise(logits: Tensor) -> Tensor:
         logits: `… v`, any float dtype; −∞ removes a token.
     Returns:
         `… v` float32 natural logarithms; in a row that is no distribution, one that holds NaN or +∞ or nothing finite,
-        the largest are NaN.
+        all of it is NaN.
     """
-    logits = logits.float()
-    # Not log_softmax, which tells probabilities apart that are 1 to within 1e-6: in any order the tail of stop tokens,
-    # a little surer still, would come before what is as good as certain.
-    return logits - logits.logsumexp(-1, keepdim=True)
+    return logits.log_softmax(-1, dtype=torch.float32)
 
 
 def argmax(values: Tensor) -> Tensor:
@@ -71,7 +68,8 @@ def mix(draft_logprobs: Tensor, verify_logprobs: Tensor | None, mixture_weight: 
 
 def prefix_length(accepted: Tensor) -> Tensor:
     """Length of the leading run of True: `b m` bool → `b` int64."""
-    return accepted.long().cumprod(-1).sum(-1)
+    size = accepted.shape[-1]
+    return torch.where(accepted, size, torch.arange(size, device=accepted.device)).amin(-1)
 
 
 def gather_tokens(values: Tensor, tokens: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ class DecodeState:
     Attributes:
         tokens: `b l` int64, padding, prompt and committed ids; the mask id where nothing is committed.
         decided: `b l` bool, False where a token is still to come. Padding, prompt and what is behind `end` are decided.
+        frontier: `b` int64, the first column that is not committed yet, the width where all are. What is left of it
+            never changes again.
         done: `b` bool, nothing is left to decode: all decided, or a stop token with all before it decided, or a model
             gave no distribution where one was needed.
         padding: `b` int64, columns of left padding.
@@ -46,6 +48,7 @@ class DecodeState:
 
     tokens: Tensor
     decided: Tensor
+    frontier: Tensor
     done: Tensor
     padding: Tensor
     start: Tensor
@@ -54,14 +57,6 @@ class DecodeState:
     steps: Tensor
     rows: Tensor
     pace: Tensor
-
-    @cached_property
-    def frontier(self) -> Tensor:
-        """First column of each row that is not committed yet, the width where all are: `b` int64.
-
-        What is left of it never changes again.
-        """
-        return prefix_length(self.decided)
 
     @cached_property
     def layout(self) -> Layout:
@@ -78,9 +73,9 @@ class DecodeState:
         """The numbers of the columns: `l` int64."""
         return torch.arange(self.width, device=self.tokens.device)
 
-    def settled_since(self, before: DecodeState) -> Tensor:
-        """Columns that the frontier has passed since then: `b l` bool."""
-        return (self.column >= before.frontier[:, None]) & (self.column < self.frontier[:, None])
+    def passed_by(self, frontier: Tensor) -> Tensor:
+        """Columns from the frontier to a later one: `b l` bool."""
+        return (self.column >= self.frontier[:, None]) & (self.column < frontier[:, None])
 
     @property
     def num_new_tokens(self) -> Tensor:
@@ -210,6 +205,11 @@ class Proposal:
     logits: Tensor | None = None
     scores: Tensor | None = None
 
+    @cached_property
+    def broken(self) -> Tensor:
+        """Which of `models` gave no distribution where one was needed: `b k` bool."""
+        return (self.probs.isnan() & self.decisive[..., None]).any(1)
+
 
 @dataclass(frozen=True)
 class StepInfo:
@@ -242,13 +242,17 @@ class Stopping:
     token_ids: Tensor
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
 
-    def columns(self, before: DecodeState, written: DecodeState) -> Tensor:
-        """Which of the columns that became settled end their row: `b l` bool."""
-        new = written.settled_since(before)
-        stops = new & torch.isin(written.tokens, self.token_ids)
+    def columns(self, before: DecodeState, tokens: Tensor, frontier: Tensor) -> Tensor:
+        """Which of the columns that became settled end their row: `b l` bool.
+
+        Args:
+            tokens, frontier: as they are now.
+        """
+        new = before.passed_by(frontier)
+        stops = new & torch.isin(tokens, self.token_ids)
         if self.criteria:
             for row, column in new.nonzero().tolist():
-                ids = written.tokens[row : row + 1, before.padding[row] : column + 1]
+                ids = tokens[row : row + 1, before.padding[row] : column + 1]
                 # Once it has stopped a row asks no more: a criterion may count its calls.
                 if not stops[row, : column + 1].any() and bool(self.criteria(ids, None)):
                     stops[row, column] = True
@@ -264,22 +268,19 @@ def commit(
     it is never counted, streamed or returned.
     """
     chosen = proposal.chosen & window.inside
-    written = dataclasses.replace(
-        state,
-        tokens=window.place(proposal.tokens, chosen, state.tokens),
-        decided=window.place(chosen, chosen, state.decided),
-    )
-    stops = stopping.columns(state, written)
-    last = torch.where(stops, written.column, state.width).amin(1, keepdim=True)
-    stopped = last[:, 0] < state.width
-    broken = (proposal.probs.isnan().any(-1) & proposal.decisive).any(1)
-    decided = written.decided & (written.column <= last)
-    committed = chosen & (window.columns <= last)
+    tokens = window.place(proposal.tokens, chosen, state.tokens)
+    decided = window.place(chosen, chosen, state.decided)
+    frontier = prefix_length(decided)
+    last = torch.where(stopping.columns(state, tokens, frontier), state.column, state.width).amin(1)
+    stopped, up_to_last = last < state.width, state.column <= last[:, None]
+    decided = decided & up_to_last
     after = dataclasses.replace(
-        written,
-        tokens=torch.where(decided, written.tokens, mask_token_id),
+        state,
+        tokens=torch.where(decided, tokens, mask_token_id),
         decided=decided,
-        done=stopped | (written.frontier == state.width) | broken,
+        frontier=frontier.minimum(last + 1),
+        done=stopped | (frontier == state.width) | proposal.broken.any(1),
         steps=state.steps + 1,
     )
+    committed = chosen & (window.columns <= last[:, None])
     return after, StepInfo(state, window, proposal, committed, stopped)

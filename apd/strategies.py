@@ -527,9 +527,15 @@ def entropy(draft: Draft) -> Tensor:
     return -(draft.logprobs.exp() * draft.logprobs.clamp(min=torch.finfo(draft.logprobs.dtype).min)).sum(-1)
 
 
+#: Surer than this is as good as certain, and among certain ones the leftmost comes first. Else the tail of stop tokens, a
+#: little surer still, would be decided before the answer.
+CERTAIN = 1 - 2.0**-19
+
+
 def _places(rank: Tensor, candidate: Tensor) -> Tensor:
     """The place of each position when candidates are ordered by `rank`, highest first, ties from the left: `b m`."""
-    order = rank.masked_fill(~candidate, -torch.inf).sort(dim=1, descending=True, stable=True).indices
+    rank = rank.clamp(max=CERTAIN).masked_fill(~candidate, -torch.inf)
+    order = rank.sort(dim=1, descending=True, stable=True).indices
     return torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )

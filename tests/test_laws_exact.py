@@ -124,7 +124,8 @@ class AskTheDrafter:
             decided = torch.arange(state.width) < window.columns[:, j, None]
             tokens = canvas.where(decided, self.drafter.mask_token_id)
             rows = window.inside[:, j].nonzero().squeeze(1)
-            there = dataclasses.replace(state, tokens=tokens, decided=decided).select(rows)
+            frontier = window.columns[:, j]
+            there = dataclasses.replace(state, tokens=tokens, decided=decided, frontier=frontier).select(rows)
             session = self.drafter.open(there, None, None)
             logits[rows, j] = session.logits(there, Window.at_frontier(there, self.window_size))[:, 0]
         return logits

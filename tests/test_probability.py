@@ -105,7 +105,7 @@ def test_log_normalise_tells_distributions_from_broken_rows():
     rows = torch.tensor([[1.0, 2.0], [-inf, 0.0], [-inf, -inf], [math.nan, 0.0], [inf, 0.0], [1e30, -1e30]])
     logprobs = log_normalise(rows)
     assert logprobs.isnan().any(-1).tolist() == [False, False, True, True, True, False]
-    assert logprobs[4].isnan().tolist() == [True, False]  # the largest
+    assert logprobs[2:5].isnan().all()
     assert logprobs[1].tolist() == [-inf, 0.0]
 
 

@@ -153,6 +153,7 @@ def choose(strategy, rows, *, decided=None, width=None):
     state = DecodeState(
         tokens=torch.zeros(1, m + 1, dtype=torch.int64),
         decided=torch.tensor([[True] + (decided or [False] * m)]),
+        frontier=zeros + 1,
         done=torch.zeros(1, dtype=torch.bool),
         padding=zeros,
         start=zeros + 1,

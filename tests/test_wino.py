@@ -16,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from apd import WINO, APDSampler, Blocks, Confidence, MaskedDiffusionDrafter, Threshold, load_drafter
 from apd.embedded.tasks import instances
 from apd.ideal import IdealListModel
+from apd.probability import prefix_length
 from apd.state import DecodeState, Window
 from benchmarks.parallelbench.theory import shuffle_accuracy
 
@@ -69,7 +70,7 @@ def half_decided(drafter, *, length: int = 12, num_ids: int = 30) -> DecodeState
     tokens[~decided | (column >= end[:, None])] = drafter.mask_token_id
     zeros = torch.zeros_like(padding)
     return DecodeState(
-        tokens, decided, zeros.bool(), padding, start, end, seeds=zeros, steps=zeros, rows=zeros, pace=zeros.float()
+        tokens, decided, start, zeros.bool(), padding, start, end, seeds=zeros, steps=zeros, rows=zeros, pace=zeros.float()
     )
 
 
@@ -136,8 +137,9 @@ def test_the_exact_model_leaves_exactly_one_out():
     contexts = contexts[(contexts == model.mask_token_id).any(1)]
     tokens = torch.cat([torch.zeros(len(contexts), 1, dtype=torch.int64), contexts], 1)
     decided, zeros = tokens != model.mask_token_id, torch.zeros(len(tokens), dtype=torch.int64)
+    frontier, end, pace = prefix_length(decided), zeros + 1 + model.length, zeros.float()
     state = DecodeState(
-        tokens, decided, decided.all(1), zeros, zeros + 1, zeros + 1 + model.length, zeros, zeros, zeros, zeros.float()
+        tokens, decided, frontier, decided.all(1), zeros, zeros + 1, end, zeros, zeros, zeros, pace
     )
     window = Window.at_frontier(state, None)
     probs = model.drafter.open(state, None, None).leave_one_out_logits(state, window).softmax(-1)
@@ -174,8 +176,9 @@ def wino_by_hand(drafter, prompt: list[int], length: int, wino: WINO) -> tuple[l
         while True:
             decided = canvas != drafter.mask_token_id
             start = zeros + len(prompt)
+            end, pace = start + length, zeros.float()
             state = DecodeState(
-                canvas.clone(), decided, zeros.bool(), zeros, start, start + length, zeros, zeros, zeros, zeros.float()
+                canvas.clone(), decided, start, zeros.bool(), zeros, start, end, zeros, zeros, zeros, pace
             )
             columns = torch.arange(len(prompt), len(prompt) + length)[None]
             window = Window(columns, columns >= 0, [len(prompt)], [len(prompt) + length])
