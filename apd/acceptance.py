@@ -127,7 +127,10 @@ class Coupling:
         **_: object,
     ) -> Judgement:
         target = sampling.pick(target_scores, noise)
-        sure = gather_tokens(target_logprobs, target).exp() >= self.threshold
+        if self.threshold > 0:
+            sure = gather_tokens(target_logprobs, target).exp() >= self.threshold
+        else:
+            sure = torch.ones_like(target, dtype=torch.bool)
         return Judgement((draft == target) & sure, target, sure if self.correction else None)
 
 

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import numbers
 import warnings
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -287,7 +288,9 @@ def resolve(
     _check_length(prompt.shape[1] - int(padding.min()), max_new_tokens, limits)
 
     copies = _count("num_return_sequences", generation.num_return_sequences or 1)
-    prompt, padding = (values.to(limits.device).repeat_interleave(copies, 0) for values in (prompt, padding))
+    prompt, padding = prompt.to(limits.device), padding.to(limits.device)
+    if copies > 1:
+        prompt, padding = prompt.repeat_interleave(copies, 0), padding.repeat_interleave(copies, 0)
     pad_token_id = generation.pad_token_id
     if pad_token_id is None:
         pad_token_id = stop_token_ids[0] if stop_token_ids else 0
@@ -337,8 +340,9 @@ def effective_config(
         refuse_unknown(added, of_transformers, "GenerationConfig")
     _refuse(kwargs, unless=())  # before transformers looks at them
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
-    for default in defaults:
-        config.update(**default, defaults_only=True)
+    # One update, since each validates everything.
+    known = [{name: value for name, value in default.items() if value is not None} for default in defaults]
+    config.update(**dict(ChainMap(*known)), defaults_only=True)
     unused = config.update(**kwargs)
     refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
     _refuse(vars(config), unless=_UNASKED)
@@ -475,6 +479,8 @@ def _left_padding(
         )
     else:
         real = attention_mask.to(prompt.device) != 0
+    if real.all():
+        return torch.zeros(len(prompt), dtype=torch.int64, device=prompt.device)
     empty = ~real.any(1)
     if empty.any():
         raise ValueError(f"Every prompt must hold a token, row {int(empty.long().argmax())} is all padding.")

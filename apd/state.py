@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import StoppingCriteriaList
 
 from apd.config import WindowSize
@@ -97,9 +96,20 @@ class DecodeState:
         return dataclasses.replace(self, tokens=self.tokens[:, :width], decided=self.decided[:, :width])
 
 
-def to_device(values: list[int] | list[bool], device: torch.device) -> Tensor:
+def to_device(values: list[int] | list[bool] | list[list[int]], device: torch.device) -> Tensor:
     """As a tensor; the device is not waited for."""
     return torch.tensor(values).to(device, non_blocking=True)
+
+
+def ragged(starts: list[int], ends: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Columns `start … end − 1` of each row, ragged rows filled up on the right: `b q` int64, and which are real, bool."""
+    width = max(end - start for start, end in zip(starts, ends, strict=True))
+    if len(set(starts)) == len(set(ends)) == 1:
+        columns = torch.arange(starts[0], ends[0], device=device).expand(len(starts), -1)
+        return columns, torch.ones_like(columns, dtype=torch.bool)
+    first, end = to_device([starts, ends], device)[..., None]
+    columns = first + torch.arange(width, device=device)
+    return columns, columns < end
 
 
 class FollowsRows(Protocol):
@@ -160,10 +170,7 @@ class Window:
             else:
                 sizes = [max(math.ceil(HEADROOM * pace), LOWEST) for pace in state.pace.tolist()]
             ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
-        width = max(end - start for start, end in zip(starts, ends, strict=True))
-        columns = state.frontier[:, None] + torch.arange(width, device=state.tokens.device)
-        inside = columns < to_device(ends, columns.device)[:, None]
-        return cls(columns, inside, starts, ends)
+        return cls(*ragged(starts, ends, state.tokens.device), starts, ends)
 
     def part(self, positions: slice) -> Window:
         """Only some of its masks; what the drafter sees stays the same."""
@@ -174,9 +181,10 @@ class Window:
 
     def place(self, values: Tensor, where: Tensor, row: Tensor) -> Tensor:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
-        # One more column takes what is not written.
-        target = torch.where(where, self.columns, row.shape[1])
-        return pad(row, (0, 1)).scatter_(1, target, values)[:, :-1]
+        at = (
+            self.columns % row.shape[1]
+        )  # past the end of the row: columns that are not in the window, left as they are
+        return row.scatter(1, at, torch.where(where, values, row.gather(1, at)))
 
 
 @dataclass(frozen=True)
@@ -272,8 +280,8 @@ def commit(
     decided = window.place(chosen, chosen, state.decided)
     frontier = prefix_length(decided)
     last = torch.where(stopping.columns(state, tokens, frontier), state.column, state.width).amin(1)
-    stopped, up_to_last = last < state.width, state.column <= last[:, None]
-    decided = decided & up_to_last
+    stopped = last < state.width
+    decided = decided & (state.column <= last[:, None])
     after = dataclasses.replace(
         state,
         tokens=torch.where(decided, tokens, mask_token_id),

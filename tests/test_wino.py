@@ -70,7 +70,17 @@ def half_decided(drafter, *, length: int = 12, num_ids: int = 30) -> DecodeState
     tokens[~decided | (column >= end[:, None])] = drafter.mask_token_id
     zeros = torch.zeros_like(padding)
     return DecodeState(
-        tokens, decided, start, zeros.bool(), padding, start, end, seeds=zeros, steps=zeros, rows=zeros, pace=zeros.float()
+        tokens,
+        decided,
+        start,
+        zeros.bool(),
+        padding,
+        start,
+        end,
+        seeds=zeros,
+        steps=zeros,
+        rows=zeros,
+        pace=zeros.float(),
     )
 
 
@@ -138,9 +148,7 @@ def test_the_exact_model_leaves_exactly_one_out():
     tokens = torch.cat([torch.zeros(len(contexts), 1, dtype=torch.int64), contexts], 1)
     decided, zeros = tokens != model.mask_token_id, torch.zeros(len(tokens), dtype=torch.int64)
     frontier, end, pace = prefix_length(decided), zeros + 1 + model.length, zeros.float()
-    state = DecodeState(
-        tokens, decided, frontier, decided.all(1), zeros, zeros + 1, end, zeros, zeros, zeros, pace
-    )
+    state = DecodeState(tokens, decided, frontier, decided.all(1), zeros, zeros + 1, end, zeros, zeros, zeros, pace)
     window = Window.at_frontier(state, None)
     probs = model.drafter.open(state, None, None).leave_one_out_logits(state, window).softmax(-1)
     for row, (context, start) in enumerate(zip(contexts.tolist(), state.frontier.tolist(), strict=True)):
