@@ -60,7 +60,7 @@ class Accepted(NamedTuple):
     """What became of a part of the window.
 
     Attributes:
-        tokens, chosen, decisive, probs: as in `Proposal`, of this part.
+        tokens, chosen, decisive, probs, logits, scores: as in `Proposal`, of this part.
         agrees: `b` bool, whether everything up to its end was accepted.
     """
 
@@ -69,6 +69,8 @@ class Accepted(NamedTuple):
     decisive: Tensor
     probs: Tensor
     agrees: Tensor
+    logits: Tensor | None = None
+    scores: Tensor | None = None
 
     @classmethod
     def of(

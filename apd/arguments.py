@@ -42,7 +42,7 @@ from transformers import (
 
 from apd.config import KNOBS
 from apd.probability import SEED_MASK, mix_seed
-from apd.processing import AllowedTokens, Processing, split_processors
+from apd.processing import WARPERS, AllowedTokens, Processing, split_processors
 from apd.sampling import Sampling
 from apd.state import Stopping
 from apd.stop_strings import StopStrings
@@ -242,6 +242,12 @@ class Request:
     processing: Processing
     sampling: Sampling
     generation: GenerationConfig
+
+    @property
+    def asks_the_caller(self) -> bool:
+        """Whether a step calls Python that may be the caller's own."""
+        theirs = [warper for warper in self.sampling.warpers if type(warper) not in WARPERS]
+        return bool(theirs or self.stopping.criteria or self.processing.processors or self.processing.allowed_tokens)
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:

@@ -13,7 +13,7 @@ from apd.arguments import Request
 from apd.config import APDConfig
 from apd.drafter import Drafter
 from apd.state import FIRST_PACE, DecodeState, StepInfo
-from apd.step import Models, Strategy, decode_step
+from apd.step import Fused, Models, Strategy, as_it_is, decode_step
 from apd.verifier import Verifier
 
 
@@ -35,6 +35,7 @@ class Decoding:
         vocab_size: see `Models`.
         call: its request has the first rows.
         rows: their numbers; 0, 1, … when not given.
+        fused: see `Models`; functions of the caller stay as they are.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Decoding:
         vocab_size: int,
         call: Call,
         rows: Tensor | None = None,
+        fused: Fused = as_it_is,
     ) -> None:
         self.call = call
         self.mask_token_id = drafter.mask_token_id
@@ -59,6 +61,7 @@ class Decoding:
             vocab_size=vocab_size,
             processing=call.request.processing,
             keeps_scores=bool(call.request.generation.output_scores or call.request.generation.output_logits),
+            fused=as_it_is if call.request.asks_the_caller else fused,
         )
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
@@ -146,10 +149,10 @@ def _widened(state: DecodeState, width: int, mask_token_id: int) -> DecodeState:
 
 
 def _refuse_unsound(info: StepInfo) -> None:
-    if not info.proposal.broken.any():
+    if not info.broken.any():
         return
     # The mixture last: it is broken where one of its models is.
-    for model, of_rows in [*zip(info.proposal.models, info.proposal.broken.unbind(1), strict=True)][::-1]:
+    for model, of_rows in [*zip(info.proposal.models, info.broken.unbind(1), strict=True)][::-1]:
         if not of_rows.any():
             continue
         row = int(of_rows.long().argmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -53,7 +54,7 @@ from apd.models import (
 from apd.output import APDOutput, Recorder, Sequences
 from apd.probability import mix_seed
 from apd.processing import AllowedTokens
-from apd.step import APD, Strategy
+from apd.step import APD, Fused, Strategy, as_it_is
 from apd.streaming import Chunk, chunks, feed
 from apd.verifier import CausalVerifier, Verifier
 
@@ -107,6 +108,7 @@ class APDSampler:
         self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
         self.tokenizer: Any = tokenizer
         self.strategy = strategy
+        self.fused: Fused = as_it_is
         self.vocab_size = self.drafter.vocab_size
         if self.verifier is not None:
             self.vocab_size = check_vocabularies(
@@ -292,6 +294,8 @@ class APDSampler:
                 raise TypeError(f"`{name}` must be a transformers model to be compiled, got {type(model).__name__}.")
             if model is not None:
                 model.compile(**options)
+        # What stands between the passes, without CUDA graphs: rows leave, so shapes change, if rarely.
+        self.fused = functools.cache(functools.partial(torch.compile, backend=options.get("backend", "inductor")))
         return self
 
     def stream(
@@ -511,7 +515,9 @@ class APDSampler:
         return Call(request, settings.config, strategy)
 
     def _open(self, call: Call, rows: Tensor | None = None) -> Decoding:
-        return Decoding(self.drafter, self.verifier, vocab_size=self.vocab_size, call=call, rows=rows)
+        return Decoding(
+            self.drafter, self.verifier, vocab_size=self.vocab_size, call=call, rows=rows, fused=self.fused
+        )
 
     def _check_any_order(self, settings: Settings, request: Request) -> None:
         if settings.config.window_size == "auto":

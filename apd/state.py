@@ -67,14 +67,15 @@ class DecodeState:
         """Columns of the batch, l."""
         return self.tokens.shape[1]
 
-    @cached_property
+    @property
     def column(self) -> Tensor:
         """The numbers of the columns: `l` int64."""
         return torch.arange(self.width, device=self.tokens.device)
 
     def passed_by(self, frontier: Tensor) -> Tensor:
         """Columns from the frontier to a later one: `b l` bool."""
-        return (self.column >= self.frontier[:, None]) & (self.column < frontier[:, None])
+        column = self.column
+        return (column >= self.frontier[:, None]) & (column < frontier[:, None])
 
     @property
     def num_new_tokens(self) -> Tensor:
@@ -93,7 +94,8 @@ class DecodeState:
     def narrowed(self) -> DecodeState:
         """Without the columns that are behind the end of every row."""
         width = max(self.layout.end, default=0)
-        return dataclasses.replace(self, tokens=self.tokens[:, :width], decided=self.decided[:, :width])
+        tokens, decided = (of[:, :width].contiguous() for of in (self.tokens, self.decided))
+        return dataclasses.replace(self, tokens=tokens, decided=decided)
 
 
 def to_device(values: list[int] | list[bool] | list[list[int]], device: torch.device) -> Tensor:
@@ -101,14 +103,26 @@ def to_device(values: list[int] | list[bool] | list[list[int]], device: torch.de
     return torch.tensor(values).to(device, non_blocking=True)
 
 
-def ragged(starts: list[int], ends: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Columns `start … end − 1` of each row, ragged rows filled up on the right: `b q` int64, and which are real, bool."""
-    width = max(end - start for start, end in zip(starts, ends, strict=True))
-    if len(set(starts)) == len(set(ends)) == 1:
+#: Columns of a compiled window or pass are rounded up to a multiple of this.
+COLUMNS = 64
+
+
+def round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def ragged(starts: list[int], ends: list[int], device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Columns `start … end − 1` of each row, ragged rows filled up on the right: `b q` int64, and which are real, bool.
+
+    Args:
+        width: the least q; 0 for as wide as the widest row.
+    """
+    widest = max(end - start for start, end in zip(starts, ends, strict=True))
+    if not width and len(set(starts)) == len(set(ends)) == 1:
         columns = torch.arange(starts[0], ends[0], device=device).expand(len(starts), -1)
         return columns, torch.ones_like(columns, dtype=torch.bool)
     first, end = to_device([starts, ends], device)[..., None]
-    columns = first + torch.arange(width, device=device)
+    columns = first + torch.arange(max(width, widest), device=device)
     return columns, columns < end
 
 
@@ -161,8 +175,12 @@ class Window:
     ends: list[int]
 
     @classmethod
-    def at_frontier(cls, state: DecodeState, window_size: WindowSize) -> Window:
-        """m columns from the frontier of each row: M, all that are left, or with "auto" as its own pace suggests."""
+    def at_frontier(cls, state: DecodeState, window_size: WindowSize, *, is_fixed: bool = False) -> Window:
+        """m columns from the frontier of each row: M, all that are left, or with "auto" as its own pace suggests.
+
+        Args:
+            is_fixed: fill up to M, or to a multiple of 64, so that shapes are few.
+        """
         starts, ends = state.layout.frontier, state.layout.end
         if window_size is not None:
             if isinstance(window_size, int):
@@ -170,7 +188,11 @@ class Window:
             else:
                 sizes = [max(math.ceil(HEADROOM * pace), LOWEST) for pace in state.pace.tolist()]
             ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
-        return cls(*ragged(starts, ends, state.tokens.device), starts, ends)
+        width = 0
+        if is_fixed:
+            widest = max(end - start for start, end in zip(starts, ends, strict=True))
+            width = window_size if isinstance(window_size, int) else round_up(widest, COLUMNS)
+        return cls(*ragged(starts, ends, state.tokens.device, min(width, state.width)), starts, ends)
 
     def part(self, positions: slice) -> Window:
         """Only some of its masks; what the drafter sees stays the same."""
@@ -213,11 +235,6 @@ class Proposal:
     logits: Tensor | None = None
     scores: Tensor | None = None
 
-    @cached_property
-    def broken(self) -> Tensor:
-        """Which of `models` gave no distribution where one was needed: `b k` bool."""
-        return (self.probs.isnan() & self.decisive[..., None]).any(1)
-
 
 @dataclass(frozen=True)
 class StepInfo:
@@ -229,6 +246,7 @@ class StepInfo:
         proposal: the strategy's proposal.
         committed: `b m` bool, what was committed: the proposal up to the first stop token.
         stopped: `b` bool, the rows that a stop token or a stopping criterion ended.
+        broken: `b k` bool, which of the proposal's models gave no distribution where one was needed.
     """
 
     before: DecodeState
@@ -236,6 +254,7 @@ class StepInfo:
     proposal: Proposal
     committed: Tensor
     stopped: Tensor
+    broken: Tensor
 
 
 @dataclass(frozen=True)
@@ -281,14 +300,15 @@ def commit(
     frontier = prefix_length(decided)
     last = torch.where(stopping.columns(state, tokens, frontier), state.column, state.width).amin(1)
     stopped = last < state.width
+    broken = (proposal.probs.isnan() & proposal.decisive[..., None]).any(1)
     decided = decided & (state.column <= last[:, None])
     after = dataclasses.replace(
         state,
         tokens=torch.where(decided, tokens, mask_token_id),
         decided=decided,
         frontier=frontier.minimum(last + 1),
-        done=stopped | (frontier == state.width) | proposal.broken.any(1),
+        done=stopped | (frontier == state.width) | broken.any(1),
         steps=state.steps + 1,
     )
     committed = chosen & (window.columns <= last[:, None])
-    return after, StepInfo(state, window, proposal, committed, stopped)
+    return after, StepInfo(state, window, proposal, committed, stopped, broken)

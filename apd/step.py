@@ -6,7 +6,7 @@
     4. Accept.  The longest prefix on which draft and mixture agree (`acceptance.py`).
     5. Commit.  Write it, cut at the first stop token, move the frontier (`state.commit`).
 
-`APD.propose` holds 1 to 4 under these numbers; `decode_step` adds 5 and is the same for every strategy.
+`APD.propose` and `APD.judge` hold 1 to 4 under these numbers; `decode_step` adds 5 and is the same for every strategy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from apd.verifier import VerifierSession
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class Draft:
     noise: Noise
 
 
+class Fused(Protocol):
+    """Makes of a function one that does the same."""
+
+    def __call__(self, function: Callable[P, T], /) -> Callable[P, T]: ...
+
+
+def as_it_is(function: Callable[P, T]) -> Callable[P, T]:
+    return function
+
+
 @dataclass(frozen=True)
 class Models:
     """The models of one call, open, restricted to the tokens they share and to what the caller allows.
@@ -62,6 +75,7 @@ class Models:
         vocab_size: ids below it exist in both models.
         processing: the caller's logits processors, the same for both models.
         keeps_scores: whether a proposal holds what decided each position, `b m v`.
+        fused: the same function, its small operations compiled into few; see `APDSampler.compile`.
     """
 
     drafter: DrafterSession
@@ -71,6 +85,7 @@ class Models:
     vocab_size: int
     processing: Processing
     keeps_scores: bool = False
+    fused: Fused = as_it_is
 
     def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
@@ -92,8 +107,8 @@ class Models:
         return self._drafts(self.verifier.logits(state, window, nothing), state, window, sampling)
 
     def _drafts(self, logits: Logits, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
-        parts = self._parts(window)
-        return Drafts(parts, lambda part: self._drawn(logits[:, part], state, window.part(part), sampling))
+        parts, drawn = self._parts(window), self.fused(Models._drawn)
+        return Drafts(parts, lambda part: drawn(self, logits[:, part], state, window.part(part), sampling))
 
     def _drawn(self, logits: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Draft:
         noise = sampling.noise(state, window)
@@ -109,18 +124,17 @@ class Models:
         scores = sampling.warp(logprobs)
         return Draft(sampling.pick(scores, noise), logprobs, scores, noise)
 
-    def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Callable[[slice], Tensor]:
-        """log p_AR of every token given the draft before it, `b c v`, for the part of the window that it is asked for."""
+    def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
+        """The verifier's raw logits at every position given the draft before it, `b m v`."""
         assert self.verifier is not None
-        logits = self.verifier.logits(state, window, draft)
+        return self.verifier.logits(state, window, draft)
 
-        def logprobs(part: slice) -> Tensor:
-            of_part = self._supported(logits[:, part], state, window.part(part))
-            if self.processing.needs_history:
-                of_part = self.processing.along(of_part, state, window, lambda _, position: draft[:, position])
-            return log_normalise(of_part)
-
-        return logprobs
+    def verified(self, logits: Tensor, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
+        """log p_AR of every token of a window or a part of it, from the raw logits: `b c v`."""
+        logits = self._supported(logits, state, window)
+        if self.processing.needs_history:
+            logits = self.processing.along(logits, state, window, lambda _, position: draft[:, position])
+        return log_normalise(logits)
 
     def select(self, rows: Tensor) -> None:
         self.drafter.select(rows)
@@ -242,26 +256,11 @@ class APD(Memoryless):
         for part in drafts.parts:
             if accepted and not accepted[-1].agrees.any():
                 break
-            draft, here = drafts[part], window.part(part)
-
-            # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
-            logprobs, target_scores = [draft.logprobs, draft.logprobs], draft.scores
-            if verify is not None:
-                of_verifier = verify(part)
-                mixture = mix(draft.logprobs, of_verifier, self.mixture_weight)
-                logprobs, target_scores = [log_normalise(mixture), draft.logprobs, of_verifier], sampling.warp(mixture)
-
-            # 4. Accept.
-            judgement = self.accept(
-                draft=draft.tokens,
-                draft_scores=draft.scores,
-                target_scores=target_scores,
-                target_logprobs=logprobs[0],
-                noise=draft.noise,
-                sampling=sampling,
-                key=(state, here),
+            of_verifier = verify[:, part] if verify is not None else None
+            judge = models.fused(APD.judge)
+            accepted.append(
+                judge(self, drafts[part], of_verifier, models, state, window.part(part), sampling, accepted[-1:])
             )
-            accepted.append(Accepted.of(judgement, draft.tokens, here, logprobs, accepted[-1:]))
 
         width = window.columns.shape[1]
         tokens, chosen, decisive, probs = (
@@ -273,11 +272,50 @@ class APD(Memoryless):
             decisive=decisive,
             probs=probs,
             draft=drafted,
-            models=("target", "drafter", "verifier") if verify else ("target", "drafter"),
-            logits=_deciding(draft.logprobs, logprobs[0]) if models.keeps_scores else None,
-            scores=_deciding(*(scores.of_all(models.vocab_size) for scores in (draft.scores, target_scores)))
-            if models.keeps_scores
-            else None,
+            models=("target", "drafter", "verifier") if self.needs_verifier else ("target", "drafter"),
+            logits=accepted[0].logits,
+            scores=accepted[0].scores,
+        )
+
+    def judge(
+        self,
+        draft: Draft,
+        of_verifier: Tensor | None,
+        models: Models,
+        state: DecodeState,
+        window: Window,
+        sampling: Sampling,
+        before: list[Accepted],
+    ) -> Accepted:
+        """What becomes of the draft of a window, or of a part of it.
+
+        Args:
+            of_verifier: its raw logits, `b c v`; `None` at R = 1.
+            before: the part before this one, none for the first.
+        """
+        # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
+        logprobs, target_scores = [draft.logprobs, draft.logprobs], draft.scores
+        if of_verifier is not None:
+            verified = models.verified(of_verifier, state, window, draft.tokens)
+            mixture = mix(draft.logprobs, verified, self.mixture_weight)
+            logprobs, target_scores = [log_normalise(mixture), draft.logprobs, verified], sampling.warp(mixture)
+
+        # 4. Accept.
+        judgement = self.accept(
+            draft=draft.tokens,
+            draft_scores=draft.scores,
+            target_scores=target_scores,
+            target_logprobs=logprobs[0],
+            noise=draft.noise,
+            sampling=sampling,
+            key=(state, window),
+        )
+        accepted = Accepted.of(judgement, draft.tokens, window, logprobs, before)
+        if not models.keeps_scores:
+            return accepted
+        return accepted._replace(
+            logits=_deciding(draft.logprobs, logprobs[0]),
+            scores=_deciding(*(scores.of_all(models.vocab_size) for scores in (draft.scores, target_scores))),
         )
 
 
@@ -303,9 +341,10 @@ def decode_step(
     stopping: Stopping,
 ) -> tuple[DecodeState, StepInfo]:
     """One step of every row: the strategy proposes, and 5. what it chose is committed."""
-    window = Window.at_frontier(state, window_size)
+    window = Window.at_frontier(state, window_size, is_fixed=models.fused is not as_it_is)
     proposal = strategy.propose(state, window, models, sampling)
-    after, info = commit(state, window, proposal, stopping=stopping, mask_token_id=models.mask_token_id)
+    committed = models.fused(commit)
+    after, info = committed(state, window, proposal, stopping=stopping, mask_token_id=models.mask_token_id)
     if window_size == "auto":
         pace = next_pace(state.pace, info.committed.sum(1), window.inside.sum(1))
         after = dataclasses.replace(after, pace=pace)
