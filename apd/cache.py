@@ -7,7 +7,7 @@ attention mask until it is overwritten.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -59,29 +59,36 @@ class Span:
         return not any(self.paddings) and len(set(self.starts)) == len(set(self.ends)) == 1
 
     @cached_property
+    def on_device(self) -> DeviceSpan:
+        """The same where the tensors are."""
+        return DeviceSpan.of(to_device([self.starts, self.ends, self.paddings], self.device), self.width)
+
+    @cached_property
     def columns(self) -> Tensor:
         """`b q` int64, or `1 q` where they are level; fillers point past the row's end."""
         if self.is_level:
             return torch.arange(self.starts[0], self.ends[0], device=self.device)[None]
-        return self._tensor(self.starts) + torch.arange(self.width, device=self.device)
+        return self.on_device.columns
 
-    @cached_property
+    @property
     def real(self) -> Tensor:
         """`b q` bool, False for fillers."""
-        return (self.columns < self._tensor(self.ends)).expand(len(self.ends), -1)
+        return self.on_device.real
 
     def ids(self, tokens: Tensor) -> Tensor:
         """What stands there, `b l` → `b q`; fillers are id 0, since past a row's end may be no word of the model."""
         if self.is_level:
             return tokens[:, self.starts[0] : self.ends[0]]
-        return tokens.gather(1, self.columns.clamp(max=tokens.shape[1] - 1)).masked_fill(~self.real, 0)
+        return self.on_device.ids(tokens)
 
     @property
     def positions(self) -> Tensor:
         """`b q` int64; fillers stand at 0, since there may be no such position."""
-        if self.is_level:
-            return self.columns
-        return (self.columns - self._tensor(self.paddings)).masked_fill(~self.real, 0)
+        return self.columns if self.is_level else self.on_device.positions
+
+    def slots(self, num_columns: int) -> Tensor:
+        """Where a cache with so many columns takes their keys, `b q` or `1 q`; those of fillers go behind the last."""
+        return self.columns if self.is_level else self.on_device.slots(num_columns)
 
     def mask(self, keys: Tensor, *, causal: bool) -> Tensor | None:
         """Which keys a column sees, `b 1 q k` bool, `None` for all: real ones before the end, up to itself if causal.
@@ -89,11 +96,9 @@ class Span:
         Args:
             keys: `b k` or `1 k` int64, their columns.
         """
-        up_to = keys[:, None, :] <= self.columns[:, :, None] if causal else None
         if not self.is_level:
-            seen = ((keys >= self._tensor(self.paddings)) & (keys < self._tensor(self.ends)))[:, None]
-            up_to = seen.expand(-1, self.width, -1) if up_to is None else seen & up_to
-        return None if up_to is None else up_to[:, None]
+            return self.on_device.mask(keys, causal=causal)
+        return (keys[:, None, None] <= self.columns[:, None, :, None]) if causal else None
 
     def passes(self) -> list[list[int]]:
         """Which rows to compute together: all, or the wide ones apart where fillers would cost more than a pass."""
@@ -104,9 +109,43 @@ class Span:
         starts, ends, paddings = ([of[i] for i in rows] for of in (self.starts, self.ends, self.paddings))
         return Span(starts, ends, paddings, self.device)
 
-    def _tensor(self, values: list[int]) -> Tensor:
-        """`b 1` int64."""
-        return to_device(values, self.device)[:, None]
+
+@dataclass(frozen=True)
+class DeviceSpan:
+    """A span as the device knows it, for rows of any widths; also made in a graph, where numbers cannot be the host's.
+
+    Attributes:
+        columns, real: `b q`, as those of the span.
+        ends, paddings: the same, `b 1` int64.
+    """
+
+    columns: Tensor
+    real: Tensor
+    ends: Tensor
+    paddings: Tensor
+
+    @classmethod
+    def of(cls, edges: Tensor, width: int) -> DeviceSpan:
+        """Of starts, ends and paddings, `3 b` int64."""
+        starts, ends, paddings = edges[..., None].unbind()
+        columns = starts + torch.arange(width, device=edges.device)
+        return cls(columns, columns < ends, ends, paddings)
+
+    def ids(self, tokens: Tensor) -> Tensor:
+        return tokens.gather(1, self.columns.clamp(max=tokens.shape[1] - 1)).masked_fill(~self.real, 0)
+
+    @property
+    def positions(self) -> Tensor:
+        return (self.columns - self.paddings).masked_fill(~self.real, 0)
+
+    def slots(self, num_columns: int) -> Tensor:
+        return self.columns.masked_fill(~self.real, num_columns)
+
+    def mask(self, keys: Tensor, *, causal: bool) -> Tensor:
+        seen = ((keys >= self.paddings) & (keys < self.ends))[:, None]
+        if causal:
+            seen = seen & (keys[:, None, :] <= self.columns[:, :, None])
+        return seen.expand(-1, self.columns.shape[1], -1)[:, None]
 
 
 #: What a pass costs beside its columns, in columns. It reads every weight, which takes a GPU as long as computing with
@@ -129,18 +168,18 @@ class Aim:
 
     Attributes:
         num_rows, num_columns: of the cache.
-        rows: `n` int64, the rows of the pass.
+        rows: `n` int64, the rows of the pass; `None` between passes.
         is_whole: whether these are all rows.
-        slots: `n q` or `1 q` int64, where it writes.
+        slots: `n q` or `1 q` int64, where it writes; `None` between passes.
         level: the same as a slice, where all rows are there and write alike.
         visible: columns that it reads, from the left.
     """
 
     num_rows: int
     num_columns: int
-    rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    rows: Tensor | None = None
     is_whole: bool = True
-    slots: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    slots: Tensor | None = None
     level: slice | None = None
     visible: int = 0
 
@@ -168,14 +207,16 @@ class ColumnLayer(CacheLayerMixin):
             )
         self.is_initialized = True
         if self.is_fixed:
-            torch._dynamo.mark_static_address(self.keys)
-            torch._dynamo.mark_static_address(self.values)
+            # Not guarded: with memory elsewhere a CUDA graph is recorded again, but nothing compiled.
+            torch._dynamo.mark_static_address(self.keys, guard=False)
+            torch._dynamo.mark_static_address(self.values, guard=False)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         aim, device = self.aim, key_states.device
+        assert aim.rows is not None and aim.slots is not None
         if aim.level is not None:
             self.keys[:, :, aim.level] = key_states
             self.values[:, :, aim.level] = value_states
@@ -254,7 +295,18 @@ class ColumnCache(Cache):
         aim.is_whole, aim.visible = rows is None, span.reach
         aim.rows = torch.arange(aim.num_rows, device=span.device) if rows is None else rows
         aim.level = slice(span.starts[0], span.reach) if span.is_level and rows is None else None
-        aim.slots = span.columns if span.is_level else torch.where(span.real, span.columns, aim.num_columns)
+        aim.slots = span.slots(aim.num_columns)
+
+    def aim_at_all(self, span: DeviceSpan) -> None:
+        """Let the next forward pass, of all rows, write at `span` and read every column there is."""
+        aim = self.aimed
+        aim.is_whole, aim.visible, aim.level = True, aim.num_columns, None
+        aim.rows = torch.arange(aim.num_rows, device=span.columns.device)
+        aim.slots = span.slots(aim.num_columns)
+
+    def lower(self) -> None:
+        """Forget where the pass wrote: what is made in a graph and outlives it is an output, whose memory it keeps."""
+        self.aimed.rows = self.aimed.slots = None
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (`n` int64)."""

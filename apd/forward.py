@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, Span
+from apd.cache import ColumnCache, DeviceSpan, Span
 from apd.state import DecodeState, FollowsRows, Window, to_device
 
 
@@ -108,6 +108,28 @@ def run(
     return output.last_hidden_state
 
 
+def run_seated(
+    model: PreTrainedModel, causal: bool, tokens: Tensor, seating: Tensor, width: int, cache: ColumnCache | None
+) -> Tensor:
+    """The pass of every seat, `s q d`, and in the same graph all that it needs.
+
+    Args:
+        tokens: `s l` int64, the rows in any order; anything where none is.
+        seating: see `FixedPasses.seating`.
+        width: q.
+    """
+    span, rows = DeviceSpan.of(seating[:3], width), seating[3]
+    keys = span.columns
+    if cache is not None:
+        cache.aim_at_all(span)
+        keys = torch.arange(cache.visible, device=keys.device)[None]
+    mask = _for_attention(span.mask(keys, causal=causal), model)
+    hidden = run(model, span.ids(tokens[rows]), mask, span.positions, cache)
+    if cache is not None:
+        cache.lower()
+    return hidden
+
+
 @dataclass(frozen=True)
 class Shadows:
     """Inputs beside those of a row, which nothing sees but they themselves.
@@ -152,14 +174,17 @@ class Compiled:
 
     Args:
         model: a transformers decoder.
+        causal: whether a column sees only columns up to itself.
         **options: of `torch.compile`.
     """
 
-    def __init__(self, model: PreTrainedModel, **options: Any) -> None:
+    def __init__(self, model: PreTrainedModel, *, causal: bool, **options: Any) -> None:
         self.model = model
+        # torch.compile takes entries out of its options, and the other model is given the same ones.
+        options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
         # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-        self.run = torch.compile(partial(run, model), dynamic=False, **options)
+        self.run = torch.compile(partial(run_seated, model, causal), dynamic=False, **options)
         self.caches: list[_Lent] = []
         self.lock = threading.Lock()
 
@@ -234,15 +259,28 @@ class FixedPasses(PlainPasses):
         seats = self.seats if rows is None else [self.seats[row] for row in rows]
         if self.is_cached and span.starts[0] == span.paddings[0]:
             return self.run_at(tokens, span, seats)
-        seated = SeatedSpan.of(span, seats, self.num_seats, self.num_columns)
-        places = to_device(seats, tokens.device)
-        everyone = tokens.new_zeros(self.num_seats, tokens.shape[1]).index_copy_(0, places, tokens)
-        if self.cache is not None:
-            self.cache.aim(seated, None)
-        if tokens.is_cuda:
+        # Until the graph is launched the device has nothing to do.
+        canvas = torch.empty(self.num_seats, self.num_columns, dtype=tokens.dtype, device=self.device)
+        canvas[: len(tokens), : tokens.shape[1]] = tokens
+        seating = self.seating(span, seats)
+        if canvas.is_cuda:  # nothing is left of what earlier graphs gave
             torch.compiler.cudagraph_mark_step_begin()
-        hidden = self.compiled.run(*self.inputs(everyone, seated), self.cache)
-        return hidden[:, : span.width].index_select(0, places.to(hidden.device))
+        hidden = self.compiled.run(canvas, seating, _round_up(span.width, COLUMNS), self.cache)
+        # A copy, since the next graph, of this model or the other, uses the same memory.
+        return hidden[:, : span.width].index_select(0, seating[-1, : len(tokens)].to(hidden.device))
+
+    def seating(self, span: Span, seats: list[int]) -> Tensor:
+        """Who sits where, in one tensor, which is one copy to the device: `5 s` int64.
+
+        Of each seat start, end and padding of its row and the number of that row, then of each row its seat.
+        """
+        # An empty seat sees what the first row sees, and computes the same; no columns if they would go to a cache.
+        first = span.ends[0] if self.is_cached else span.starts[0]
+        of_seats = [[first, span.ends[0], span.paddings[0], 0] for _ in range(self.num_seats)]
+        for row, (seat, *edges) in enumerate(zip(seats, span.starts, span.ends, span.paddings, strict=True)):
+            of_seats[seat] = [*edges, row]
+        of_rows = seats + [0] * (self.num_seats - len(seats))
+        return to_device([*map(list, zip(*of_seats, strict=True)), of_rows], self.device)
 
     def select(self, rows: Tensor) -> None:
         self.seats = [self.seats[row] for row in rows.tolist()]
@@ -280,7 +318,7 @@ class Neural:
 
     def compile(self, **options: Any) -> None:
         """Compile the forward pass for a few fixed shapes, see `APDSampler.compile`; `options` are `torch.compile`'s."""
-        self.compiled = Compiled(self.model, **options)
+        self.compiled = Compiled(self.model, causal=self.causal, **options)
 
     def passes(self, state: DecodeState, *, is_cached: bool) -> Passes:
         """The model's forward passes over these rows."""
@@ -289,44 +327,6 @@ class Neural:
         num_rows, num_columns = state.tokens.shape
         columns = num_columns if is_cached else None
         return PlainPasses(self.model, causal=self.causal, num_rows=num_rows, num_columns=columns)
-
-
-@dataclass(frozen=True)
-class SeatedSpan(Span):
-    """A span with a row for every seat and a rounded width; empty seats hold nothing but fillers, which see column 0.
-
-    Attributes:
-        empty: whether nobody sits there.
-        num_columns: of the cache, all of which are read, those that are not there yet being masked.
-    """
-
-    empty: list[bool]
-    num_columns: int
-
-    @classmethod
-    def of(cls, span: Span, seats: list[int], num_seats: int, num_columns: int) -> SeatedSpan:
-        """The span of the rows that sit at `seats`."""
-        starts, ends, paddings, empty = [0] * num_seats, [1] * num_seats, [0] * num_seats, [True] * num_seats
-        for seat, *row in zip(seats, span.starts, span.ends, span.paddings, strict=True):
-            starts[seat], ends[seat], paddings[seat] = row
-            empty[seat] = False
-        return cls(starts, ends, paddings, span.device, empty, num_columns)
-
-    @property
-    def reach(self) -> int:
-        return self.num_columns
-
-    @property
-    def width(self) -> int:
-        return _round_up(super().width, COLUMNS)
-
-    @cached_property
-    def is_level(self) -> bool:
-        return False  # a slice of its own would be a shape of its own
-
-    @cached_property
-    def real(self) -> Tensor:
-        return super().real & ~to_device(self.empty, self.device)[:, None]
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -1,21 +1,32 @@
 """Compiled passes: the plain path's tokens, in a few shapes, whoever comes and goes."""
 
+import statistics
+
 import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from apd import APDSampler, IdealListModel
+from apd.cache import ColumnCache
+from apd.forward import run_seated
 
 
 class Counting:
-    """A backend that runs the graph as it is and counts how often one was made."""
+    """A backend that runs the graphs as they are and keeps them."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.graphs: list[torch.fx.Graph] = []
 
-    def __call__(self, graph, example_inputs):
-        self.count += 1
-        return graph.forward
+    @property
+    def count(self) -> int:
+        return len(self.graphs)
+
+    def __call__(self, module, example_inputs):
+        self.graphs.append(module.graph)
+        return module.forward
 
 
 def compiled() -> tuple[APDSampler, Counting]:
@@ -58,7 +69,7 @@ def test_a_second_call_compiles_nothing() -> None:
 
 
 def test_calls_beside_each_other_have_caches_of_their_own() -> None:
-    sampler, _ = compiled()
+    sampler, backend = compiled()
     settings = {"max_new_tokens": 24, "eos_token_id": [], "window_size": 6, "kv_window": 4}
     prompts = [torch.tensor([prompt]) for prompt in PROMPTS[:2]]
     alone = [[c.tokens for c in trace_sampler().stream(prompt, **settings)] for prompt in prompts]
@@ -69,6 +80,7 @@ def test_calls_beside_each_other_have_caches_of_their_own() -> None:
             tokens.append(chunk.tokens)
     for tokens, expected in zip(together, alone, strict=True):
         assert tokens == expected[: len(tokens)] and len(tokens) > 1
+    assert backend.count == 2  # of drafter and verifier: a graph is not compiled again for another cache
 
 
 def test_a_model_that_is_not_neural_is_refused() -> None:
@@ -113,3 +125,108 @@ def test_memory_that_is_used_again_suits_the_call() -> None:
     for model in (sampler.drafter.model, sampler.verifier.model):
         model.double()
     assert sampler.generate(prompt, **settings).equal(first)
+
+
+@pytest.mark.parametrize("kv_window", [None, 4])
+def test_only_the_tokens_and_their_seats_are_copied_into_a_graph(kv_window) -> None:
+    """Cache and weights are read where they are, and nothing but the hidden states comes out."""
+    sampler, backend = compiled()
+    sampler.generate(**left_padded(PROMPTS[:3]), max_new_tokens=12, eos_token_id=[], kv_window=kv_window)
+    for graph in backend.graphs:
+        inputs = [node.meta for node in graph.nodes if node.op == "placeholder"]
+        copied = [of["example_value"] for of in inputs if "_dynamo_static_input_type" not in of["tensor_dict"]]
+        assert sorted(value.shape for value in copied) == [(3, 256), (5, 3)]
+        assert len(graph.output_node().args[0]) == 1
+    for model in (sampler.drafter, sampler.verifier):
+        for lent in model.compiled.caches:
+            assert lent.cache.aimed.rows is lent.cache.aimed.slots is None
+
+
+class Watching(TorchDispatchMode):
+    """Counts operations, and holds what they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += 1
+        self.devices |= {each.device.type for each in (result,) if isinstance(each, torch.Tensor)}
+        return result
+
+
+@pytest.mark.parametrize("kv_window", [None, 4])
+def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> None:
+    """The device is idle from where the host has waited for it until the graph is launched. It was 45 operations."""
+    sampler, _ = compiled()
+    passes, waited, between = sampler.drafter.compiled, [0], []
+
+    class Waiting(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if getattr(function, "__name__", "") == "tolist":
+                waited.append(watching.count)
+            return result
+
+    def run(*args):
+        between.append(watching.count - waited[-1])
+        return run_seated(passes.model, False, *args)
+
+    passes.run = run
+    with Watching() as watching, Waiting():
+        settings = {"kv_window": kv_window, "window_size": 4, "mixture_weight": 1.0}
+        sampler.generate(**left_padded(PROMPTS[:3]), max_new_tokens=24, eos_token_id=[], **settings)
+    assert len(between) > 3 and statistics.median(between) <= 11
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
+    """Inductor makes no CUDA graph of what touches a tensor of the CPU. "meta" is a device like another here."""
+    config = Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    config.num_key_value_heads, config._attn_implementation, config.is_causal = 1, implementation, causal
+    with torch.device("meta"), torch.no_grad():
+        model = Qwen2ForCausalLM(config)
+        cache = ColumnCache(1, 3, 256, is_fixed=True) if is_cached else None
+        if cache is not None:
+            cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 4)] * 2)
+        tokens, seating = torch.empty(3, 256, dtype=torch.int64), torch.empty(5, 3, dtype=torch.int64)
+    with Watching() as watching, torch.no_grad():
+        assert run_seated(model, causal, tokens, seating, 64, cache).shape == (3, 64, 8)
+    assert watching.devices == {"meta"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_window", [None, 4])
+def test_inductor_gives_the_same_tokens(kv_window) -> None:
+    torch._dynamo.reset()
+    sampler = trace_sampler.__wrapped__().compile(mode="reduce-overhead", fullgraph=True)
+    settings = left_padded(PROMPTS[:3]) | {
+        "max_new_tokens": 24,
+        "eos_token_id": [],
+        "window_size": 6,
+        "kv_window": kv_window,
+    }
+    expected = trace_sampler().generate(**settings)
+    assert sampler.generate(**settings).equal(expected)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert sampler.generate(**settings).equal(expected)
+
+
+def test_both_models_are_compiled_with_the_same_options() -> None:
+    """torch.compile took the filter out of the options that both models were given, so that one had none."""
+    torch._dynamo.reset()
+    asked = []
+
+    def keep_all(guards):
+        asked.append(len(guards))
+        return [True] * len(guards)
+
+    sampler = trace_sampler.__wrapped__().compile(
+        backend=lambda module, _, **__: module.forward, options={"guard_filter_fn": keep_all}
+    )
+    sampler.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=8, eos_token_id=[], window_size=4, kv_window=2)
+    assert len(asked) >= 2
