@@ -33,7 +33,8 @@ class StopStrings(StoppingCriteria):
         self.reach = 4 * max(map(len, self.stop_strings), default=0) + 1
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        return torch.tensor([self._is_completed(row[-self.reach :]) for row in input_ids.tolist()])
+        completed = [self._is_completed(row[-self.reach :]) for row in input_ids.tolist()]
+        return torch.tensor(completed, device=input_ids.device)
 
     def _is_completed(self, tail: list[int]) -> bool:
         before, now = self._text(tail[:-1]), self._text(tail)

@@ -267,6 +267,16 @@ def test_streamers_hear_tokens_on_the_cpu() -> None:
     assert there.all == here.all
 
 
+@pytest.mark.parametrize("stop", [["."], ["a", " t"]], ids=str)
+def test_stop_strings(stop: list[str]) -> None:
+    here, there = embedded(), embedded_on_gpu()
+    inputs = here.tokenizer(EXAMPLE_PROMPTS[:3], return_tensors="pt", padding=True)
+    settings = {"max_new_tokens": 24, "stop_strings": stop}
+    expected = here.generate(**inputs, **settings)
+    with PretendGPU():
+        assert there.generate(**to(GPU, inputs), **settings).tolist() == expected.tolist()
+
+
 def test_generate_of_transformers() -> None:
     """Its own arguments come prepared, on the device, or as it makes them."""
     here, there = embedded(), embedded_on_gpu()
