@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from apd.probability import ORDER, gather_tokens
 from apd.sampling import Sampling
-from apd.state import DecodeState, Proposal, Window
+from apd.state import DecodeState, Proposal, Window, to_device
 from apd.step import Draft, Memoryless, Models
 
 
@@ -82,7 +82,7 @@ class _TopK(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        schedule = torch.tensor(self._schedule, device=candidate.device)
+        schedule = to_device(list(self._schedule), candidate.device)
         count = schedule[state.steps.clamp(max=len(schedule) - 1)]
         place = _places(self.rank(measure, state, window, sampling), candidate)
         return place < count[:, None]
