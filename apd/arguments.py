@@ -623,7 +623,7 @@ def _processors(generation: GenerationConfig, stops: Tensor) -> list[LogitsProce
             NoBadWordsLogitsProcessor(generation.bad_words_ids, eos_token_id=stops if len(stops) else None)
         )
     if generation.suppress_tokens:
-        processors.append(SuppressTokensLogitsProcessor(generation.suppress_tokens))
+        processors.append(SuppressTokensLogitsProcessor(generation.suppress_tokens, device=stops.device))
     return processors
 
 

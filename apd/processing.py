@@ -28,7 +28,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from apd.state import DecodeState, Window
+from apd.state import DecodeState, Window, to_device
 
 #: Warpers say how a token is drawn; they act on the mixture too, and are therefore kept apart from processors.
 WARPERS = (
@@ -90,7 +90,7 @@ class Processing:
         if self.min_new_tokens and len(self.stop_token_ids):
             logits = _remove(logits, self.stop_token_ids, position < self.min_new_tokens)
         if self.suppressed_first:
-            suppressed = torch.tensor(self.suppressed_first, device=logits.device)
+            suppressed = to_device(list(self.suppressed_first), logits.device)
             logits = _remove(logits, suppressed, position == 0)
         if self.processors and not self.needs_history:
             flat = self.processors(None, rearrange(logits, "b m v -> (b m) v"))

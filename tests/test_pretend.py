@@ -134,6 +134,7 @@ def test_a_gpu_gives_the_answers_of_the_cpu(call: str) -> None:
 
 WAITING_ONCE = ["kv_window", "wide top_p", "correction", "rejection", "Threshold", "Blocks", "KLASS", "Autoregressive"]
 WAITING_ONCE += ["LeftToRight", "Confidence"]  # `tokens_per_step` was copied, and waited for, at every step
+WAITING_ONCE += ["processors without history"]  # and the tokens that these remove
 
 
 @pytest.mark.parametrize("call", WAITING_ONCE)
