@@ -102,7 +102,8 @@ class Span:
 
     def passes(self) -> list[list[int]]:
         """Which rows to compute together: all, or the wide ones apart where fillers would cost more than a pass."""
-        return _passes(sorted(range(len(self.widths)), key=self.widths.__getitem__), self.widths)
+        rows, widths = list(range(len(self.starts))), self.widths
+        return [rows] if len(set(widths)) == 1 else _passes(sorted(rows, key=widths.__getitem__), widths)
 
     def select(self, rows: list[int]) -> Span:
         """Only these rows."""

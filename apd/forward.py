@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from apd.cache import ColumnCache, DeviceSpan, Span
-from apd.state import DecodeState, FollowsRows, Window, to_device
+from apd.state import COLUMNS, DecodeState, FollowsRows, Window, round_up, to_device
 
 
 class Passes(FollowsRows, Protocol):
@@ -161,8 +161,8 @@ def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, s
     return run(model, ids.to(device), _for_attention(mask, model).to(device), positions.to(device), None)
 
 
-#: Columns of a compiled pass are rounded up to a multiple of this, and those of its cache to a multiple of that.
-COLUMNS, CACHED_COLUMNS = 64, 256
+#: Columns of the cache of a compiled pass are rounded up to a multiple of this.
+CACHED_COLUMNS = 256
 
 #: Graphs that dynamo may make of a pass, in one process, beyond which a pass is not compiled; caches that nobody uses
 #: but which are kept for the graphs that know them.
@@ -239,7 +239,7 @@ class FixedPasses(PlainPasses):
         self.is_cached = is_cached
         self.seats = list(range(len(state.rows)))  # of each row
         self.num_seats = len(state.rows)
-        self.num_columns = _round_up(state.width, CACHED_COLUMNS)
+        self.num_columns = round_up(state.width, CACHED_COLUMNS)
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
         if self.is_cached and self.cache is None:
@@ -265,7 +265,7 @@ class FixedPasses(PlainPasses):
         seating = self.seating(span, seats)
         if canvas.is_cuda:  # nothing is left of what earlier graphs gave
             torch.compiler.cudagraph_mark_step_begin()
-        hidden = self.compiled.run(canvas, seating, _round_up(span.width, COLUMNS), self.cache)
+        hidden = self.compiled.run(canvas, seating, round_up(span.width, COLUMNS), self.cache)
         # A copy, since the next graph, of this model or the other, uses the same memory.
         return hidden[:, : span.width].index_select(0, seating[-1, : len(tokens)].to(hidden.device))
 
@@ -290,7 +290,7 @@ class FixedPasses(PlainPasses):
         self.seats = self.seats + free[: len(state.rows) - len(self.seats)]
         before = self.num_seats, self.num_columns
         self.num_seats = max(self.num_seats, *(seat + 1 for seat in self.seats))
-        self.num_columns = max(self.num_columns, _round_up(state.width, CACHED_COLUMNS))
+        self.num_columns = max(self.num_columns, round_up(state.width, CACHED_COLUMNS))
         if self.cache is not None and before != (self.num_seats, self.num_columns):
             outgrown, self.cache = self.cache, self.compiled.lend(self, self.num_seats, self.num_columns)
             self.cache.copy_from(outgrown)
@@ -336,10 +336,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
 
 
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
-
-
 @dataclass(frozen=True)
 class Projection:
     """Logits of a window's positions, `b m v`, computed when they are asked for: `projection[:, 3:7]`.
@@ -376,7 +372,7 @@ class Projection:
         hidden = self.hidden[index]
         # Positions in one row: a slice of each row would be a batch of products, up to twenty times slower on a CPU.
         logits = self.model.get_output_embeddings()(hidden.flatten(0, -2))
-        return logits.unflatten(0, hidden.shape[:-1]).to(self.device)
+        return logits.view(*hidden.shape[:-1], -1).to(self.device)
 
 
 def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:

@@ -103,11 +103,12 @@ def to_device(values: list[int] | list[bool] | list[list[int]], device: torch.de
     return torch.tensor(values).to(device, non_blocking=True)
 
 
-#: Columns of a compiled window or pass are rounded up to a multiple of this.
+#: Columns of a compiled pass, or of a window around it, are rounded up to a multiple of this.
 COLUMNS = 64
 
 
 def round_up(value: int, step: int) -> int:
+    """The next multiple of `step`."""
     return -(-value // step) * step
 
 
