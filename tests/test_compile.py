@@ -9,9 +9,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from apd import APDSampler, IdealListModel
+from apd import APDSampler, IdealListModel, Threshold
 from apd.cache import ColumnCache
 from apd.forward import run_seated
+from apd.step import as_it_is
 
 
 class Counting:
@@ -29,11 +30,14 @@ class Counting:
         return module.forward
 
 
-def compiled() -> tuple[APDSampler, Counting]:
+def compiled(*, between: bool = True) -> tuple[APDSampler, Counting]:
+    """The traced pair, but not the models that all tests share; and what is between the passes, or not."""
     torch._dynamo.reset()
     backend = Counting()
-    # Not the models that all tests share.
-    return trace_sampler.__wrapped__().compile(backend=backend, fullgraph=True), backend
+    sampler = trace_sampler.__wrapped__().compile(backend=backend, fullgraph=True)
+    if not between:
+        sampler.fused = as_it_is
+    return sampler, backend
 
 
 PROMPTS = [prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())]
@@ -69,7 +73,7 @@ def test_a_second_call_compiles_nothing() -> None:
 
 
 def test_calls_beside_each_other_have_caches_of_their_own() -> None:
-    sampler, backend = compiled()
+    sampler, backend = compiled(between=False)
     settings = {"max_new_tokens": 24, "eos_token_id": [], "window_size": 6, "kv_window": 4}
     prompts = [torch.tensor([prompt]) for prompt in PROMPTS[:2]]
     alone = [[c.tokens for c in trace_sampler().stream(prompt, **settings)] for prompt in prompts]
@@ -81,6 +85,76 @@ def test_calls_beside_each_other_have_caches_of_their_own() -> None:
     for tokens, expected in zip(together, alone, strict=True):
         assert tokens == expected[: len(tokens)] and len(tokens) > 1
     assert backend.count == 2  # of drafter and verifier: a graph is not compiled again for another cache
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"correction": True, "acceptance_threshold": 0.3},
+        {"acceptance": "rejection", "do_sample": True, "top_k": 5},
+        {"mixture_weight": 1.0, "window_size": None},
+        {"window_size": "auto"},
+        {"strategy": Threshold(0.2)},
+        {"do_sample": True, "top_k": 0, "top_p": 0.8},
+        {"output_scores": True, "output_logits": True},
+    ],
+    ids=str,
+)
+def test_what_is_between_the_passes_gives_the_same(call) -> None:
+    sampler, backend = compiled()
+    for model in (sampler.drafter, sampler.verifier):
+        model.compiled = None
+    settings = {"max_new_tokens": 24, "eos_token_id": STOP, "window_size": 6, "seed": 0} | call
+    settings["return_dict_in_generate"] = True
+    outputs = [each.generate(**left_padded(PROMPTS), **settings) for each in (sampler, trace_sampler())]
+    assert backend.count > 0
+    assert outputs[0].sequences.equal(outputs[1].sequences)
+    for row, expected in zip(*(output.trace for output in outputs), strict=True):
+        assert (row.steps, row.committed) == (expected.steps, expected.committed)
+        assert row.target_probs == pytest.approx(expected.target_probs, rel=1e-4)
+    for name in {"scores", "logits"} & outputs[1].keys():
+        torch.testing.assert_close(outputs[0][name], outputs[1][name], atol=1e-4, rtol=0)
+
+
+def test_other_numbers_need_no_other_graphs() -> None:
+    """One graph of each function for the first call, another when a number changes, and none for all further ones."""
+    sampler, backend = compiled()
+    for model in (sampler.drafter, sampler.verifier):
+        model.compiled = None
+
+    def made(**call) -> int:
+        before = backend.count
+        sampler.generate(
+            torch.tensor([PROMPTS[2]]), eos_token_id=[], **{"max_new_tokens": 24, "window_size": 6} | call
+        )
+        return backend.count - before
+
+    assert made() == 3  # to draw, to judge, to commit
+    assert made() == 0
+    for calls in (
+        [{"do_sample": True, "top_k": 0, "temperature": t, "seed": 0} for t in (0.7, 0.8, 0.9, 1.1)],
+        [{"mixture_weight": weight} for weight in (0.4, 0.6, 0.7, 0.8)],
+        [{"acceptance_threshold": threshold} for threshold in (0.1, 0.2, 0.3, 0.4)],
+        [{"max_new_tokens": n} for n in (20, 22, 26, 28)],
+        [{"window_size": m} for m in (7, 8, 9, 10)],
+    ):
+        counts = [made(**call) for call in calls]
+        assert max(counts) <= 3 and counts[2:] == [0, 0]
+
+
+def test_what_the_caller_wrote_stays_python() -> None:
+    sampler, backend = compiled()
+    for model in (sampler.drafter, sampler.verifier):
+        model.compiled = None
+    asked = []
+
+    def allowed(row, ids):
+        asked.append(row)
+        return [3, 4, 5]
+
+    settings = {"max_new_tokens": 6, "eos_token_id": [], "window_size": 3, "prefix_allowed_tokens_fn": allowed}
+    sampler.generate(torch.tensor([PROMPTS[1]]), **settings)
+    assert asked and backend.count == 0
 
 
 def test_a_model_that_is_not_neural_is_refused() -> None:
@@ -130,7 +204,7 @@ def test_memory_that_is_used_again_suits_the_call() -> None:
 @pytest.mark.parametrize("kv_window", [None, 4])
 def test_only_the_tokens_and_their_seats_are_copied_into_a_graph(kv_window) -> None:
     """Cache and weights are read where they are, and nothing but the hidden states comes out."""
-    sampler, backend = compiled()
+    sampler, backend = compiled(between=False)
     sampler.generate(**left_padded(PROMPTS[:3]), max_new_tokens=12, eos_token_id=[], kv_window=kv_window)
     for graph in backend.graphs:
         inputs = [node.meta for node in graph.nodes if node.op == "placeholder"]

@@ -214,6 +214,15 @@ def test_entropies_of_the_hand_made_numbers():
     assert values[1] + values[2] == pytest.approx(0.848, abs=1e-3)
 
 
+def test_among_certain_tokens_the_leftmost_comes_first():
+    """The tail of stop tokens, surer still in the last bits, was decided before the answer."""
+    rows = [[0.6, 0.4, 0.0], [1 - 5e-7, 5e-7, 0.0], [1.0, 0.0, 0.0]]
+    assert choose(Confidence(1), rows) == [1]
+    assert choose(Margin(1), rows) == [1]
+    assert choose(Threshold(1.0), rows[:2]) == [1]
+    assert choose(Confidence(1), [rows[0], [1 - 1e-4, 1e-4, 0.0], rows[2]]) == [2]
+
+
 def test_decided_positions_are_no_candidates():
     decided = [False, True, False, False]
     assert choose(Confidence(1), ROWS, decided=decided) == [3]
