@@ -272,17 +272,20 @@ class APDSampler:
         return recorder.output(sequences.ids(), self.tokenizer if tokenizer is None else tokenizer)
 
     def compile(self, **options: Any) -> APDSampler:
-        """Compile the forward passes of both models, for a few fixed shapes; returns the sampler itself.
+        """Compile both models' forward passes, for a few fixed shapes, and what stands between them; returns the sampler.
 
         Worth it where launching kernels takes longer than running them: on a GPU, small batches, `kv_window` set. Then
         each new batch size, each further 64 columns that a step computes and each further 256 of prompt and answer are
         compiled once, at their first step, up to dynamo's limit of graphs, which is raised to 64 for the process; passes
         over whole rows, the first of each and those of `kv_refresh`, are not. Without `kv_window` every pass of the
         drafter is over whole rows, and compiled for each further 64 columns. The memory of a cache is kept for the next
-        call. Tokens are those of the plain passes, up to rounding.
+        call. Drawing, mixing with accepting, and committing are three graphs of few kernels, made again when a size or a
+        knob changes for the first time; where a call has processors or criteria of its own they stay Python. Tokens are
+        those of the plain path, up to rounding.
 
         Args:
-            **options: of `torch.compile`; by default `mode="reduce-overhead"` on a GPU, which records CUDA graphs.
+            **options: of `torch.compile`, for the passes; what stands between them has their backend. By default
+                `mode="reduce-overhead"` on a GPU, which records CUDA graphs.
 
         Raises:
             TypeError: a model is no transformers model.
