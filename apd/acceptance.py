@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apd.config import check_fraction
-from apd.probability import ACCEPT, RESIDUAL, gather_tokens, prefix_length
+from apd.probability import ACCEPT, RESIDUAL, gather_tokens, log_normalise, prefix_length
 from apd.sampling import Noise, Sampling, Scores
 from apd.state import DecodeState, Window
 
@@ -38,7 +38,7 @@ class AcceptanceRule(Protocol):
         draft: `b m` int64.
         draft_scores: warped log p_D.
         target_scores: warped log p_T.
-        target_logprobs: `b m v`, normalised log p_T before temperature and truncation.
+        target_logits: `b m v`, log p_T up to a constant, before temperature and truncation.
         noise: the Gumbel noise that the draft was drawn with.
         sampling: draws further keyed noise, for `key`.
     """
@@ -49,7 +49,7 @@ class AcceptanceRule(Protocol):
         draft: Tensor,
         draft_scores: Scores,
         target_scores: Scores,
-        target_logprobs: Tensor,
+        target_logits: Tensor,
         noise: Noise,
         sampling: Sampling,
         key: tuple[DecodeState, Window],
@@ -60,27 +60,36 @@ class Accepted(NamedTuple):
     """What became of a part of the window.
 
     Attributes:
-        tokens, chosen, decisive, probs, logits, scores: as in `Proposal`, of this part.
+        tokens, chosen, decisive, sound, probs, logits, scores: as in `Proposal`, of this part.
         agrees: `b` bool, whether everything up to its end was accepted.
     """
 
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
-    probs: Tensor
+    sound: Tensor
     agrees: Tensor
+    probs: Tensor | None = None
     logits: Tensor | None = None
     scores: Tensor | None = None
 
     @classmethod
     def of(
-        cls, judgement: Judgement, draft: Tensor, window: Window, logprobs: list[Tensor], before: list[Accepted]
+        cls,
+        judgement: Judgement,
+        draft: Tensor,
+        window: Window,
+        logits: list[Tensor],
+        before: list[Accepted],
+        *,
+        keeps_probs: bool,
     ) -> Accepted:
         """The prefix that is kept, and what stands instead of the token behind it, if the rule replaces that.
 
         Args:
-            logprobs: of each model, `b c v`.
+            logits: of each model, `b c v`.
             before: the part before this one, none for the first.
+            keeps_probs: see `Models`.
         """
         kept = judgement.kept & window.inside
         if before:
@@ -96,9 +105,12 @@ class Accepted(NamedTuple):
         if judgement.replaced is not None:
             replaced = judgement.replaced & decisive & (position == num_kept)
             tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
-        place = tokens[..., None]
-        probs = torch.cat([of_model.gather(-1, place) for of_model in logprobs], -1).exp()
-        return cls(tokens, chosen, decisive, probs, agrees)
+        # A row that holds NaN or +∞ or nothing finite is no distribution.
+        sound = torch.stack([of_model.amax(-1) for of_model in logits], -1).isfinite()
+        probs = None
+        if keeps_probs:
+            probs = torch.stack([gather_tokens(log_normalise(of_model), tokens) for of_model in logits], -1).exp()
+        return cls(tokens, chosen, decisive, sound, agrees, probs)
 
 
 @dataclass(frozen=True)
@@ -123,14 +135,14 @@ class Coupling:
         *,
         draft: Tensor,
         target_scores: Scores,
-        target_logprobs: Tensor,
+        target_logits: Tensor,
         noise: Noise,
         sampling: Sampling,
         **_: object,
     ) -> Judgement:
         target = sampling.pick(target_scores, noise)
         if self.threshold > 0:
-            sure = gather_tokens(target_logprobs, target).exp() >= self.threshold
+            sure = gather_tokens(log_normalise(target_logits), target).exp() >= self.threshold
         else:
             sure = torch.ones_like(target, dtype=torch.bool)
         return Judgement((draft == target) & sure, target, sure if self.correction else None)
@@ -152,12 +164,12 @@ class Rejection:
         draft: Tensor,
         draft_scores: Scores,
         target_scores: Scores,
-        target_logprobs: Tensor,
+        target_logits: Tensor,
         sampling: Sampling,
         key: tuple[DecodeState, Window],
         **_: object,
     ) -> Judgement:
-        vocab_size = target_logprobs.shape[-1]
+        vocab_size = target_logits.shape[-1]
         p_target = sampling.probs(target_scores)
         all_draft, all_target = (p.of_all(vocab_size, missing=0.0) for p in (sampling.probs(draft_scores), p_target))
         ratio = gather_tokens(all_target, draft) / gather_tokens(all_draft, draft)

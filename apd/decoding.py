@@ -35,6 +35,7 @@ class Decoding:
         vocab_size: see `Models`.
         call: its request has the first rows.
         rows: their numbers; 0, 1, … when not given.
+        keeps_probs: see `Models`.
         fused: see `Models`; functions of the caller stay as they are.
     """
 
@@ -46,6 +47,7 @@ class Decoding:
         vocab_size: int,
         call: Call,
         rows: Tensor | None = None,
+        keeps_probs: bool = True,
         fused: Fused = as_it_is,
     ) -> None:
         self.call = call
@@ -60,6 +62,7 @@ class Decoding:
             mask_token_id=drafter.mask_token_id,
             vocab_size=vocab_size,
             processing=call.request.processing,
+            keeps_probs=keeps_probs,
             keeps_scores=bool(call.request.generation.output_scores or call.request.generation.output_logits),
             fused=as_it_is if call.request.asks_the_caller else fused,
         )

@@ -170,6 +170,7 @@ class Recorder:
         of_row = torch.stack([before.rows, starts, info.window.inside.sum(1), after.num_new_tokens], 1)
         by_position = [info.committed.long(), proposal.tokens, proposal.draft]
         whole = torch.cat([of_row, *by_position], 1).tolist()
+        assert proposal.probs is not None  # asked for by whoever records
         probs = proposal.probs.tolist()
         width = proposal.tokens.shape[1]
         for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(whole):

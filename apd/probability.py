@@ -44,26 +44,26 @@ def argmax(values: Tensor) -> Tensor:
     return best * block + within.argmax(-1)
 
 
-def mix(draft_logprobs: Tensor, verify_logprobs: Tensor | None, mixture_weight: float) -> Tensor:
-    """The product p_D^R · p_AR^(1−R) in log space, not normalised.
+def mix(draft_logits: Tensor, verify_logits: Tensor | None, mixture_weight: float) -> Tensor:
+    """The product p_D^R · p_AR^(1−R) in log space, not normalised; nor need its factors be.
 
     A weight of 0 leaves its model out altogether, so that 0 · −∞ counts as 0 (a naive product is NaN there) and so that
     R = 1 is the draft bit for bit.
 
     Args:
-        draft_logprobs: `b m v` float32.
-        verify_logprobs: `b m v` float32, same vocabulary; may be `None` at R = 1.
+        draft_logits: `b m v` float32.
+        verify_logits: `b m v` float32, same vocabulary; may be `None` at R = 1.
         mixture_weight: R in [0, 1].
     Returns:
         `b m v` float32.
 
     Source: arXiv:2506.00413, the target distribution of its algorithm.
     """
-    if verify_logprobs is None or mixture_weight == 1:
-        return draft_logprobs
+    if verify_logits is None or mixture_weight == 1:
+        return draft_logits
     if mixture_weight == 0:
-        return verify_logprobs
-    return (mixture_weight * draft_logprobs).add_(verify_logprobs, alpha=1 - mixture_weight)
+        return verify_logits
+    return (mixture_weight * draft_logits).add_(verify_logits, alpha=1 - mixture_weight)
 
 
 def prefix_length(accepted: Tensor) -> Tensor:

@@ -251,9 +251,9 @@ class APDSampler:
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             tokenizer=tokenizer,
         )
-        decoding, request = self._open(call), call.request
+        request, generation = call.request, call.request.generation
+        decoding = self._open(call, keeps_probs=bool(generation.return_dict_in_generate))
         sequences = Sequences(decoding.state, request.pad_token_id)
-        generation = request.generation
         recorder = Recorder(scores=bool(generation.output_scores), logits=bool(generation.output_logits))
 
         # 2. While a row is not done.
@@ -339,7 +339,7 @@ class APDSampler:
             tokenizer=tokenizer,
         )
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        return chunks(self._open(call).steps(), tokenizer, skip_special_tokens=skip_special_tokens)
+        return chunks(self._open(call, keeps_probs=False).steps(), tokenizer, skip_special_tokens=skip_special_tokens)
 
     def generate_many(
         self,
@@ -517,9 +517,15 @@ class APDSampler:
             self._check_any_order(settings, request)
         return Call(request, settings.config, strategy)
 
-    def _open(self, call: Call, rows: Tensor | None = None) -> Decoding:
+    def _open(self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True) -> Decoding:
         return Decoding(
-            self.drafter, self.verifier, vocab_size=self.vocab_size, call=call, rows=rows, fused=self.fused
+            self.drafter,
+            self.verifier,
+            vocab_size=self.vocab_size,
+            call=call,
+            rows=rows,
+            keeps_probs=keeps_probs,
+            fused=self.fused,
         )
 
     def _check_any_order(self, settings: Settings, request: Request) -> None:

@@ -80,7 +80,7 @@ class Sampling:
     greedy: bool
     redraw: bool = False
 
-    def warp(self, logprobs: Tensor) -> Scores:
+    def warp(self, logits: Tensor) -> Scores:
         """Warped scores: `b m v`, normalised or not.
 
         Where top-k or top-p truncates first, only the tokens that they can leave are warped, and only they get noise.
@@ -88,22 +88,22 @@ class Sampling:
         rest = [warper for warper in self.warpers if not isinstance(warper, TemperatureLogitsWarper)]
         first: Any = rest[0] if rest else None
         # Only what is known to remove tokens and to do nothing else: a caller's own subclass may do anything.
-        if type(first) is TopKLogitsWarper and first.filter_value == -torch.inf and first.top_k < logprobs.shape[-1]:
+        if type(first) is TopKLogitsWarper and first.filter_value == -torch.inf and first.top_k < logits.shape[-1]:
             # Among tokens that tie for the last place transformers' warper keeps all, this one as many as fit.
-            values, ids = logprobs.topk(first.top_k)
+            values, ids = logits.topk(first.top_k)
             return Scores(_warped(values, self.warpers), ids)
         if (
             type(first) is TopPLogitsWarper
             and first.filter_value == -torch.inf
-            and (nucleus := self._nucleus(logprobs, first)) is not None
+            and (nucleus := self._nucleus(logits, first)) is not None
         ):
             return nucleus
-        return Scores(_warped(logprobs, self.warpers))
+        return Scores(_warped(logits, self.warpers))
 
-    def _nucleus(self, logprobs: Tensor, top_p: TopPLogitsWarper) -> Scores | None:
+    def _nucleus(self, logits: Tensor, top_p: TopPLogitsWarper) -> Scores | None:
         """The same without sorting the vocabulary, `None` where too much of it is needed."""
         before, behind = _split(self.warpers, top_p)
-        scores = _warped(logprobs, before)
+        scores = _warped(logits, before)
         total = scores.logsumexp(-1, keepdim=True)
         width = max(_FIRST_NUCLEUS, top_p.min_tokens_to_keep)
         while width <= scores.shape[-1] // 4:

@@ -218,11 +218,11 @@ class Proposal:
         tokens: `b m` int64, the token for each column of the window that is chosen or decisive.
         chosen: `b m` bool, which of them to commit.
         decisive: `b m` bool, the positions that decided this step; each model must have given a distribution there.
-        probs: `b m k` float32, by each of `models` the untempered probability of `tokens`; NaN where it gave NaN, +∞ or
-            nothing finite.
+        sound: `b m k` bool, where each of `models` gave one: False for NaN, +∞ or nothing finite.
         draft: `b m` int64, what was drafted; fewer columns where fewer were.
         models: k names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
-        logits: `b m v` float32, where the caller keeps them: log p_D at position 0, which decides there, and log p_T
+        probs: `b m k` float32, where the caller keeps them: by each of `models` the untempered probability of `tokens`.
+        logits: `b m v` float32, likewise: log p_D at position 0, which decides there, and log p_T
             behind it, before temperature and truncation.
         scores: `b m v` float32, the same after them.
     """
@@ -230,9 +230,10 @@ class Proposal:
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
-    probs: Tensor
+    sound: Tensor
     draft: Tensor
     models: tuple[str, ...]
+    probs: Tensor | None = None
     logits: Tensor | None = None
     scores: Tensor | None = None
 
@@ -301,7 +302,7 @@ def commit(
     frontier = prefix_length(decided)
     last = torch.where(stopping.columns(state, tokens, frontier), state.column, state.width).amin(1)
     stopped = last < state.width
-    broken = (proposal.probs.isnan() & proposal.decisive[..., None]).any(1)
+    broken = (~proposal.sound & proposal.decisive[..., None]).any(1)
     decided = decided & (state.column <= last[:, None])
     after = dataclasses.replace(
         state,

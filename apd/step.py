@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
 
 import torch
@@ -42,15 +43,20 @@ class Draft:
 
     Attributes:
         tokens: `b m` int64.
-        logprobs: `b m v` float32, log p_D before temperature and truncation.
+        logits: `b m v` float32, log p_D up to a constant, before temperature and truncation.
         scores: the same after them.
         noise: what was added to the scores before the argmax.
     """
 
     tokens: Tensor
-    logprobs: Tensor
+    logits: Tensor
     scores: Scores
     noise: Noise
+
+    @cached_property
+    def logprobs(self) -> Tensor:
+        """log p_D, `b m v`; nothing that is decided by an argmax needs it."""
+        return log_normalise(self.logits)
 
 
 class Fused(Protocol):
@@ -74,6 +80,7 @@ class Models:
         mask_token_id: what stands where nothing is committed.
         vocab_size: ids below it exist in both models.
         processing: the caller's logits processors, the same for both models.
+        keeps_probs: whether a proposal holds the probabilities of its tokens, `b m k`.
         keeps_scores: whether a proposal holds what decided each position, `b m v`.
         fused: the same function, its small operations compiled into few; see `APDSampler.compile`.
     """
@@ -84,6 +91,7 @@ class Models:
     mask_token_id: int
     vocab_size: int
     processing: Processing
+    keeps_probs: bool = False
     keeps_scores: bool = False
     fused: Fused = as_it_is
 
@@ -114,15 +122,13 @@ class Models:
         noise = sampling.noise(state, window)
 
         def pick(logits: Tensor, position: int) -> Tensor:
-            scores = sampling.warp(log_normalise(logits[:, None]))
-            return sampling.pick(scores, noise.at(position))[:, 0]
+            return sampling.pick(sampling.warp(logits[:, None]), noise.at(position))[:, 0]
 
         logits = self._supported(logits, state, window)
         if self.processing.needs_history:
             logits = self.processing.along(logits, state, window, pick)
-        logprobs = log_normalise(logits)
-        scores = sampling.warp(logprobs)
-        return Draft(sampling.pick(scores, noise), logprobs, scores, noise)
+        scores = sampling.warp(logits)
+        return Draft(sampling.pick(scores, noise), logits, scores, noise)
 
     def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
         """The verifier's raw logits at every position given the draft before it, `b m v`."""
@@ -130,11 +136,11 @@ class Models:
         return self.verifier.logits(state, window, draft)
 
     def verified(self, logits: Tensor, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
-        """log p_AR of every token of a window or a part of it, from the raw logits: `b c v`."""
+        """log p_AR up to a constant, of every token of a window or a part of it, from the raw logits: `b c v`."""
         logits = self._supported(logits, state, window)
         if self.processing.needs_history:
             logits = self.processing.along(logits, state, window, lambda _, position: draft[:, position])
-        return log_normalise(logits)
+        return logits
 
     def select(self, rows: Tensor) -> None:
         self.drafter.select(rows)
@@ -263,15 +269,17 @@ class APD(Memoryless):
             )
 
         width = window.columns.shape[1]
-        tokens, chosen, decisive, probs = (
+        tokens, chosen, decisive, sound = (
             _joined(values, width) for values in zip(*(part[:4] for part in accepted), strict=True)
         )
+        probs = [part.probs for part in accepted if part.probs is not None]
         return Proposal(
             tokens=tokens,
             chosen=chosen,
             decisive=decisive,
-            probs=probs,
+            sound=sound,
             draft=drafted,
+            probs=_joined(probs, width) if probs else None,
             models=("target", "drafter", "verifier") if self.needs_verifier else ("target", "drafter"),
             logits=accepted[0].logits,
             scores=accepted[0].scores,
@@ -294,34 +302,28 @@ class APD(Memoryless):
             before: the part before this one, none for the first.
         """
         # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
-        logprobs, target_scores = [draft.logprobs, draft.logprobs], draft.scores
+        logits, target_scores = [draft.logits, draft.logits], draft.scores
         if of_verifier is not None:
             verified = models.verified(of_verifier, state, window, draft.tokens)
-            mixture = mix(draft.logprobs, verified, self.mixture_weight)
-            logprobs, target_scores = [log_normalise(mixture), draft.logprobs, verified], sampling.warp(mixture)
+            mixture = mix(draft.logits, verified, self.mixture_weight)
+            logits, target_scores = [mixture, draft.logits, verified], sampling.warp(mixture)
 
         # 4. Accept.
         judgement = self.accept(
             draft=draft.tokens,
             draft_scores=draft.scores,
             target_scores=target_scores,
-            target_logprobs=logprobs[0],
+            target_logits=logits[0],
             noise=draft.noise,
             sampling=sampling,
             key=(state, window),
         )
-        accepted = Accepted.of(judgement, draft.tokens, window, logprobs, before)
+        accepted = Accepted.of(judgement, draft.tokens, window, logits, before, keeps_probs=models.keeps_probs)
         if not models.keeps_scores:
             return accepted
-        return accepted._replace(
-            logits=_deciding(draft.logprobs, logprobs[0]),
-            scores=_deciding(*(scores.of_all(models.vocab_size) for scores in (draft.scores, target_scores))),
-        )
-
-
-def _deciding(of_drafter: Tensor, of_mixture: Tensor) -> Tensor:
-    """What decided each position: the drafter alone at the first, the mixture at the others."""
-    return torch.cat([of_drafter[:, :1], of_mixture[:, 1:]], 1)
+        # The drafter alone decides the first position, the mixture the others.
+        deciding = log_normalise(torch.cat([draft.logits[:, :1], logits[0][:, 1:]], 1))
+        return accepted._replace(logits=deciding, scores=sampling.warp(deciding).of_all(models.vocab_size))
 
 
 def _joined(parts: Sequence[Tensor], width: int) -> Tensor:

@@ -37,18 +37,18 @@ class Unmasking(Memoryless):
             probs.append(confidence(draft))
             measures.append(self.measure(draft, window.part(part)))
         candidate = window.inside & ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
-        measure = torch.cat(measures, 1)
-        of_tokens = torch.cat(probs, 1)
-        keep = models.keeps_scores  # then there is one part
-        return Proposal(
-            tokens=torch.cat(tokens, 1),
-            chosen=self.choose(measure, candidate, state, window, sampling) & candidate,
-            draft=torch.cat(tokens, 1),
+        drafted, measure = torch.cat(tokens, 1), torch.cat(measures, 1)
+        chosen = self.choose(measure, candidate, state, window, sampling) & candidate
+        return alone(
+            "drafter",
+            draft,
+            models,
+            sampling,
+            tokens=drafted,
+            chosen=chosen,
             decisive=candidate,
-            models=("target", "drafter"),
-            probs=of_tokens[..., None].expand(-1, -1, 2),
-            logits=draft.logprobs if keep else None,
-            scores=draft.scores.of_all(models.vocab_size) if keep else None,
+            drafted=drafted,
+            probs=torch.cat(probs, 1),
         )
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
@@ -313,15 +313,16 @@ class Autoregressive(Memoryless):
         first = Window(window.columns[:, :1], window.inside[:, :1], window.starts, [t + 1 for t in window.starts])
         draft = models.next_token(state, first, sampling)[slice(0, 1)]
         tokens, probs = draft.tokens, confidence(draft)
-        return Proposal(
+        return alone(
+            "verifier",
+            draft,
+            models,
+            sampling,
             tokens=tokens.expand_as(window.columns),
             chosen=window.columns == first.columns,
-            draft=tokens,
             decisive=first.inside,
-            models=("target", "verifier"),
-            probs=probs[..., None].expand(-1, -1, 2),
-            logits=draft.logprobs if models.keeps_scores else None,
-            scores=draft.scores.of_all(models.vocab_size) if models.keeps_scores else None,
+            drafted=tokens,
+            probs=probs,
         )
 
 
@@ -495,15 +496,16 @@ class _WINOSession:
         stops = stands & torch.isin(tokens, models.processing.stop_token_ids)
         before_stop = stops.cumsum(1) == 0
         is_complete = ~(inside & ~stands & before_stop).any(1, keepdim=True)
-        return Proposal(
+        return alone(
+            "drafter",
+            draft,
+            models,
+            sampling,
             tokens=tokens,
             chosen=stands & is_complete,
-            draft=tokens,
             decisive=inside,
-            models=("target", "drafter"),
-            probs=probs[..., None].expand(-1, -1, 2),
-            logits=draft.logprobs if models.keeps_scores else None,
-            scores=draft.scores.of_all(models.vocab_size) if models.keeps_scores else None,
+            drafted=tokens,
+            probs=probs,
         )
 
     def select(self, rows: Tensor) -> None:
@@ -514,6 +516,41 @@ class _WINOSession:
         rows, columns = len(state.rows) - len(self.stands), state.width - self.stands.shape[1]
         self.tokens, self.stands = (pad(memory, (0, columns, 0, rows)) for memory in (self.tokens, self.stands))
         self.last_unmasked = pad(self.last_unmasked, (0, rows))
+
+
+def alone(
+    model: str,
+    draft: Draft,
+    models: Models,
+    sampling: Sampling,
+    *,
+    tokens: Tensor,
+    chosen: Tensor,
+    decisive: Tensor,
+    drafted: Tensor,
+    probs: Tensor,
+) -> Proposal:
+    """What one model proposes that decides alone, and so is the target too.
+
+    Args:
+        model: `"drafter"` or `"verifier"`.
+        draft: its draft of the window, or of the last part of it.
+        probs: of the tokens, `b m`.
+        tokens, chosen, decisive, drafted: as in `Proposal`.
+    """
+    of_each = probs[..., None].expand(-1, -1, 2)
+    keeps = models.keeps_scores  # then there is one part
+    return Proposal(
+        tokens=tokens,
+        chosen=chosen,
+        decisive=decisive,
+        sound=~of_each.isnan(),
+        draft=drafted,
+        models=("target", model),
+        probs=of_each,
+        logits=draft.logprobs if keeps else None,
+        scores=sampling.warp(draft.logprobs).of_all(models.vocab_size) if keeps else None,
+    )
 
 
 def confidence(draft: Draft) -> Tensor:
