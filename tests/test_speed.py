@@ -1,24 +1,28 @@
 """The speed benchmark: what it counts, claims and prints. No test looks at a time, since times are not ours to promise."""
 
 import csv
+import dataclasses
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from test_compile import Counting
 from transformers import GenerationConfig
 
 from apd import LeftToRight, Threshold
 from apd.acceptance import Coupling, Judgement
 from apd.step import APD
+from benchmarks.speed import targets
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.batch import Sample, bare, summary
-from benchmarks.speed.floor import Rates, Size, floor_seconds, work
+from benchmarks.speed.floor import Rates, Size, floor_seconds, parts, weights_seconds, work
 from benchmarks.speed.instruments import Clock, Forward, Meter, Timed
 from benchmarks.speed.measure import Plan, measure, spread
-from benchmarks.speed.pairs import Loading, causal_twin, load
+from benchmarks.speed.pairs import Loading, causal_twin, compiled, load
 from benchmarks.speed.schedule import Schedule, Scheduled, ScheduledThreshold
 from benchmarks.speed.settings import Setting, compared, decoder
+from benchmarks.speed.table import entries
 
 FIELDS = set(
     """pair strategy batch mixture_weight window_size kv_window tokens_per_second tokens_per_forward ms_per_step
@@ -135,6 +139,68 @@ def test_the_meter_sees_what_a_step_computes(tiny):
     assert {forward.projected for forward in meter.forwards} <= {1, 2, 3, 4}
 
 
+def compiled_tiny(tiny):
+    torch._dynamo.reset()
+    backend = Counting()
+    return compiled(tiny, backend=backend, fullgraph=True), backend
+
+
+def test_the_meter_sees_compiled_passes_and_nothing_is_compiled_for_it(tiny):
+    pair, backend = compiled_tiny(tiny)
+    decode = decoder(Setting("apd", 0.5, 4, 2), pair, Schedule(), lambda inputs: 0).decode
+    [inputs] = pair.rows(2, 2).calls
+    runs = {role: passes.run for role, passes in pair.compiled.items()}
+    meter = Meter(pair.models, Clock("cpu"), pair.compiled)
+    # In the first call, attached, graphs are made, and a hook in one of them would break it.
+    with meter.attached(), meter.call():
+        first = decode(inputs, meter)
+    made, steps = backend.count, meter.count("propose")
+    assert made > 0 and meter.unseen == 0
+    assert {role: passes.run for role, passes in pair.compiled.items()} == runs
+    for role in ("drafter", "verifier"):
+        whole, *others = [forward for forward in meter.forwards if forward.role == role]
+        assert whole.tokens < 64 and len(others) == steps - 1
+        assert {(forward.rows, forward.tokens, forward.keys) for forward in others} == {(2, 64, 256)}
+        assert all(1 <= forward.projected <= 4 for forward in others)
+    assert meter.seconds("drafter") > 0 and meter.seconds("verifier") > 0
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert decode(inputs).equal(first)
+        with Meter(pair.models, Clock("cpu"), pair.compiled).attached():
+            assert decode(inputs).equal(first)
+    assert backend.count == made
+    # Where it knows nothing of the compiled passes, it says so.
+    blind = Meter(pair.models, Clock("cpu"))
+    with blind.attached():
+        decode(inputs, blind)
+    assert blind.unseen == steps - 1
+
+
+def test_compiled_settings_have_parts_and_a_floor(tiny):
+    pair, _ = compiled_tiny(tiny)
+    settings = [Setting("left-to-right", None, 4, 2), Setting("apd", 0.5, 4, 2), Setting("apd", 0.5, 4, None)]
+    rates = Rates(1e9, 1e9, {})
+    results = measure(pair, settings, Plan(count=2, repetitions=2), rates)
+    for entry in entries(pair, results, batch=1, schedule=Schedule(), baseline=results[0]):
+        assert entry["drafter_ms"] > 0 and entry["mixing_ms"] > 0 and entry["floor_ms"] > 0
+        assert 0 < entry["overhead_share"] < 1 and entry["later_ms_per_step"] > 0
+    assert {role for result in results for role in (forward.role for forward in result.forwards)} == {
+        "drafter",
+        "verifier",
+    }
+
+
+def test_rows_of_different_widths_are_not_taken_for_unseen(tiny):
+    """They are computed in two forwards, of which there were more than steps, so that no part was told."""
+    meter = Meter(tiny.models, Clock("cpu"))
+    prompts = [torch.ones(1, 400, dtype=torch.int64), *[torch.ones(1, 4, dtype=torch.int64)] * 3]
+    ids = torch.cat([torch.nn.functional.pad(prompt, (400 - prompt.shape[1], 0)) for prompt in prompts])
+    with meter.attached(), meter.call():
+        each = decoder(Setting("apd", 0.5, 4, None), tiny, Schedule(), lambda inputs: 0)
+        each.decode({"input_ids": ids, "attention_mask": ids, "seed": [0, 1, 2, 3]}, meter)
+    assert sum(forward.role == "drafter" for forward in meter.forwards) > meter.count("propose")
+    assert meter.unseen == 0
+
+
 def test_the_floor_of_a_toy_by_hand():
     size = Size(body=100, head=20, hidden=4, layers=2, query_width=4, kv_width=2, item=2, causal=False)
     forward = Forward("drafter", rows=3, tokens=5, keys=7, projected=2)
@@ -144,6 +210,8 @@ def test_the_floor_of_a_toy_by_hand():
     sizes = {"drafter": size}
     assert floor_seconds(sizes, [forward], Rates(1.0, 1e9, {})) == read  # bound by reading
     assert floor_seconds(sizes, [forward], Rates(1e9, 2.0, {})) == operations / 2  # bound by arithmetic
+    assert list(parts(sizes, [forward] * 2, Rates(1.0, 2.0, {}))) == [(read, operations / 2)] * 2
+    assert weights_seconds(sizes | {"verifier": size}, Rates(2.0, 1.0, {"drafter": 4.0})) == 240 / 4 + 240 / 2
     assert floor_seconds(sizes, [forward] * 2, Rates(1.0, 1e9, {"drafter": 4.0})) == 2 * read / 4  # fits the cache
     causal = Size(**{**size.__dict__, "causal": True})
     assert work(causal, forward)[1] == operations - 4 * (25 - 15) * 3 * 2 * 4
@@ -262,6 +330,61 @@ def test_the_other_commands_leave_a_table_and_a_picture(tmp_path, capsys):
     assert [row["window_size"] for row in tables["window"]][:5] == ["4", "8", "16", "32", "all"]
 
 
+def test_targets_are_judged_by_what_was_measured():
+    def entry(ms, rate):
+        return {"ms_per_step": ms, "later_ms_per_step": 0.9 * ms, "tokens_per_second": rate, "spread": 0.02}
+
+    found = {("compiled", "apd", 1): entry(6.0, 900.0), ("compiled", "apd", 8): entry(9.0, 4500.0)}
+    found |= {("plain", "apd", 1): entry(24.0, 200.0), ("plain", "apd", 8): entry(27.0, 1500.0)}
+    found["compiled", "left-to-right", 1] = entry(5.0, 200.0)
+    given = {"path": "compiled", "floor_ms": 4.0, "bound_ms": (4.5, 2.0)}
+    given["agreements"] = [targets.Agreement(8, 8, tokens=100, equal=99, same=7)]
+    told = targets.verdicts(found, **given, exact=True, judged=True)
+    assert [target.met for target in told] == [True, False, True, False]
+    assert [target.value for target in told] == pytest.approx([1.5, 1.2, 5.0, 0.99])
+    assert "(a) MET: a step of 6.00 ms" in str(told[0]) and "Bytes bind" in str(told[0])
+    assert "(b) MISSED" in str(told[1]) and "4.00 × (batch 1), 3.00 × (batch 8)" in str(told[3])
+    # In other precisions rounding may move a token, and on a CPU nothing is promised.
+    told = targets.verdicts(found, **given, exact=False, judged=False)
+    assert [target.met for target in told] == [None] * 4 and "(a) not judged" in str(told[0])
+
+
+def test_answers_agree_where_both_have_the_same_token(tiny):
+    pair, _ = compiled_tiny(tiny)
+    assert targets.agreement(tiny, pair, count=3, batch=2) == targets.Agreement(2, 3, 36, 36, 3)
+    shorter = dataclasses.replace(tiny, new_tokens=9)
+    assert targets.agreement(tiny, shorter, count=1, batch=1) == targets.Agreement(1, 1, 12, 9, 0)
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_path, capsys, monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(targets, "compiled", lambda pair: compiled(pair, backend=Counting()))
+    compiling = "--compile" if is_compiled else "--no-compile"
+    arguments = ["--pair", "tiny", "--device", "cpu", "--new-tokens", "6", "--prompt-length", "4", compiling]
+    assert main(["targets", *arguments, "--repetitions", "1", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    *text, last = printed.rstrip("\n").split("\n")
+    assert max(map(len, text)) <= 120
+    assert any("ACCEPTED COUNTS ARE NOT THE MODELS'" in line for line in text)
+    assert (tmp_path / "targets.txt").read_text() == printed
+    report = json.loads(last)
+    assert json.loads((tmp_path / "targets.json").read_text()) == report
+    assert {"device", "torch", "command", "dtype", "bandwidth_gb_s"} <= report.keys()
+    assert [target["name"] for target in report["targets"]] == list("abcd")
+    assert [target["met"] for target in report["targets"]] == [None, None, None, True if is_compiled else None]
+    assert [line[:3] for line in text if line[:1] == "("] == ["(a)", "(b)", "(c)", "(d)"]
+    cases = [(entry["path"], entry["strategy"], entry["batch"]) for entry in report["settings"]]
+    ours = [("left-to-right", 1), ("apd", 1), ("apd", 8)]
+    expected = [("plain", *case) for case in ours]
+    if is_compiled:
+        expected = [("compiled", *case) for case in ours] + expected[1:]
+    assert cases == expected
+    for entry in report["settings"]:
+        assert entry["drafter_ms"] > 0 and entry["floor_ms"] > 0
+        assert (entry["window_size"], entry["kv_window"]) == (100, 16)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -270,6 +393,11 @@ def test_the_other_commands_leave_a_table_and_a_picture(tmp_path, capsys):
         (["--pair", "dream-7b"], "`--pair dream-7b` needs a GPU"),
         (["--batch", "0"], "`--batch` must be at least 1, got 0"),
         (["--mean", "0.5"], "`mean` must be at least 1, got 0.5"),
+        (["targets", "--device", "cpu"], "`--pair dream-7b` needs a GPU"),
+        (
+            ["targets", "--device", "cpu", "--pair", "tiny", "--count", "4"],
+            "`--count` must be at least 8, a batch, got 4",
+        ),
         (["length", "--out", "unused", "--pair", "embedded"], "`--pair` must have random weights here"),
         (["batch", "--out", "unused", "--count", "2"], "`--count` must be at least the largest batch, 16, got 2"),
     ],

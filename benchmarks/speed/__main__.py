@@ -9,19 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import batch, length, window
-from benchmarks.speed.floor import Rates, measure_rates
+from benchmarks.speed import batch, length, targets, window
+from benchmarks.speed.floor import measure_rates
 from benchmarks.speed.measure import Plan, measure, sizes_of
 from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_of, prepared
 from benchmarks.speed.pairs import PAIRS
 from benchmarks.speed.schedule import PAPER_MEAN, Schedule
 from benchmarks.speed.settings import ONE_PER_STEP, compared, supports
-from benchmarks.speed.table import LEGEND, entries, lines, machine, rate_entries
+from benchmarks.speed.table import LEGEND, entries, lines, machine, rate_entries, rate_lines
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "length": length.main,
     "batch": batch.main,
     "window": window.main,
+    "targets": targets.main,
 }
 
 
@@ -68,7 +69,7 @@ def _compare(arguments: Sequence[str]) -> int:
             told = entries(pair, results, batch=rows, schedule=schedule, baseline=baseline)
             found += told
             print("\n".join(lines(pair, told)), end="\n\n", flush=True)
-        print("\n".join(_rate_lines(rates)), end="\n\n")
+        print("\n".join(rate_lines(rates)), end="\n\n")
     print(LEGEND)
     report = {
         **machine(options.device),
@@ -84,14 +85,6 @@ def _compare(arguments: Sequence[str]) -> int:
         (options.out / "speed.json").write_text(line + "\n")
     print(line)
     return 0
-
-
-def _rate_lines(rates: Rates) -> list[str]:
-    resident = "".join(f"; {role}, which fits the cache: {rate / 1e9:.0f}" for role, rate in rates.resident.items())
-    return [
-        f"Floor: a copy moves {rates.bandwidth / 1e9:.0f} GB/s{resident}.",
-        f"A large product makes {rates.matmul / 1e9:.0f} Gflop/s; small ones never do.",
-    ]
 
 
 def _progress(options: argparse.Namespace) -> Callable[[str], None]:

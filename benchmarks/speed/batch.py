@@ -97,7 +97,7 @@ def samples(
         rows = pair.rows(count, size)
         each = decoder(setting, pair, Schedule(), lambda inputs: 0)
         tokens = sum(len(row) for inputs in rows.calls for row in each.answers(inputs).tokens)
-        meter = Meter(pair.models, clock)
+        meter = Meter(pair.models, clock, pair.compiled)
         with meter.attached():
             for inputs in rows.calls:
                 each.decode(inputs)

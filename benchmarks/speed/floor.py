@@ -12,7 +12,7 @@ Activations, normalisation, softmax, mixing and sampling are taken to cost nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.speed.instruments import Clock, Forward
 
-__all__ = ["Rates", "Size", "cache_bytes", "floor_seconds", "measure_rates", "work"]
+__all__ = ["Rates", "Size", "cache_bytes", "floor_seconds", "measure_rates", "parts", "weights_seconds", "work"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,10 @@ class Rates:
     matmul: float
     resident: Mapping[str, float]
 
+    def reading(self, role: str) -> float:
+        """Bytes per second of a model's weights."""
+        return self.resident.get(role, self.bandwidth)
+
 
 def work(size: Size, forward: Forward) -> tuple[int, int]:
     """Bytes to read and operations to make in one forward."""
@@ -101,12 +105,19 @@ def work(size: Size, forward: Forward) -> tuple[int, int]:
 
 def floor_seconds(sizes: Mapping[str, Size], forwards: Iterable[Forward], rates: Rates) -> float:
     """Least seconds of these forwards, one after another."""
-    total = 0.0
+    return sum(max(part) for part in parts(sizes, forwards, rates))
+
+
+def parts(sizes: Mapping[str, Size], forwards: Iterable[Forward], rates: Rates) -> Iterator[tuple[float, float]]:
+    """Least seconds of reading and of arithmetic in each of these forwards; the larger binds."""
     for forward in forwards:
         read, operations = work(sizes[forward.role], forward)
-        bandwidth = rates.resident.get(forward.role, rates.bandwidth)
-        total += max(read / bandwidth, operations / rates.matmul)
-    return total
+        yield read / rates.reading(forward.role), operations / rates.matmul
+
+
+def weights_seconds(sizes: Mapping[str, Size], rates: Rates) -> float:
+    """Least seconds to read the weights of all models once."""
+    return sum(size.weight_bytes / rates.reading(role) for role, size in sizes.items())
 
 
 def cache_bytes(device: str) -> int:

@@ -7,7 +7,8 @@
         (mixing)              the rest of propose: spans, masks, noise, normalising, mixing, accepting
       (other)                 the rest of the call: committing, stopping, output
 
-`(…)` are differences. Forwards that bypass the modules of transformers, such as a replayed graph, are not seen.
+`(…)` are differences. A compiled decoder is timed where apd calls its graph, which knows of no hooks. Forwards that
+bypass that and the modules of transformers are not seen.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.cache import ColumnCache
+from apd.forward import Compiled
 
 __all__ = ["Clock", "Forward", "Meter", "Timed"]
 
@@ -86,33 +88,43 @@ class Meter:
     Args:
         models: by role.
         clock: of the device.
+        compiled: their compiled passes, of those that have any.
+
+    Attributes:
+        forwards: in their order.
+        unseen: steps of a strategy in which no drafter forward was seen.
     """
 
     models: Mapping[str, PreTrainedModel]
     clock: Clock
+    compiled: Mapping[str, Compiled] = field(default_factory=dict)
     forwards: list[Forward] = field(default_factory=list)
+    unseen: int = 0
     _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=lambda: defaultdict(list))
     _setup_from: Any = None
 
     @contextmanager
     def attached(self) -> Iterator[Meter]:
         """Count forwards of the models until the block ends."""
-        handles = []
-        for role, model in self.models.items():
-            handles += self._hooked(model.base_model, role, self._saw_body)
-            handles += self._hooked(model.get_output_embeddings(), role, self._saw_head)
-        try:
+        with ExitStack() as stack:
+            for role, model in self.models.items():
+                body = Hooks(model.base_model, *self._around(role, self._saw_body))
+                stack.enter_context(body)
+                stack.enter_context(Hooks(model.get_output_embeddings(), *self._around(role, self._saw_head)))
+                if (passes := self.compiled.get(role)) is not None:
+                    stack.callback(setattr, passes, "run", passes.run)
+                    passes.run = self._seen(role, passes.run, body)
             yield self
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def call(self) -> Iterator[None]:
         """Around one `generate`."""
+        before = self.count("propose")
         with self.span("call"):
             self._setup_from = self.clock.mark()
             yield
+        if len(steps := self._spans["propose"][before:]) > 1:
+            self._spans["later"].append((steps[1][0], self.clock.mark()))
 
     @contextmanager
     def propose(self) -> Iterator[None]:
@@ -120,8 +132,10 @@ class Meter:
         if self._setup_from is not None:
             self._spans["setup"].append((self._setup_from, self.clock.mark()))
             self._setup_from = None
+        before = len(self.forwards)
         with self.span("propose"):
             yield
+        self.unseen += all(forward.role != "drafter" for forward in self.forwards[before:])
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -142,7 +156,20 @@ class Meter:
         spans = self._spans[name]
         return [self.clock.seconds(spans[0][0], start) for start, _ in spans]
 
-    def _hooked(self, module: torch.nn.Module, role: str, saw: Callable[..., None]) -> list[Any]:
+    def _seen(self, role: str, run: Callable[..., Tensor], body: Hooks) -> Callable[..., Tensor]:
+        """`Compiled.run` that is counted and timed."""
+
+        def seen(tokens: Tensor, seating: Tensor, width: int, cache: ColumnCache | None) -> Tensor:
+            keys = width if cache is None else cache.aimed.num_columns
+            self.forwards.append(Forward(role, len(tokens), width, keys))
+            # A shape that is new is compiled now, and hooks would be compiled with it.
+            with body.removed(), self.span(role):
+                return run(tokens, seating, width, cache)
+
+        return seen
+
+    def _around(self, role: str, saw: Callable[..., None]) -> tuple[Callable[..., None], Callable[..., None]]:
+        """What to do before and after a module of that role."""
         starts: list[Any] = []
 
         def before(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -152,10 +179,7 @@ class Meter:
         def after(*_: Any) -> None:
             self._spans[role].append((starts.pop(), self.clock.mark()))
 
-        return [
-            module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after),
-        ]
+        return before, after
 
     def _saw_body(self, role: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids: Tensor = args[0] if args else kwargs["input_ids"]
@@ -173,6 +197,40 @@ class Meter:
         last = next((forward for forward in reversed(self.forwards) if forward.role == role), None)
         if last is not None:
             last.projected += hidden.shape[:-1].numel() // last.rows
+
+
+class Hooks:
+    """On a module while the block lasts.
+
+    Args:
+        module: any.
+        before: is given the module, its arguments and its keyword arguments.
+        after: is given the module, its arguments and its output.
+    """
+
+    def __init__(self, module: torch.nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
+        self.module, self.before, self.after = module, before, after
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> Hooks:
+        self.handles = [
+            self.module.register_forward_pre_hook(self.before, with_kwargs=True),
+            self.module.register_forward_hook(self.after),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    @contextmanager
+    def removed(self) -> Iterator[None]:
+        """Not there meanwhile."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
 
 class Timed:

@@ -73,7 +73,7 @@ def points(
             each = decoder(setting, row, Schedule(), lambda inputs: 0)
             assert isinstance(each, Library)
             [inputs] = row.rows(1, 1).calls
-            warm, meter = Meter(pair.models, clock), Meter(pair.models, clock)
+            warm, meter = (Meter(pair.models, clock, pair.compiled) for _ in range(2))
             each.decode(inputs, warm, stopping_criteria=_after(1, warm))
             with meter.attached():
                 each.decode(inputs, meter, stopping_criteria=_after(steps + 2, meter))

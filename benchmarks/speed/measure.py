@@ -58,6 +58,7 @@ class Sample:
         setup: until the first step of each call; `None` where no strategy runs.
         drafter, verifier: forwards.
         propose: the strategy, forwards included; `None` where none runs.
+        later: the steps behind each call's first, which reads the prompt; `None` where no strategy runs.
     """
 
     plain: float
@@ -67,6 +68,7 @@ class Sample:
     drafter: float
     verifier: float
     propose: float | None
+    later: float | None
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Result:
         peak_memory: bytes of the whole process (of the GPU, if it is one) at its highest in one repetition.
         accuracy: share of right answers among `judged`; `None` where they cannot be judged.
         judged: how many.
-        missed: how many drafter forwards the hooks did not see.
+        missed: steps whose drafter forward was not seen.
     """
 
     setting: Setting
@@ -156,7 +158,7 @@ def measure(
             _decode_all(each, rows)
             plain, cpu = clock.wall() - start, time.process_time() - cpu
             models = _models(each, pair)
-            meter = Meter(models, clock)
+            meter = Meter(models, clock, pair.compiled)
             with meter.attached():
                 start = clock.wall()
                 for inputs in rows.calls:
@@ -173,11 +175,14 @@ def measure(
                     drafter=meter.seconds("drafter"),
                     verifier=meter.seconds("verifier"),
                     propose=meter.seconds("propose") if strategic else None,
+                    later=meter.seconds("later") if strategic else None,
                 )
             )
             result.forwards = meter.forwards
             result.floor = floor_seconds(sizes_of(models), meter.forwards, rates)
-            result.missed = result.steps - sum(forward.role == "drafter" for forward in meter.forwards)
+            drafted = sum(forward.role == "drafter" for forward in meter.forwards)
+            # A step computes rows of different widths in several forwards, so that their number would prove nothing.
+            result.missed = meter.unseen if strategic else result.steps - drafted
     return results
 
 

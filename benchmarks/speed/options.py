@@ -24,7 +24,9 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     """Where it runs."""
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(_DTYPES), help="default: float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--compile", action="store_true", help="compiled passes; graphs on a GPU")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=False, help="compiled passes; graphs on a GPU"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of torch (default %(default)s)")
 
 

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from apd import EXAMPLE_PROMPTS, APDSampler
 from apd.embedded import tasks
+from apd.forward import Compiled
 
-__all__ = ["PAIRS", "SHAPES", "Pair", "Rows", "Shape", "causal_twin", "load", "random_pair"]
+__all__ = ["PAIRS", "SHAPES", "Pair", "Rows", "Shape", "causal_twin", "compiled", "load", "random_pair"]
 
 Inputs = dict[str, Any]  # `input_ids`, `attention_mask`, and the row seeds, of one call
 
@@ -113,6 +114,12 @@ class Pair:
         return {"drafter": self.sampler.drafter.model, "verifier": self.sampler.verifier.model}
 
     @property
+    def compiled(self) -> dict[str, Compiled]:
+        """The compiled passes by their role; none where they are plain."""
+        passes = {"drafter": self.sampler.drafter.compiled, "verifier": self.sampler.verifier.compiled}
+        return {role: each for role, each in passes.items() if each is not None}
+
+    @property
     def generation(self) -> dict[str, Any]:
         """Arguments of every `generate` call: greedy, and without a stop token for random weights."""
         given: dict[str, Any] = {"max_new_tokens": self.new_tokens, "do_sample": False}
@@ -180,10 +187,14 @@ def load(name: str, loading: Loading) -> Pair:
         ValueError: no such pair or directory, or a pair that needs a GPU.
     """
     pair = _load(name, loading)
-    if loading.is_compiled:
-        pair.sampler.compile()
-        pair = replace(pair, name=f"{pair.name}, compiled")
-    return pair
+    return compiled(pair) if loading.is_compiled else pair
+
+
+def compiled(pair: Pair, **options: Any) -> Pair:
+    """The same models behind compiled passes, see `APDSampler.compile`; the given pair stays as it is."""
+    sampler = copy.copy(pair.sampler)
+    sampler.drafter, sampler.verifier = copy.copy(sampler.drafter), copy.copy(sampler.verifier)
+    return replace(pair, sampler=sampler.compile(**options), name=f"{pair.name}, compiled")
 
 
 def _load(name: str, loading: Loading) -> Pair:

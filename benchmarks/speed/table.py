@@ -18,7 +18,7 @@ from benchmarks.speed.measure import Result, spread
 from benchmarks.speed.pairs import Pair
 from benchmarks.speed.schedule import Schedule
 
-__all__ = ["LEGEND", "entries", "lines", "machine", "rate_entries"]
+__all__ = ["LEGEND", "body", "entries", "lines", "machine", "rate_entries", "rate_lines"]
 
 LEGEND = """\
 tok/s: new tokens to the first stop token, per second, without instruments. vs 1: the same over one token per step,
@@ -84,6 +84,7 @@ def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline:
         "tokens_per_forward": _rounded(result.tokens / result.row_forwards),
         "ms_per_step": _rounded(1000 * result.seconds_per_step),
         "spread": _rounded(spread([sample.plain for sample in samples])),
+        "later_ms_per_step": _later(result),
         "cpu_ms_per_step": _rounded(1000 * statistics.median(sample.cpu for sample in samples) / steps),
         "speedup": None if baseline is None else _rounded(_speedup(result, baseline)),
         "drafter_ms": per_step(result.median(lambda sample: sample.drafter)),
@@ -118,6 +119,11 @@ def _accepted(pair: Pair, result: Result, schedule: Schedule) -> str:
     return "by the models"
 
 
+def _later(result: Result) -> float | None:
+    seconds, steps = result.median(lambda sample: sample.later), result.steps - result.calls
+    return None if seconds is None or not steps else _rounded(1000 * seconds / steps)
+
+
 def _forwards(sample: Any) -> float:
     return sample.drafter + sample.verifier
 
@@ -149,7 +155,12 @@ def _rounded(value: float) -> float:
 def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
     """A pair's table, at most 120 characters wide."""
     head = f"{pair.name}, batch {found[0]['batch']}" + (f" ({pair.note})" if pair.note else "")
-    told = [head]
+    return [head, *body(pair, found)]
+
+
+def body(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
+    """The same without the line above it; of any batch sizes."""
+    told = []
     if not pair.trained:
         scheduled = next((e["accepted"] for e in found if e["accepted"].startswith("schedule")), None)
         told.append(
@@ -230,6 +241,15 @@ def rate_entries(rates: Rates) -> dict[str, Any]:
         "bandwidth_in_cache_gb_s": {role: _rounded(rate / 1e9) for role, rate in rates.resident.items()},
         "matmul_gflop_s": _rounded(rates.matmul / 1e9),
     }
+
+
+def rate_lines(rates: Rates) -> list[str]:
+    """The same in words."""
+    resident = "".join(f"; {role}, which fits the cache: {rate / 1e9:.0f}" for role, rate in rates.resident.items())
+    return [
+        f"Floor: a copy moves {rates.bandwidth / 1e9:.0f} GB/s{resident}.",
+        f"A large product makes {rates.matmul / 1e9:.0f} Gflop/s; small ones never do.",
+    ]
 
 
 def _cpu_model() -> str:

@@ -1,0 +1,318 @@
+"""Whether the targets for a GPU are met, in one run.
+
+    python -m benchmarks.speed targets --out DIR       random weights in the shape of Dream-7B + Qwen2.5-0.5B, on a GPU
+    python -m benchmarks.speed targets --pair tiny --device cpu --no-compile --quick
+
+All of it at R = 0.5, M = 100, W = 16, on the compiled path unless `--no-compile` says otherwise:
+
+(a) A step in batch 1 takes at most 1.5 × the time that reading the weights of both models once takes.
+(b) It takes at most 1.15 × a step that commits one token, with the same M and W.
+(c) Batch 8 makes at least 5 × the tokens per second of batch 1, with the same prompts.
+(d) The compiled path gives the tokens of the plain one: all of them in float32, their share is told otherwise.
+
+A step is a whole call over its steps, setup and the reading of the prompt included; what the steps behind the first
+take stands beside it. With random weights (a), (b) and (c) commit by a schedule, (d) by the models. (a), (b) and (c)
+are judged on a GPU only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apd.acceptance import Coupling
+from apd.step import APD
+from benchmarks.speed.floor import Rates, measure_rates, parts, weights_seconds
+from benchmarks.speed.measure import Plan, Result, measure, sizes_of
+from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_of, prepared
+from benchmarks.speed.pairs import PAIRS, Pair, compiled
+from benchmarks.speed.schedule import Schedule
+from benchmarks.speed.settings import KV_WINDOW, Library, Setting
+from benchmarks.speed.table import LEGEND, body, entries, machine, rate_entries, rate_lines
+
+__all__ = ["Agreement", "Target", "agreement", "main", "verdicts"]
+
+WINDOW_SIZE, BATCH = 100, 8
+OURS = Setting("apd", 0.5, WINDOW_SIZE, KV_WINDOW)
+SEQUENTIAL = Setting("left-to-right", None, WINDOW_SIZE, KV_WINDOW)
+
+#: Most × the floor, most × a step of one token, least gain of the batch.
+MOST_FLOORS, MOST_STEPS, LEAST_GAIN = 1.5, 1.15, 5.0
+
+QUICK_TOKENS = 16
+
+Case = tuple[str, Setting, int]  # path, setting, rows of a call
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two paths say the same.
+
+    Attributes:
+        batch: rows of a call.
+        prompts: how many.
+        tokens: of the longer answer to each, together.
+        equal: how many of them stand in both answers at the same place.
+        same: prompts whose answers are the same.
+    """
+
+    batch: int
+    prompts: int
+    tokens: int
+    equal: int
+    same: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """One of them.
+
+    Attributes:
+        name: its letter.
+        value: what was measured; `None` where it was not.
+        limit: what it is held against.
+        met: `None` where it is not judged.
+        told: the same in words.
+    """
+
+    name: str
+    value: float | None
+    limit: float
+    met: bool | None
+    told: str
+
+    def __str__(self) -> str:
+        verdict = {True: "MET", False: "MISSED", None: "not judged"}[self.met]
+        return f"({self.name}) {verdict}: {self.told}"
+
+
+def agreement(pair: Pair, other: Pair, count: int, batch: int) -> Agreement:
+    """Of the answers to `count` prompts that the models themselves decide on, without a schedule."""
+    strategy = APD(OURS.mixture_weight or 0.0, Coupling())
+    found = []
+    for inputs in pair.rows(count, batch).calls:
+        answers = (Library(OURS, each, strategy).answers(inputs).tokens for each in (pair, other))
+        found += list(zip(*answers, strict=True))
+    return Agreement(
+        batch=batch,
+        prompts=len(found),
+        tokens=sum(max(map(len, rows)) for rows in found),
+        equal=sum(a == b for rows in found for a, b in zip(*rows, strict=False)),
+        same=sum(a == b for a, b in found),
+    )
+
+
+def verdicts(
+    found: Mapping[tuple[str, str, int], Mapping[str, Any]],
+    *,
+    path: str,
+    floor_ms: float,
+    bound_ms: tuple[float, float],
+    agreements: Sequence[Agreement],
+    exact: bool,
+    judged: bool,
+) -> list[Target]:
+    """What was found against what is wanted.
+
+    Args:
+        found: entries of the table by path, strategy and batch.
+        path: the one that (a), (b) and (c) are about.
+        floor_ms: of reading all weights once.
+        bound_ms: of a step of (a), the least time of reading and that of arithmetic.
+        agreements: of the paths; none where nothing is compiled.
+        exact: whether they have to agree.
+        judged: whether (a), (b) and (c) are.
+    """
+    ours, sequential, together = found[path, "apd", 1], found[path, "left-to-right", 1], found[path, "apd", BATCH]
+
+    def later(ratio: float | None) -> str:
+        return "" if ratio is None else f"; behind the first step {ratio:.2f} ×"
+
+    def over(entry: Mapping[str, Any], least: float | None) -> float | None:
+        return None if entry["later_ms_per_step"] is None or least is None else entry["later_ms_per_step"] / least
+
+    floors, steps = ours["ms_per_step"] / floor_ms, ours["ms_per_step"] / sequential["ms_per_step"]
+    gain = together["tokens_per_second"] / ours["tokens_per_second"]
+    reading, arithmetic = bound_ms
+    targets = [
+        Target(
+            "a",
+            floors,
+            MOST_FLOORS,
+            floors <= MOST_FLOORS if judged else None,
+            f"a step of {ours['ms_per_step']:.2f} ms (± {ours['spread']:.0%}) is {floors:.2f} × the {floor_ms:.3g} ms of "
+            f"reading both models' weights, wanted ≤ {MOST_FLOORS}{later(over(ours, floor_ms))}. "
+            f"{'Bytes' if reading >= arithmetic else 'Operations'} bind its forwards: reading {reading:.3g} ms, "
+            f"arithmetic {arithmetic:.3g} ms.",
+        ),
+        Target(
+            "b",
+            steps,
+            MOST_STEPS,
+            steps <= MOST_STEPS if judged else None,
+            f"it is {steps:.2f} × the {sequential['ms_per_step']:.2f} ms (± {sequential['spread']:.0%}) of one token per "
+            f"step, wanted ≤ {MOST_STEPS}{later(over(ours, sequential['later_ms_per_step']))}.",
+        ),
+        Target(
+            "c",
+            gain,
+            LEAST_GAIN,
+            gain >= LEAST_GAIN if judged else None,
+            f"batch {BATCH} makes {together['tokens_per_second']:.0f} tokens/s (± {together['spread']:.0%}), "
+            f"{gain:.2f} × the {ours['tokens_per_second']:.0f} of batch 1, wanted ≥ {LEAST_GAIN:g}.",
+        ),
+    ]
+    if not agreements:
+        return [*targets, Target("d", None, 1.0, None, "nothing was compiled.")]
+    share = sum(each.equal for each in agreements) / sum(each.tokens for each in agreements)
+    gains = ", ".join(
+        f"{found['plain', 'apd', rows]['ms_per_step'] / found['compiled', 'apd', rows]['ms_per_step']:.2f} × (batch {rows})"
+        for rows in (1, BATCH)
+    )
+    told = "; ".join(
+        f"batch {each.batch}: {each.equal} of {each.tokens}, {each.same} of {each.prompts} answers the same"
+        for each in agreements
+    )
+    wanted = "all wanted" if exact else "all wanted in float32 only"
+    text = f"{share:.2%} of the tokens are those of the plain path, {wanted} ({told}). A plain step takes {gains} as long."
+    return [*targets, Target("d", share, 1.0, share == 1 if exact else None, text)]
+
+
+def _cases(paths: Sequence[str]) -> Iterator[Case]:
+    for path in paths:
+        if path == paths[0]:
+            yield path, SEQUENTIAL, 1
+        yield path, OURS, 1
+        yield path, OURS, BATCH
+
+
+def _label(case: Case) -> str:
+    path, setting, rows = case
+    return f"{'APD' if setting == OURS else '1/step'} {path} ×{rows}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    prepared(options)
+    if options.count < BATCH:
+        raise ValueError(f"`--count` must be at least {BATCH}, a batch, got {options.count}.")
+    if options.quick and options.new_tokens is None:
+        options.new_tokens = QUICK_TOKENS
+    began, loading, schedule = time.perf_counter(), replace(loading_of(options), is_compiled=False), Schedule()
+
+    def progress(text: str) -> None:
+        print(f"{time.perf_counter() - began:4.0f} s: {text}", file=sys.stderr, flush=True)
+
+    progress(f"loading {options.pair}")
+    plain = pair_of(options.pair, loading)
+    # First what matters most and has most to go wrong.
+    paths = ({"compiled": compiled(plain)} if options.compile else {}) | {"plain": plain}
+    path = next(iter(paths))
+    sizes = sizes_of(plain.models)
+    rates = measure_rates(sizes, options.device, loading.weights)
+
+    results: dict[Case, Result] = {}
+    for case in _cases(list(paths)):
+        name, setting, rows = case
+        progress(f"measuring {_label(case)}")
+        # One token per step is as many steps as tokens, all alike; answers of trained weights have lengths of their own.
+        count = 1 if setting == SEQUENTIAL and not plain.trained else options.count
+        plan = Plan(count, rows, options.repetitions, quality_count=options.count)
+        [results[case]] = measure(paths[name], [setting], plan, rates, schedule=schedule, device=options.device)
+        progress(
+            f"{_label(case)}: {1000 * results[case].seconds_per_step:.2f} ms per step, "
+            f"{results[case].tokens_per_second:.1f} tokens/s"
+        )
+    agreements = []
+    for rows in (1, BATCH) if options.compile else ():
+        progress(f"comparing tokens, batch {rows}")
+        agreements.append(agreement(plain, paths["compiled"], max(rows, 2), rows))
+
+    found, baseline = {}, results[path, SEQUENTIAL, 1]
+    for case, result in results.items():
+        name, setting, rows = case
+        [entry] = entries(paths[name], [result], batch=rows, schedule=schedule, baseline=baseline)
+        found[name, setting.strategy, rows] = entry | {"label": _label(case), "path": name}
+    targets = verdicts(
+        found,
+        path=path,
+        floor_ms=1000 * weights_seconds(sizes, rates),
+        bound_ms=_bound(results[path, OURS, 1], plain, rates),
+        agreements=agreements,
+        exact=loading.weights == torch.float32,
+        judged=options.device != "cpu",
+    )
+
+    report = {
+        **machine(options.device),
+        "dtype": str(loading.weights).removeprefix("torch."),
+        **rate_entries(rates),
+        "command": " ".join(["python -m benchmarks.speed targets", *arguments]),
+        "seconds": round(time.perf_counter() - began, 1),
+        "settings": list(found.values()),
+        "agreements": [asdict(each) for each in agreements],
+        "targets": [asdict(target) for target in targets],
+    }
+    text = "\n".join(
+        [
+            f"{plain.name}{f' ({plain.note})' if plain.note else ''}, {report['dtype']}, R {OURS.mixture_weight:g}, "
+            f"M {WINDOW_SIZE}, W {KV_WINDOW}, {options.count} prompts, {plain.new_tokens} new tokens",
+            *([f"M is cut to the {plain.new_tokens} masks of an answer."] if plain.new_tokens < WINDOW_SIZE else []),
+            *body(plain, list(found.values())),
+            f"×{BATCH}: rows of a call. 1/step: one token per step, which vs 1 refers to everywhere.",
+            "",
+            *rate_lines(rates),
+            LEGEND,
+            "",
+            *(textwrap.fill(str(target), 120, subsequent_indent=" " * 4) for target in targets),
+        ]
+    )
+    line = json.dumps(report)
+    print(text, line, sep="\n\n")
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "targets.txt").write_text(f"{text}\n\n{line}\n")
+        (options.out / "targets.json").write_text(line + "\n")
+    return 0
+
+
+def _bound(result: Result, pair: Pair, rates: Rates) -> tuple[float, float]:
+    """Least milliseconds of reading and of arithmetic in a step's forwards."""
+    reading, arithmetic = (
+        1000 * sum(seconds) / result.steps
+        for seconds in zip(*parts(sizes_of(pair.models), result.forwards, rates), strict=True)
+    )
+    return reading, arithmetic
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed targets",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--pair",
+        default="dream-7b",
+        metavar="PAIR",
+        help=f"{', '.join(PAIRS)} or DRAFTER_DIR:VERIFIER_DIR (default %(default)s)",
+    )
+    parser.add_argument("--count", type=int, default=BATCH, metavar="N", help="prompts (default %(default)s)")
+    parser.add_argument(
+        "--repetitions", type=int, default=3, metavar="N", help="of every setting (default %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help=f"answers of at most {QUICK_TOKENS} tokens")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write targets.txt and targets.json there")
+    add_loading(parser)
+    add_machine(parser)
+    parser.set_defaults(device="cuda" if torch.cuda.is_available() else "cpu", compile=True, prompt_length=128)
+    return parser
