@@ -18,7 +18,7 @@ from benchmarks.speed.measure import Result, spread
 from benchmarks.speed.pairs import Pair
 from benchmarks.speed.schedule import Schedule
 
-__all__ = ["LEGEND", "body", "entries", "lines", "machine", "rate_entries", "rate_lines"]
+__all__ = ["LEGEND", "body", "entries", "lines", "machine", "rate_entries", "rate_lines", "rounded"]
 
 LEGEND = """\
 tok/s: new tokens to the first stop token, per second, without instruments. vs 1: the same over one token per step,
@@ -65,10 +65,10 @@ def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline:
     seen = result.missed == 0
 
     def per_step(seconds: float | None) -> float | None:
-        return None if seconds is None or not seen else _rounded(1000 * seconds / steps)
+        return None if seconds is None or not seen else rounded(1000 * seconds / steps)
 
     def known(value: float | None) -> float | None:
-        return None if value is None or not seen else _rounded(value)
+        return None if value is None or not seen else rounded(value)
 
     setup = result.median(lambda sample: sample.setup)
     return {
@@ -80,18 +80,18 @@ def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline:
         "window_size": setting.window_size,
         "kv_window": setting.kv_window,
         "accepted": _accepted(pair, result, schedule),
-        "tokens_per_second": _rounded(result.tokens_per_second),
-        "tokens_per_forward": _rounded(result.tokens / result.row_forwards),
-        "ms_per_step": _rounded(1000 * result.seconds_per_step),
-        "spread": _rounded(spread([sample.plain for sample in samples])),
+        "tokens_per_second": rounded(result.tokens_per_second),
+        "tokens_per_forward": rounded(result.tokens / result.row_forwards),
+        "ms_per_step": rounded(1000 * result.seconds_per_step),
+        "spread": rounded(spread([sample.plain for sample in samples])),
         "later_ms_per_step": _later(result),
-        "cpu_ms_per_step": _rounded(1000 * statistics.median(sample.cpu for sample in samples) / steps),
-        "speedup": None if baseline is None else _rounded(_speedup(result, baseline)),
+        "cpu_ms_per_step": rounded(1000 * statistics.median(sample.cpu for sample in samples) / steps),
+        "speedup": None if baseline is None else rounded(_speedup(result, baseline)),
         "drafter_ms": per_step(result.median(lambda sample: sample.drafter)),
         "verifier_ms": per_step(result.median(lambda sample: sample.verifier)),
         "mixing_ms": per_step(result.median(_mixing)),
         "other_ms": per_step(result.median(_other)),
-        "setup_ms": None if setup is None else _rounded(1000 * setup / result.calls),
+        "setup_ms": None if setup is None else rounded(1000 * setup / result.calls),
         "metered_ms_per_step": per_step(result.median(lambda sample: sample.metered)),
         "overhead_share": known(result.median(lambda sample: 1 - _forwards(sample) / sample.metered)),
         "overhead_share_without_setup": known(
@@ -99,9 +99,9 @@ def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline:
         ),
         "floor_ms": known(1000 * result.floor / steps),
         "floor_ratio": known(result.seconds_per_step * steps / result.floor) if seen and forwards else None,
-        "instrument_cost": _rounded(_instrument_cost(result)),
-        "peak_memory_mb": _rounded(result.peak_memory / 2**20),
-        "accuracy": None if result.accuracy is None else _rounded(result.accuracy),
+        "instrument_cost": rounded(_instrument_cost(result)),
+        "peak_memory_mb": rounded(result.peak_memory / 2**20),
+        "accuracy": None if result.accuracy is None else rounded(result.accuracy),
         "accuracy_instances": result.judged,
         "new_tokens": result.tokens,
         "drafter_forwards": result.row_forwards,
@@ -121,7 +121,7 @@ def _accepted(pair: Pair, result: Result, schedule: Schedule) -> str:
 
 def _later(result: Result) -> float | None:
     seconds, steps = result.median(lambda sample: sample.later), result.steps - result.calls
-    return None if seconds is None or not steps else _rounded(1000 * seconds / steps)
+    return None if seconds is None or not steps else rounded(1000 * seconds / steps)
 
 
 def _forwards(sample: Any) -> float:
@@ -148,7 +148,8 @@ def _speedup(result: Result, baseline: Result) -> float:
     )
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To five digits."""
     return float(f"{value:.5g}")
 
 
@@ -237,9 +238,9 @@ def machine(device: str) -> dict[str, Any]:
 def rate_entries(rates: Rates) -> dict[str, Any]:
     """In GB/s and Gflop/s."""
     return {
-        "bandwidth_gb_s": _rounded(rates.bandwidth / 1e9),
-        "bandwidth_in_cache_gb_s": {role: _rounded(rate / 1e9) for role, rate in rates.resident.items()},
-        "matmul_gflop_s": _rounded(rates.matmul / 1e9),
+        "bandwidth_gb_s": rounded(rates.bandwidth / 1e9),
+        "bandwidth_in_cache_gb_s": {role: rounded(rate / 1e9) for role, rate in rates.resident.items()},
+        "matmul_gflop_s": rounded(rates.matmul / 1e9),
     }
 
 

@@ -37,7 +37,7 @@ from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_
 from benchmarks.speed.pairs import PAIRS, Pair, compiled
 from benchmarks.speed.schedule import Schedule
 from benchmarks.speed.settings import KV_WINDOW, Library, Setting
-from benchmarks.speed.table import LEGEND, body, entries, machine, rate_entries, rate_lines
+from benchmarks.speed.table import LEGEND, body, entries, machine, rate_entries, rate_lines, rounded
 
 __all__ = ["Agreement", "Target", "agreement", "main", "verdicts"]
 
@@ -134,11 +134,9 @@ def verdicts(
     """
     ours, sequential, together = found[path, "apd", 1], found[path, "left-to-right", 1], found[path, "apd", BATCH]
 
-    def later(ratio: float | None) -> str:
-        return "" if ratio is None else f"; behind the first step {ratio:.2f} ×"
-
-    def over(entry: Mapping[str, Any], least: float | None) -> float | None:
-        return None if entry["later_ms_per_step"] is None or least is None else entry["later_ms_per_step"] / least
+    def later(least: float | None) -> str:
+        own = ours["later_ms_per_step"]
+        return "" if own is None or least is None else f"; behind the first step {own / least:.2f} ×"
 
     floors, steps = ours["ms_per_step"] / floor_ms, ours["ms_per_step"] / sequential["ms_per_step"]
     gain = together["tokens_per_second"] / ours["tokens_per_second"]
@@ -150,7 +148,7 @@ def verdicts(
             MOST_FLOORS,
             floors <= MOST_FLOORS if judged else None,
             f"a step of {ours['ms_per_step']:.2f} ms (± {ours['spread']:.0%}) is {floors:.2f} × the {floor_ms:.3g} ms of "
-            f"reading both models' weights, wanted ≤ {MOST_FLOORS}{later(over(ours, floor_ms))}. "
+            f"reading both models' weights, wanted ≤ {MOST_FLOORS}{later(floor_ms)}. "
             f"{'Bytes' if reading >= arithmetic else 'Operations'} bind its forwards: reading {reading:.3g} ms, "
             f"arithmetic {arithmetic:.3g} ms.",
         ),
@@ -160,7 +158,7 @@ def verdicts(
             MOST_STEPS,
             steps <= MOST_STEPS if judged else None,
             f"it is {steps:.2f} × the {sequential['ms_per_step']:.2f} ms (± {sequential['spread']:.0%}) of one token per "
-            f"step, wanted ≤ {MOST_STEPS}{later(over(ours, sequential['later_ms_per_step']))}.",
+            f"step, wanted ≤ {MOST_STEPS}{later(sequential['later_ms_per_step'])}.",
         ),
         Target(
             "c",
@@ -242,10 +240,11 @@ def main(arguments: Sequence[str]) -> int:
         name, setting, rows = case
         [entry] = entries(paths[name], [result], batch=rows, schedule=schedule, baseline=baseline)
         found[name, setting.strategy, rows] = entry | {"label": _label(case), "path": name}
+    floor_ms = 1000 * weights_seconds(sizes, rates)
     targets = verdicts(
         found,
         path=path,
-        floor_ms=1000 * weights_seconds(sizes, rates),
+        floor_ms=floor_ms,
         bound_ms=_bound(results[path, OURS, 1], plain, rates),
         agreements=agreements,
         exact=loading.weights == torch.float32,
@@ -256,11 +255,12 @@ def main(arguments: Sequence[str]) -> int:
         **machine(options.device),
         "dtype": str(loading.weights).removeprefix("torch."),
         **rate_entries(rates),
+        "weights_ms": rounded(floor_ms),
         "command": " ".join(["python -m benchmarks.speed targets", *arguments]),
         "seconds": round(time.perf_counter() - began, 1),
         "settings": list(found.values()),
         "agreements": [asdict(each) for each in agreements],
-        "targets": [asdict(target) for target in targets],
+        "targets": [asdict(target) | {"value": target.value and rounded(target.value)} for target in targets],
     }
     text = "\n".join(
         [
