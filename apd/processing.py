@@ -84,7 +84,7 @@ class Processing:
 
     def at_once(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
         """Everything that does not depend on other tokens, at all positions at once: `b m v` → `b m v`."""
-        if not (self.min_new_tokens or self.suppressed_first or self.processors):
+        if not (self.min_new_tokens or self.suppressed_first or len(self.processors)):
             return logits
         position = window.columns - state.start[:, None]
         if self.min_new_tokens and len(self.stop_token_ids):

@@ -147,7 +147,7 @@ _FIRST_NUCLEUS = 64  # tokens; four times as many each time that they do not hol
 
 
 def _warped(values: Tensor, warpers: LogitsProcessorList) -> Tensor:
-    if not warpers:
+    if len(warpers) == 0:
         return values
     flat = warpers(None, rearrange(values, "b m n -> (b m) n"))
     return rearrange(flat, "(b m) n -> b m n", m=values.shape[1])

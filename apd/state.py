@@ -279,7 +279,7 @@ class Stopping:
         """
         new = before.passed_by(frontier)
         stops = new & torch.isin(tokens, self.token_ids)
-        if self.criteria:
+        if len(self.criteria) > 0:  # torch.compile took any list of transformers' for true, up to torch 2.11 at least
             for row, column in new.nonzero().tolist():
                 ids = tokens[row : row + 1, before.padding[row] : column + 1]
                 # Once it has stopped a row asks no more: a criterion may count its calls.
