@@ -180,20 +180,21 @@ class Window:
         """m columns from the frontier of each row: M, all that are left, or with "auto" as its own pace suggests.
 
         Args:
-            is_fixed: fill up to M, or to a multiple of 64, so that shapes are few.
+            is_fixed: fill up to a multiple of 64 or to M, whichever is less, so that shapes are few.
         """
         starts, ends = state.layout.frontier, state.layout.end
         if window_size is not None:
-            if isinstance(window_size, int):
-                sizes = [window_size] * len(starts)
-            else:
+            if window_size == "auto":
                 sizes = [max(math.ceil(HEADROOM * pace), LOWEST) for pace in state.pace.tolist()]
+            else:
+                sizes = [window_size] * len(starts)
             ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
         width = 0
         if is_fixed:
             widest = max(end - start for start, end in zip(starts, ends, strict=True))
-            width = window_size if isinstance(window_size, int) else round_up(widest, COLUMNS)
-        return cls(*ragged(starts, ends, state.tokens.device, min(width, state.width)), starts, ends)
+            most = state.width if window_size is None or window_size == "auto" else min(window_size, state.width)
+            width = min(round_up(widest, COLUMNS), most)
+        return cls(*ragged(starts, ends, state.tokens.device, width), starts, ends)
 
     def part(self, positions: slice) -> Window:
         """Only some of its masks; what the drafter sees stays the same."""
@@ -204,9 +205,8 @@ class Window:
 
     def place(self, values: Tensor, where: Tensor, row: Tensor) -> Tensor:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
-        at = (
-            self.columns % row.shape[1]
-        )  # past the end of the row: columns that are not in the window, left as they are
+        # Past the end of the row are columns outside the window. They wrap around, and write what stands there already.
+        at = self.columns % row.shape[1]
         return row.scatter(1, at, torch.where(where, values, row.gather(1, at)))
 
 
@@ -277,7 +277,7 @@ class Stopping:
         Args:
             tokens, frontier: as they are now.
         """
-        new = before.passed_by(frontier)
+        new = before.passed_by(frontier.minimum(before.end))  # a frontier at the end of its row is behind all columns
         stops = new & torch.isin(tokens, self.token_ids)
         if len(self.criteria) > 0:  # torch.compile took any list of transformers' for true, up to torch 2.11 at least
             for row, column in new.nonzero().tolist():

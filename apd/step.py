@@ -258,12 +258,12 @@ class APD(Memoryless):
         verify = models.verify(state, window, drafted) if self.needs_verifier else None
 
         # Part by part while some row still agrees; a window has one part unless it is huge.
+        judge = models.fused(type(self).judge)
         accepted: list[Accepted] = []
         for part in drafts.parts:
             if accepted and not accepted[-1].agrees.any():
                 break
             of_verifier = verify[:, part] if verify is not None else None
-            judge = models.fused(APD.judge)
             accepted.append(
                 judge(self, drafts[part], of_verifier, models, state, window.part(part), sampling, accepted[-1:])
             )

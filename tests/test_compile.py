@@ -7,7 +7,7 @@ import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, TemperatureLogitsWarper
 
 from apd import APDSampler, IdealListModel, Threshold
 from apd.cache import ColumnCache
@@ -142,19 +142,53 @@ def test_other_numbers_need_no_other_graphs() -> None:
         assert max(counts) <= 3 and counts[2:] == [0, 0]
 
 
-def test_what_the_caller_wrote_stays_python() -> None:
+class Processor(LogitsProcessor):
+    history_free, count = True, 0
+
+    def __call__(self, ids, scores):
+        self.count += 1
+        return scores
+
+
+class Warper(TemperatureLogitsWarper):
+    __init__ = object.__init__
+    count, __call__ = 0, Processor.__call__
+
+
+class Criterion(StoppingCriteria):
+    count = 0
+
+    def __call__(self, ids, scores, **_):
+        self.count += 1
+        return torch.zeros(1, dtype=torch.bool)
+
+
+class Allowed:
+    count = 0
+
+    def __call__(self, row, ids) -> list[int]:
+        self.count += 1
+        return [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "role, asked",
+    [
+        ("prefix_allowed_tokens_fn", Allowed()),
+        ("logits_processor", Processor()),
+        ("logits_processor", Warper()),
+        ("stopping_criteria", Criterion()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_the_caller_wrote_stays_python(role, asked) -> None:
     sampler, backend = compiled()
     for model in (sampler.drafter, sampler.verifier):
         model.compiled = None
-    asked = []
-
-    def allowed(row, ids):
-        asked.append(row)
-        return [3, 4, 5]
-
-    settings = {"max_new_tokens": 6, "eos_token_id": [], "window_size": 3, "prefix_allowed_tokens_fn": allowed}
-    sampler.generate(torch.tensor([PROMPTS[1]]), **settings)
-    assert asked and backend.count == 0
+    settings = {"max_new_tokens": 6, "eos_token_id": [], "window_size": 3, "do_sample": True, "top_k": 0, "seed": 0}
+    call = {role: asked if role == "prefix_allowed_tokens_fn" else [asked]}
+    sampler.generate(torch.tensor([PROMPTS[1]]), **settings, **call)
+    assert asked.count and backend.count == 0
 
 
 def test_a_model_that_is_not_neural_is_refused() -> None:

@@ -14,13 +14,14 @@ from transformers import (
     GenerationConfig,
     GenerationMixin,
     PreTrainedTokenizerFast,
+    StoppingCriteria,
     StopStringCriteria,
     TextIteratorStreamer,
     TextStreamer,
 )
 
 from apd import EXAMPLE_PROMPTS, KLASS, WINO, APDSampler, Confidence
-from apd.arguments import REFUSED, SUPPORTED
+from apd.arguments import REFUSED, SUPPORTED, effective_config
 from apd.probability import mix_seed
 from apd.stop_strings import StopStrings
 
@@ -266,6 +267,24 @@ def test_many_prompts_equal_single_calls(batch_size, knobs):
         assert answer.trace.target_probs == pytest.approx(trace.target_probs, rel=1e-4)
 
 
+class TooLong(StoppingCriteria):
+    def __init__(self, length):
+        self.length, self.seen = length, set()
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.seen |= set(input_ids[0].tolist())
+        return torch.tensor([input_ids.shape[1] > self.length and input_ids[0, 0] == trace_prompts()[1][0]])
+
+
+def test_criteria_are_not_asked_behind_the_end_of_a_row():
+    """Beside a wider row they were asked about its columns too, mask after mask, and a row that was full "stopped"."""
+    criterion, prompts = TooLong(12), [trace_prompts()[1][:3], trace_prompts()[0][:12]]
+    settings = {"max_new_tokens": 9, "eos_token_id": [], "window_size": 4, "seed": 0}
+    answers = trace_sampler().generate_many(prompts, batch_size=2, stopping_criteria=[criterion], **settings)
+    assert [answer.finish for answer in answers] == ["length", "length"]
+    assert trace_sampler().drafter.mask_token_id not in criterion.seen
+
+
 def test_prompts_are_drawn_as_rows_become_free():
     drawn = []
 
@@ -290,6 +309,14 @@ def test_text_and_chats_are_prompts_too(sampler):
     answers = list(sampler_of_chats.generate_many(prompts, max_new_tokens=32))
     assert {answer.text for answer in answers} == {answers[0].text}
     assert answers[0].text.strip().startswith('["')
+
+
+def test_defaults_fill_what_is_open_the_first_ones_first():
+    defaults = [{"eos_token_id": None, "pad_token_id": 1}, {"eos_token_id": 5, "pad_token_id": 6}]
+    config = effective_config(None, defaults, {})
+    assert (config.eos_token_id, config.pad_token_id) == (5, 1)
+    assert effective_config(GenerationConfig(eos_token_id=3), defaults, {}).eos_token_id == 3
+    assert effective_config(None, defaults, {"eos_token_id": None}).eos_token_id is None
 
 
 def test_a_refused_prompt_raises_with_its_number_or_is_left_out():

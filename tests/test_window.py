@@ -1,10 +1,12 @@
 """`window_size="auto"` against every fixed window, where the tokens that a step could commit are drawn."""
 
+import numpy as np
 import pytest
 import torch
+from pairs import trace_prompts, trace_sampler
 from torch import Tensor
 
-from apd.state import FIRST_PACE, HEADROOM, LOWEST, next_pace
+from apd.state import FIRST_PACE, HEADROOM, LOWEST, DecodeState, Window, next_pace
 
 LENGTH, ROWS = 512, 200
 STEP = 64  # columns that a step costs beside its masks
@@ -48,3 +50,23 @@ def test_it_is_near_the_best_fixed_window_without_being_told(mean) -> None:
 
 def test_it_beats_every_fixed_window_where_the_text_changes() -> None:
     assert tokens_per_column(jumping, "auto") > 1.2 * best_fixed(jumping)
+
+
+def test_a_number_of_numpy_is_a_number() -> None:
+    """It was taken for "auto", with a pace that nobody counted."""
+    settings = {"max_new_tokens": 8, "eos_token_id": [], "return_dict_in_generate": True}
+    output = trace_sampler().generate(torch.tensor([trace_prompts()[0]]), window_size=np.int64(3), **settings)
+    assert max(map(len, output.trace[0].drafts)) == 3
+
+
+def test_a_fixed_window_is_hardly_wider_than_what_is_left() -> None:
+    """It was as wide as M, up to the whole row, prompt included: all of it logits that nobody looks at."""
+    start, end = torch.tensor([500, 500]), torch.tensor([520, 510])
+    tokens, zeros = torch.zeros(2, 520, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    decided = torch.arange(520) < start[:, None]
+    state = DecodeState(tokens, decided, start, zeros > 0, zeros, start, end, zeros, zeros, zeros, zeros.float())
+    for window_size, width in ((None, 64), (400, 64), (100, 64), ("auto", 64), (6, 6)):
+        window = Window.at_frontier(state, window_size, is_fixed=True)
+        assert window.columns.shape == (2, width)
+        placed = window.place(torch.ones_like(window.columns), window.inside, tokens)
+        assert placed.sum(1).tolist() == window.inside.sum(1).tolist()
