@@ -37,7 +37,8 @@ from apd.arguments import (
 )
 from apd.config import KNOBS, APDConfig
 from apd.decoding import Call, Decoding
-from apd.drafter import Drafter, MaskedDiffusionDrafter
+from apd.drafter import Drafter
+from apd.forward import Neural
 from apd.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.models import (
     HUB_ARGUMENTS,
@@ -56,7 +57,7 @@ from apd.probability import mix_seed
 from apd.processing import AllowedTokens
 from apd.step import APD, Fused, Strategy, as_it_is
 from apd.streaming import Chunk, chunks, feed
-from apd.verifier import CausalVerifier, Verifier
+from apd.verifier import Verifier
 
 
 class APDSampler:
@@ -280,8 +281,8 @@ class APDSampler:
         over whole rows, the first of each and those of `kv_refresh`, are not. Without `kv_window` every pass of the
         drafter is over whole rows, and compiled for each further 64 columns. The memory of a cache is kept for the next
         call. Drawing, mixing with accepting, and committing are three graphs of few kernels, made again when a size or a
-        knob changes for the first time; where a call has processors or criteria of its own they stay Python. Tokens are
-        those of the plain path, up to rounding.
+        knob changes for the first time; an acceptance rule of yours is traced with them, and a call with processors,
+        criteria or a grammar has none of the three. Tokens are those of the plain path, up to rounding.
 
         Args:
             **options: of `torch.compile`, for the passes; what stands between them has their backend. By default
@@ -292,11 +293,14 @@ class APDSampler:
         """
         if not options and self.drafter.device.type == "cuda":
             options = {"mode": "reduce-overhead"}
+        neural: list[Neural] = []
         for name, model in (("drafter", self.drafter), ("verifier", self.verifier)):
-            if model is not None and not isinstance(model, (MaskedDiffusionDrafter, CausalVerifier)):
+            if isinstance(model, Neural):
+                neural.append(model)
+            elif model is not None:
                 raise TypeError(f"`{name}` must be a transformers model to be compiled, got {type(model).__name__}.")
-            if model is not None:
-                model.compile(**options)
+        for each in neural:
+            each.compile(**options)
         # What stands between the passes, without CUDA graphs: rows leave, so shapes change, if rarely.
         self.fused = functools.cache(functools.partial(torch.compile, backend=options.get("backend", "inductor")))
         return self

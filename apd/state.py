@@ -33,7 +33,7 @@ class DecodeState:
         tokens: `b l` int64, padding, prompt and committed ids; the mask id where nothing is committed.
         decided: `b l` bool, False where a token is still to come. Padding, prompt and what is behind `end` are decided.
         frontier: `b` int64, the first column that is not committed yet, the width where all are. What is left of it
-            never changes again.
+            never changes again. Who replaces `decided` moves it too.
         done: `b` bool, nothing is left to decode: all decided, or a stop token with all before it decided, or a model
             gave no distribution where one was needed.
         padding: `b` int64, columns of left padding.

@@ -195,6 +195,11 @@ def test_a_model_that_is_not_neural_is_refused() -> None:
     ideal = IdealListModel.shuffle(3)
     with pytest.raises(TypeError, match="`drafter` must be a transformers model"):
         APDSampler(ideal.drafter, ideal.verifier).compile()
+    drafter = trace_sampler.__wrapped__().drafter
+    verifier = IdealListModel(torch.tensor([[drafter.vocab_size - 2]])).verifier
+    with pytest.raises(TypeError, match="`verifier` must be a transformers model"):
+        APDSampler(drafter, verifier).compile()
+    assert drafter.compiled is None
 
 
 def test_a_longer_prompt_that_joins_outgrows_the_cache() -> None:
