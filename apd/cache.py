@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from apd.state import to_device
+from apd.state import counted, to_device
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,7 @@ class DeviceSpan:
     def of(cls, edges: Tensor, width: int) -> DeviceSpan:
         """Of starts, ends and paddings, `3 b` int64."""
         starts, ends, paddings = edges[..., None].unbind()
-        columns = starts + torch.arange(width, device=edges.device)
-        return cls(columns, columns < ends, ends, paddings)
+        return cls(*counted(starts, ends, width), ends, paddings)
 
     def ids(self, tokens: Tensor) -> Tensor:
         return tokens.gather(1, self.columns.clamp(max=tokens.shape[1] - 1)).masked_fill(~self.real, 0)

@@ -122,9 +122,14 @@ def ragged(starts: list[int], ends: list[int], device: torch.device, width: int 
     if not width and len(set(starts)) == len(set(ends)) == 1:
         columns = torch.arange(starts[0], ends[0], device=device).expand(len(starts), -1)
         return columns, torch.ones_like(columns, dtype=torch.bool)
-    first, end = to_device([starts, ends], device)[..., None]
-    columns = first + torch.arange(max(width, widest), device=device)
-    return columns, columns < end
+    first, end = to_device([starts, ends], device)[..., None].unbind()
+    return counted(first, end, max(width, widest))
+
+
+def counted(starts: Tensor, ends: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """`width` columns from each start on, `b 1` → `b q` int64, and which of them are before the end, bool."""
+    columns = starts + torch.arange(width, device=starts.device)
+    return columns, columns < ends
 
 
 class FollowsRows(Protocol):
@@ -300,10 +305,11 @@ def commit(
     tokens = window.place(proposal.tokens, chosen, state.tokens)
     decided = window.place(chosen, chosen, state.decided)
     frontier = prefix_length(decided)
-    last = torch.where(stopping.columns(state, tokens, frontier), state.column, state.width).amin(1)
+    column = state.column
+    last = torch.where(stopping.columns(state, tokens, frontier), column, state.width).amin(1)
     stopped = last < state.width
     broken = (~proposal.sound & proposal.decisive[..., None]).any(1)
-    decided = decided & (state.column <= last[:, None])
+    decided = decided & (column <= last[:, None])
     after = dataclasses.replace(
         state,
         tokens=torch.where(decided, tokens, mask_token_id),

@@ -323,6 +323,7 @@ class APD(Memoryless):
             return accepted
         # The drafter alone decides the first position, the mixture the others.
         deciding = log_normalise(torch.cat([draft.logits[:, :1], logits[0][:, 1:]], 1))
+        # `_replace` would say it better; torch.compile of torch 2.11 cannot trace it.
         return Accepted(*accepted[:6], logits=deciding, scores=sampling.warp(deciding).of_all(models.vocab_size))
 
 
