@@ -22,11 +22,13 @@ class Judgement:
         kept: `b m` bool, whether it is kept too.
         instead: `b m` int64, what stands there if it is not.
         replaced: `b m` bool, whether that is committed; `None`: nowhere.
+        best: `b m` float32, the best score of the target; finite where, and only where, it is a distribution.
     """
 
     kept: Tensor
     instead: Tensor
     replaced: Tensor | None
+    best: Tensor
 
 
 class AcceptanceRule(Protocol):
@@ -60,14 +62,14 @@ class Accepted(NamedTuple):
     """What became of a part of the window.
 
     Attributes:
-        tokens, chosen, decisive, sound, probs, logits, scores: as in `Proposal`, of this part.
+        tokens, chosen, decisive, best, probs, logits, scores: as in `Proposal`, of this part.
         agrees: `b` bool, whether everything up to its end was accepted.
     """
 
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
-    sound: Tensor
+    best: Tensor
     agrees: Tensor
     probs: Tensor | None = None
     logits: Tensor | None = None
@@ -78,6 +80,7 @@ class Accepted(NamedTuple):
         cls,
         judgement: Judgement,
         draft: Tensor,
+        best: Tensor,
         window: Window,
         logits: list[Tensor],
         before: list[Accepted],
@@ -87,6 +90,8 @@ class Accepted(NamedTuple):
         """The prefix that is kept, and what stands instead of the token behind it, if the rule replaces that.
 
         Args:
+            draft: `b c` int64.
+            best: `b c`, the best score of the draft.
             logits: of each model, `b c v`.
             before: the part before this one, none for the first.
             keeps_probs: see `Models`.
@@ -105,12 +110,10 @@ class Accepted(NamedTuple):
         if judgement.replaced is not None:
             replaced = judgement.replaced & decisive & (position == num_kept)
             tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
-        # A row that holds NaN or +∞ or nothing finite is no distribution.
-        sound = torch.stack([of_model.amax(-1) for of_model in logits], -1).isfinite()
         probs = None
         if keeps_probs:
             probs = torch.stack([gather_tokens(log_normalise(of_model), tokens) for of_model in logits], -1).exp()
-        return cls(tokens, chosen, decisive, sound, agrees, probs)
+        return cls(tokens, chosen, decisive, torch.stack([best, judgement.best], -1), agrees, probs)
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,12 @@ class Coupling:
         sampling: Sampling,
         **_: object,
     ) -> Judgement:
-        target = sampling.pick(target_scores, noise)
+        target, best = sampling.pick(target_scores, noise)
+        kept = draft == target
         if self.threshold > 0:
             sure = gather_tokens(log_normalise(target_logits), target).exp() >= self.threshold
-        else:
-            sure = torch.ones_like(target, dtype=torch.bool)
-        return Judgement((draft == target) & sure, target, sure if self.correction else None)
+            return Judgement(kept & sure, target, sure if self.correction else None, best)
+        return Judgement(kept, target, torch.ones_like(kept) if self.correction else None, best)
 
 
 @dataclass(frozen=True)
@@ -180,5 +183,6 @@ class Rejection:
         # Rounding can leave nothing of a residual that is almost zero; p_T is its limit then.
         residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, all_target)
         over_target = residual if p_target.ids is None else residual.gather(-1, p_target.ids)
-        instead = sampling.pick(Scores(over_target.log(), p_target.ids), sampling.noise(*key, stream=RESIDUAL))
-        return Judgement(kept, instead, torch.ones_like(kept))
+        residual_scores = Scores(over_target.log(), p_target.ids)
+        instead = sampling.pick(residual_scores, sampling.noise(*key, stream=RESIDUAL)).tokens
+        return Judgement(kept, instead, torch.ones_like(kept), target_scores.values.amax(-1))

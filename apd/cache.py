@@ -90,15 +90,18 @@ class Span:
         """Where a cache with so many columns takes their keys, `b q` or `1 q`; those of fillers go behind the last."""
         return self.columns if self.is_level else self.on_device.slots(num_columns)
 
-    def mask(self, keys: Tensor, *, causal: bool) -> Tensor | None:
+    def mask(self, cached: int | None, *, causal: bool) -> Tensor | None:
         """Which keys a column sees, `b 1 q k` bool, `None` for all: real ones before the end, up to itself if causal.
 
         Args:
-            keys: `b k` or `1 k` int64, their columns.
+            cached: keys are those of the columns 0 … `cached` − 1; `None`: those of the span.
         """
         if not self.is_level:
-            return self.on_device.mask(keys, causal=causal)
-        return (keys[:, None, None] <= self.columns[:, None, :, None]) if causal else None
+            return self.on_device.mask(cached, causal=causal)
+        if not causal:
+            return None
+        before, keys = (0, self.width) if cached is None else (self.starts[0], cached)
+        return torch.ones(1, 1, self.width, keys, dtype=torch.bool, device=self.device).tril_(before)
 
     def passes(self) -> list[list[int]]:
         """Which rows to compute together: all, or the wide ones apart where fillers would cost more than a pass."""
@@ -141,7 +144,8 @@ class DeviceSpan:
     def slots(self, num_columns: int) -> Tensor:
         return self.columns.masked_fill(~self.real, num_columns)
 
-    def mask(self, keys: Tensor, *, causal: bool) -> Tensor:
+    def mask(self, cached: int | None, *, causal: bool) -> Tensor:
+        keys = self.columns if cached is None else torch.arange(cached, device=self.columns.device)[None]
         seen = ((keys >= self.paddings) & (keys < self.ends))[:, None]
         if causal:
             seen = seen & (keys[:, None, :] <= self.columns[:, :, None])
@@ -168,19 +172,16 @@ class Aim:
 
     Attributes:
         num_rows, num_columns: of the cache.
-        rows: `n` int64, the rows of the pass; `None` between passes.
-        is_whole: whether these are all rows.
-        slots: `n q` or `1 q` int64, where it writes; `None` between passes.
-        level: the same as a slice, where all rows are there and write alike.
+        rows: `n` int64, the rows of the pass; `None` for all.
+        slots: where it writes: the columns of all rows, or the rows, `n 1`, and columns of each, `n q` or `1 q` int64;
+            `None` between passes.
         visible: columns that it reads, from the left.
     """
 
     num_rows: int
     num_columns: int
     rows: Tensor | None = None
-    is_whole: bool = True
-    slots: Tensor | None = None
-    level: slice | None = None
+    slots: slice | tuple[Tensor, Tensor] | None = None
     visible: int = 0
 
 
@@ -216,16 +217,17 @@ class ColumnLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         aim, device = self.aim, key_states.device
-        assert aim.rows is not None and aim.slots is not None
-        if aim.level is not None:
-            self.keys[:, :, aim.level] = key_states
-            self.values[:, :, aim.level] = value_states
+        assert aim.slots is not None
+        if isinstance(aim.slots, slice):
+            self.keys[:, :, aim.slots] = key_states
+            self.values[:, :, aim.slots] = value_states
         else:
-            at = aim.rows.to(device)[:, None], slice(None), aim.slots.to(device)
+            rows, slots = aim.slots
+            at = rows.to(device), slice(None), slots.to(device)
             self.keys[at] = rearrange(key_states, "n heads q d -> n q heads d")
             self.values[at] = rearrange(value_states, "n heads q d -> n q heads d")
         keys, values = self.keys[:, :, : aim.visible], self.values[:, :, : aim.visible]
-        if aim.is_whole:
+        if aim.rows is None:
             return keys, values
         return keys.index_select(0, aim.rows.to(device)), values.index_select(0, aim.rows.to(device))
 
@@ -292,21 +294,23 @@ class ColumnCache(Cache):
             rows: `n` int64, the rows whose span it is; `None` for all.
         """
         aim = self.aimed
-        aim.is_whole, aim.visible = rows is None, span.reach
-        aim.rows = torch.arange(aim.num_rows, device=span.device) if rows is None else rows
-        aim.level = slice(span.starts[0], span.reach) if span.is_level and rows is None else None
-        aim.slots = span.slots(aim.num_columns)
+        aim.rows, aim.visible = rows, span.reach
+        if span.is_level and rows is None:
+            aim.slots = slice(span.starts[0], span.reach)
+            return
+        rows = torch.arange(aim.num_rows, device=span.device) if rows is None else rows
+        aim.slots = rows[:, None], span.slots(aim.num_columns)
 
     def aim_at_all(self, span: DeviceSpan) -> None:
         """Let the next forward pass, of all rows, write at `span` and read every column there is."""
         aim = self.aimed
-        aim.is_whole, aim.visible, aim.level = True, aim.num_columns, None
-        aim.rows = torch.arange(aim.num_rows, device=span.columns.device)
-        aim.slots = span.slots(aim.num_columns)
+        aim.rows, aim.visible = None, aim.num_columns
+        rows = torch.arange(aim.num_rows, device=span.columns.device)
+        aim.slots = rows[:, None], span.slots(aim.num_columns)
 
     def lower(self) -> None:
         """Forget where the pass wrote: what is made in a graph and outlives it is an output, whose memory it keeps."""
-        self.aimed.rows = self.aimed.slots = None
+        self.aimed.slots = None
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows (`n` int64)."""

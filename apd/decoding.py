@@ -84,7 +84,7 @@ class Decoding:
             )
             self.state = after
             if any(after.layout.done):
-                _refuse_unsound(info)
+                _refuse_broken(info)
             yield info, after
 
     @property
@@ -151,17 +151,19 @@ def _widened(state: DecodeState, width: int, mask_token_id: int) -> DecodeState:
     )
 
 
-def _refuse_unsound(info: StepInfo) -> None:
+def _refuse_broken(info: StepInfo) -> None:
     if not info.broken.any():
         return
-    # The mixture last: it is broken where one of its models is.
-    for model, of_rows in [*zip(info.proposal.models, info.broken.unbind(1), strict=True)][::-1]:
-        if not of_rows.any():
-            continue
-        row = int(of_rows.long().argmax())
-        what = "no token that both models allow" if model == "target" else "NaN, infinite or no finite logits"
-        raise FloatingPointError(
-            f"The {'mixture' if model == 'target' else model} gave {what} at step {int(info.before.steps[row])} of row "
-            f"{int(info.before.rows[row])}, where a token had to be decided. Check its weights and dtype (float16 "
-            "overflows where bfloat16 does not), and that the logits processors leave a token."
-        )
+    row, proposal = int(info.broken.long().argmax()), info.proposal
+    best = proposal.best[row][proposal.decisive[row]]
+    model, gave = proposal.models[1], "NaN, infinite or no finite logits"
+    if best[:, 0].isfinite().all():
+        # The draft is sound, so it is what the verifier makes of it.
+        model, gave = "verifier", "NaN or infinite logits"
+        if best[:, 1].isneginf().any():
+            model, gave = "mixture", "no token that both models allow"
+    raise FloatingPointError(
+        f"The {model} gave {gave} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where a token "
+        "had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "
+        "logits processors leave a token."
+    )

@@ -92,6 +92,7 @@ class NeuralDrafterSession:
         self, drafter: MaskedDiffusionDrafter, state: DecodeState, kv_window: int | None, kv_refresh: int | None
     ) -> None:
         self.drafter = drafter
+        self.head = drafter.model.get_output_embeddings()
         self.kv_window = kv_window
         self.kv_refresh = kv_refresh
         self.starts = state.layout.padding
@@ -101,7 +102,7 @@ class NeuralDrafterSession:
     def logits(self, state: DecodeState, window: Window) -> Projection:
         span = self.span(state, window)
         hidden = self.passes(state.tokens, span)
-        return Projection.of(self.drafter.model, hidden, span, window, -self.drafter.logit_shift)
+        return Projection.of(self.head, hidden, span, window, -self.drafter.logit_shift)
 
     def span(self, state: DecodeState, window: Window) -> Span:
         """The columns that this step computes; asked once per step."""
@@ -123,7 +124,7 @@ class NeuralDrafterSession:
         the token, and some of it leaks.
         """
         assert self.kv_window is None
-        decided = state.decided.gather(1, window.columns.clamp(max=state.width - 1)) & window.inside
+        decided = window.of(state.decided) & window.inside
         num_shadows = int(decided.sum(1).max())
         if not num_shadows:
             return self.logits(state, window)
@@ -131,14 +132,14 @@ class NeuralDrafterSession:
         span = self.span(state, window)
         decided_first = decided.long().argsort(dim=1, descending=True, stable=True)[:, :num_shadows]
         last = to_device(window.ends, decided.device)[:, None] - 1
-        shadowed = window.columns.gather(1, decided_first).minimum(last)
+        shadowed = torch.where(window.inside, window.columns, last).gather(1, decided_first)
         columns = shadowed[..., None] + torch.arange(-shift, 1, device=shadowed.device)  # b k g
         tokens = state.tokens.gather(1, columns.flatten(1)).view_as(columns)
         tokens[..., -1] = self.drafter.mask_token_id
         hidden = shadowed_hidden_states(self.drafter.model, state.tokens, span, Shadows(tokens, columns))
         at_shadow = span.width + (decided.cumsum(1) - 1) * (shift + 1)
         index = torch.where(decided, at_shadow, window.columns - shift - span.columns[:, :1])
-        return Projection.at(self.drafter.model, hidden, index)
+        return Projection.at(self.head, hidden, index)
 
     def select(self, rows: Tensor) -> None:
         self.starts, self.whole_at = ([of[row] for row in rows.tolist()] for of in (self.starts, self.whole_at))

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
@@ -82,10 +82,7 @@ class PlainPasses:
 
     def inputs(self, tokens: Tensor, span: Span) -> tuple[Tensor, Tensor | None, Tensor]:
         """Ids, mask and positions, on the model's device."""
-        keys = span.columns
-        if self.cache is not None:
-            keys = torch.arange(self.cache.visible, device=tokens.device)[None]
-        mask = span.mask(keys, causal=self.causal)
+        mask = span.mask(None if self.cache is None else self.cache.visible, causal=self.causal)
         mask = None if mask is None else _for_attention(mask, self.model).to(self.device)
         return span.ids(tokens).to(self.device), mask, span.positions.to(self.device)
 
@@ -119,11 +116,9 @@ def run_seated(
         width: q.
     """
     span, rows = DeviceSpan.of(seating[:3], width), seating[3]
-    keys = span.columns
     if cache is not None:
         cache.aim_at_all(span)
-        keys = torch.arange(cache.visible, device=keys.device)[None]
-    mask = _for_attention(span.mask(keys, causal=causal), model)
+    mask = _for_attention(span.mask(None if cache is None else cache.visible, causal=causal), model)
     hidden = run(model, span.ids(tokens[rows]), mask, span.positions, cache)
     if cache is not None:
         cache.lower()
@@ -343,35 +338,35 @@ class Projection:
     The output layer is the widest product of a small step, so it sees only the positions that are asked for.
 
     Attributes:
-        model: with the output layer.
+        head: the output layer.
         hidden: `b m d`, last hidden states.
         device: where the logits are wanted.
     """
 
-    model: PreTrainedModel
+    head: nn.Module
     hidden: Tensor
     device: torch.device
 
     @classmethod
-    def of(cls, model: PreTrainedModel, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
+    def of(cls, head: nn.Module, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
         """Of a window's columns, each from the column that is `shift` further; `hidden` is `b q d`, of the span."""
         places = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
         width = window.columns.shape[1]
         if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:
-            return cls(model, hidden[:, first : first + width], span.device)
-        return cls.at(model, hidden, window.columns + shift - span.columns[:, :1])
+            return cls(head, hidden[:, first : first + width], span.device)
+        return cls.at(head, hidden, window.columns + shift - span.columns[:, :1])
 
     @classmethod
-    def at(cls, model: PreTrainedModel, hidden: Tensor, index: Tensor) -> Projection:
+    def at(cls, head: nn.Module, hidden: Tensor, index: Tensor) -> Projection:
         """Of the hidden states at `index`, `b m`."""
         # Outside the window there may be no such column.
         place = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
-        return cls(model, hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1])), index.device)
+        return cls(head, hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1])), index.device)
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         hidden = self.hidden[index]
         # Positions in one row: a slice of each row would be a batch of products, up to twenty times slower on a CPU.
-        logits = self.model.get_output_embeddings()(hidden.flatten(0, -2))
+        logits = self.head(hidden.flatten(0, -2))
         return logits.view(*hidden.shape[:-1], -1).to(self.device)
 
 

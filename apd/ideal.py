@@ -165,7 +165,7 @@ class _Ideal:
             )
 
     def _positions(self, state: DecodeState, window: Window) -> Tensor:
-        return (window.columns - state.start[:, None]).clamp(max=self.model.length - 1)
+        return (window.columns - state.start[:, None]).clamp(0, self.model.length - 1)
 
     def _answer(self, tokens: Tensor, state: DecodeState) -> Tensor:
         """The columns behind each row's prompt, `b l` → `b n`."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from apd.probability import DRAFT, argmax, gather_tokens, keyed_gumbel, keyed_uniform, step_seeds
+from apd.probability import DRAFT, gather_tokens, keyed_gumbel, keyed_uniform, largest, step_seeds
 from apd.state import DecodeState, Window
 
 
@@ -36,6 +36,18 @@ class Scores:
             return self.values
         everything = self.values.new_full((*self.values.shape[:2], vocab_size), missing)
         return everything.scatter_(-1, self.ids, self.values)
+
+
+class Picked(NamedTuple):
+    """What was drawn.
+
+    Attributes:
+        tokens: `b m` int64.
+        best: `b m` float32, what each won with; finite where, and only where, there was a distribution.
+    """
+
+    tokens: Tensor
+    best: Tensor
 
 
 class Noise:
@@ -118,14 +130,15 @@ class Sampling:
             width *= 4
         return None
 
-    def pick(self, scores: Scores, noise: Noise) -> Tensor:
-        """The argmax under noise: `b m` int64. Zero noise need not be added."""
-        return scores.named(argmax(scores.values if self.greedy else scores.values + noise.of(scores)))
+    def pick(self, scores: Scores, noise: Noise) -> Picked:
+        """The argmax under noise. Zero noise need not be added."""
+        best, places = largest(scores.values if self.greedy else scores.values + noise.of(scores))
+        return Picked(scores.named(places), best)
 
     def probs(self, scores: Scores) -> Scores:
         """The distribution that warped scores are drawn from; at temperature 0 all of it is on the best."""
         if self.greedy:
-            values = torch.zeros_like(scores.values).scatter_(-1, argmax(scores.values)[..., None], 1.0)
+            values = torch.zeros_like(scores.values).scatter_(-1, largest(scores.values)[1][..., None], 1.0)
             return Scores(values, scores.ids)
         return Scores(scores.values.softmax(-1), scores.ids)
 

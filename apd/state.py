@@ -32,8 +32,8 @@ class DecodeState:
     Attributes:
         tokens: `b l` int64, padding, prompt and committed ids; the mask id where nothing is committed.
         decided: `b l` bool, False where a token is still to come. Padding, prompt and what is behind `end` are decided.
-        frontier: `b` int64, the first column that is not committed yet, the width where all are. What is left of it
-            never changes again. Who replaces `decided` moves it too.
+        frontier: `b` int64, the first column that is not committed yet, `end` where all are. What is left of it never
+            changes again. Who replaces `decided` moves it too.
         done: `b` bool, nothing is left to decode: all decided, or a stop token with all before it decided, or a model
             gave no distribution where one was needed.
         padding: `b` int64, columns of left padding.
@@ -67,20 +67,15 @@ class DecodeState:
         """Columns of the batch, l."""
         return self.tokens.shape[1]
 
-    @property
-    def column(self) -> Tensor:
-        """The numbers of the columns: `l` int64."""
-        return torch.arange(self.width, device=self.tokens.device)
-
-    def passed_by(self, frontier: Tensor) -> Tensor:
-        """Columns from the frontier to a later one: `b l` bool."""
-        column = self.column
-        return (column >= self.frontier[:, None]) & (column < frontier[:, None])
+    def between(self, start: Tensor, end: Tensor) -> Tensor:
+        """Which columns are `start … end − 1` of their row, `b` int64 each: `b l` bool."""
+        column = torch.arange(self.width, device=self.tokens.device)
+        return (column >= start[:, None]) & (column < end[:, None])
 
     @property
     def num_new_tokens(self) -> Tensor:
         """Tokens committed so far, the stop token included: `b` int64."""
-        return (self.decided & (self.column >= self.start[:, None]) & (self.column < self.end[:, None])).sum(1)
+        return (self.decided & self.between(self.start, self.end)).sum(1)
 
     def select(self, rows: Tensor) -> DecodeState:
         """Only the rows at these indices (`n` int64), in that order."""
@@ -110,20 +105,6 @@ COLUMNS = 64
 def round_up(value: int, step: int) -> int:
     """The next multiple of `step`."""
     return -(-value // step) * step
-
-
-def ragged(starts: list[int], ends: list[int], device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
-    """Columns `start … end − 1` of each row, ragged rows filled up on the right: `b q` int64, and which are real, bool.
-
-    Args:
-        width: the least q; 0 for as wide as the widest row.
-    """
-    widest = max(end - start for start, end in zip(starts, ends, strict=True))
-    if not width and len(set(starts)) == len(set(ends)) == 1:
-        columns = torch.arange(starts[0], ends[0], device=device).expand(len(starts), -1)
-        return columns, torch.ones_like(columns, dtype=torch.bool)
-    first, end = to_device([starts, ends], device)[..., None].unbind()
-    return counted(first, end, max(width, widest))
 
 
 def counted(starts: Tensor, ends: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -169,7 +150,7 @@ class Window:
     """The masks that one step drafts: m columns from each row's frontier on.
 
     Attributes:
-        columns: `b m` int64, one after another.
+        columns: `b m` int64, one after another; behind the last of a row comes its first.
         inside: `b m` bool, False past the row's window (rows near their end have fewer masks than others).
         starts: per row its first column, on the host.
         ends: per row the first column that the drafter does not see, on the host.
@@ -187,19 +168,23 @@ class Window:
         Args:
             is_fixed: fill up to a multiple of 64 or to M, whichever is less, so that shapes are few.
         """
-        starts, ends = state.layout.frontier, state.layout.end
+        starts, ends, device = state.layout.frontier, state.layout.end, state.tokens.device
         if window_size is not None:
             if window_size == "auto":
                 sizes = [max(math.ceil(HEADROOM * pace), LOWEST) for pace in state.pace.tolist()]
             else:
                 sizes = [window_size] * len(starts)
             ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
-        width = 0
+        if not is_fixed and len(set(starts)) == len(set(ends)) == 1:
+            columns = torch.arange(starts[0], ends[0], device=device).expand(len(starts), -1)
+            return cls(columns, torch.ones_like(columns, dtype=torch.bool), starts, ends)
+        width = max(end - start for start, end in zip(starts, ends, strict=True))
         if is_fixed:
-            widest = max(end - start for start, end in zip(starts, ends, strict=True))
             most = state.width if window_size is None or window_size == "auto" else min(window_size, state.width)
-            width = min(round_up(widest, COLUMNS), most)
-        return cls(*ragged(starts, ends, state.tokens.device, width), starts, ends)
+            width = min(round_up(width, COLUMNS), most)
+        first, behind = to_device([starts, ends], device)[..., None].unbind()
+        columns, inside = counted(first, behind, width)
+        return cls(columns % state.width, inside, starts, ends)
 
     def part(self, positions: slice) -> Window:
         """Only some of its masks; what the drafter sees stays the same."""
@@ -208,11 +193,13 @@ class Window:
         starts = [start + positions.start for start in self.starts]
         return Window(self.columns[:, positions], self.inside[:, positions], starts, self.ends)
 
+    def of(self, row: Tensor) -> Tensor:
+        """What `row` (`b l`) holds at the window's columns: `b m`."""
+        return row.gather(1, self.columns)
+
     def place(self, values: Tensor, where: Tensor, row: Tensor) -> Tensor:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
-        # Past the end of the row are columns outside the window. They wrap around, and write what stands there already.
-        at = self.columns % row.shape[1]
-        return row.scatter(1, at, torch.where(where, values, row.gather(1, at)))
+        return row.scatter(1, self.columns, torch.where(where, values, self.of(row)))
 
 
 @dataclass(frozen=True)
@@ -222,11 +209,12 @@ class Proposal:
     Attributes:
         tokens: `b m` int64, the token for each column of the window that is chosen or decisive.
         chosen: `b m` bool, which of them to commit.
-        decisive: `b m` bool, the positions that decided this step; each model must have given a distribution there.
-        sound: `b m k` bool, where each of `models` gave one: False for NaN, +∞ or nothing finite.
+        decisive: `b m` bool, the positions that decided this step; there must have been a distribution there.
+        best: `b m k` float32, the best score of the draft, and of the target where the draft is not the target itself;
+            not finite where it is no distribution, but NaN, +∞ or nothing finite.
         draft: `b m` int64, what was drafted; fewer columns where fewer were.
-        models: k names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
-        probs: `b m k` float32, where the caller keeps them: by each of `models` the untempered probability of `tokens`.
+        models: n names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
+        probs: `b m n` float32, where the caller keeps them: by each of `models` the untempered probability of `tokens`.
         logits: `b m v` float32, likewise: log p_D at position 0, which decides there, and log p_T
             behind it, before temperature and truncation.
         scores: `b m v` float32, the same after them.
@@ -235,7 +223,7 @@ class Proposal:
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
-    sound: Tensor
+    best: Tensor
     draft: Tensor
     models: tuple[str, ...]
     probs: Tensor | None = None
@@ -253,7 +241,7 @@ class StepInfo:
         proposal: the strategy's proposal.
         committed: `b m` bool, what was committed: the proposal up to the first stop token.
         stopped: `b` bool, the rows that a stop token or a stopping criterion ended.
-        broken: `b k` bool, which of the proposal's models gave no distribution where one was needed.
+        broken: `b` bool, the rows where there was no distribution where one was needed.
     """
 
     before: DecodeState
@@ -276,20 +264,22 @@ class Stopping:
     token_ids: Tensor
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
 
-    def columns(self, before: DecodeState, tokens: Tensor, frontier: Tensor) -> Tensor:
-        """Which of the columns that became settled end their row: `b l` bool.
+    def of(self, before: DecodeState, tokens: Tensor, settled: Tensor) -> Tensor:
+        """Which tokens end their row: `b m` bool.
 
         Args:
-            tokens, frontier: as they are now.
+            before: the rows as they were.
+            tokens: `b m` int64, what stands now from the frontier on.
+            settled: `b m` bool, what of it became settled.
         """
-        new = before.passed_by(frontier.minimum(before.end))  # a frontier at the end of its row is behind all columns
-        stops = new & torch.isin(tokens, self.token_ids)
+        stops = torch.isin(tokens, self.token_ids) & settled
         if len(self.criteria) > 0:  # torch.compile took any list of transformers' for true, up to torch 2.11 at least
-            for row, column in new.nonzero().tolist():
-                ids = tokens[row : row + 1, before.padding[row] : column + 1]
+            for row, position in settled.nonzero().tolist():
+                ids = before.tokens[row, before.padding[row] : before.frontier[row]]
+                ids = torch.cat([ids, tokens[row, : position + 1]])
                 # Once it has stopped a row asks no more: a criterion may count its calls.
-                if not stops[row, : column + 1].any() and bool(self.criteria(ids, None)):
-                    stops[row, column] = True
+                if not stops[row, : position + 1].any() and bool(self.criteria(ids[None], None)):
+                    stops[row, position] = True
         return stops
 
 
@@ -301,22 +291,23 @@ def commit(
     A stop token ends its row once everything before it is decided; whatever stands behind it is taken back, so that
     it is never counted, streamed or returned.
     """
+    # Whatever is decided right of the frontier is in the window, since windows only move to the right.
     chosen = proposal.chosen & window.inside
-    tokens = window.place(proposal.tokens, chosen, state.tokens)
-    decided = window.place(chosen, chosen, state.decided)
-    frontier = prefix_length(decided)
-    column = state.column
-    last = torch.where(stopping.columns(state, tokens, frontier), column, state.width).amin(1)
-    stopped = last < state.width
-    broken = (~proposal.sound & proposal.decisive[..., None]).any(1)
-    decided = decided & (column <= last[:, None])
+    tokens = torch.where(chosen, proposal.tokens, window.of(state.tokens))
+    decided = chosen | window.of(state.decided)
+    position = torch.arange(tokens.shape[1], device=tokens.device)
+    num_settled = prefix_length(decided & window.inside)
+    last = prefix_length(~stopping.of(state, tokens, position < num_settled[:, None]))
+    stopped = last < tokens.shape[1]
+    taken_back = window.inside & (position > last[:, None])
+    frontier = state.frontier + num_settled.minimum(last + 1)
+    broken = (~proposal.best.isfinite().all(-1) & proposal.decisive).any(1)
     after = dataclasses.replace(
         state,
-        tokens=torch.where(decided, tokens, mask_token_id),
-        decided=decided,
-        frontier=frontier.minimum(last + 1),
-        done=stopped | (frontier == state.width) | broken.any(1),
+        tokens=state.tokens.scatter(1, window.columns, tokens.masked_fill(taken_back, mask_token_id)),
+        decided=state.decided.scatter(1, window.columns, decided.masked_fill(taken_back, False)),
+        frontier=frontier,
+        done=stopped | (frontier == state.end) | broken,
         steps=state.steps + 1,
     )
-    committed = chosen & (window.columns <= last[:, None])
-    return after, StepInfo(state, window, proposal, committed, stopped, broken)
+    return after, StepInfo(state, window, proposal, chosen.masked_fill(taken_back, False), stopped, broken)

@@ -43,12 +43,14 @@ class Draft:
 
     Attributes:
         tokens: `b m` int64.
+        best: `b m` float32, the score that each won with; see `Picked`.
         logits: `b m v` float32, log p_D up to a constant, before temperature and truncation.
         scores: the same after them.
         noise: what was added to the scores before the argmax.
     """
 
     tokens: Tensor
+    best: Tensor
     logits: Tensor
     scores: Scores
     noise: Noise
@@ -122,13 +124,13 @@ class Models:
         noise = sampling.noise(state, window)
 
         def pick(logits: Tensor, position: int) -> Tensor:
-            return sampling.pick(sampling.warp(logits[:, None]), noise.at(position))[:, 0]
+            return sampling.pick(sampling.warp(logits[:, None]), noise.at(position)).tokens[:, 0]
 
         logits = self._supported(logits, state, window)
         if self.processing.needs_history:
             logits = self.processing.along(logits, state, window, pick)
         scores = sampling.warp(logits)
-        return Draft(sampling.pick(scores, noise), logits, scores, noise)
+        return Draft(*sampling.pick(scores, noise), logits, scores, noise)
 
     def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
         """The verifier's raw logits at every position given the draft before it, `b m v`."""
@@ -189,7 +191,7 @@ class Drafts:
 
     def tokens(self) -> Tensor:
         """The whole draft, `b m` int64; of several parts each is computed for it and again when it is looked at."""
-        return _joined(tuple(self[part].tokens for part in self.parts), self.parts[-1].stop)
+        return joined(tuple(self[part].tokens for part in self.parts), self.parts[-1].stop)
 
 
 class StrategySession(FollowsRows, Protocol):
@@ -269,17 +271,17 @@ class APD(Memoryless):
             )
 
         width = window.columns.shape[1]
-        tokens, chosen, decisive, sound = (
-            _joined(values, width) for values in zip(*(part[:4] for part in accepted), strict=True)
+        tokens, chosen, decisive, best = (
+            joined(values, width) for values in zip(*(part[:4] for part in accepted), strict=True)
         )
         probs = [part.probs for part in accepted if part.probs is not None]
         return Proposal(
             tokens=tokens,
             chosen=chosen,
             decisive=decisive,
-            sound=sound,
+            best=best,
             draft=drafted,
-            probs=_joined(probs, width) if probs else None,
+            probs=joined(probs, width) if probs else None,
             models=("target", "drafter", "verifier") if self.needs_verifier else ("target", "drafter"),
             logits=accepted[0].logits,
             scores=accepted[0].scores,
@@ -318,7 +320,9 @@ class APD(Memoryless):
             sampling=sampling,
             key=(state, window),
         )
-        accepted = Accepted.of(judgement, draft.tokens, window, logits, before, keeps_probs=models.keeps_probs)
+        accepted = Accepted.of(
+            judgement, draft.tokens, draft.best, window, logits, before, keeps_probs=models.keeps_probs
+        )
         if not models.keeps_scores:
             return accepted
         # The drafter alone decides the first position, the mixture the others.
@@ -327,10 +331,10 @@ class APD(Memoryless):
         return Accepted(*accepted[:6], logits=deciding, scores=sampling.warp(deciding).of_all(models.vocab_size))
 
 
-def _joined(parts: Sequence[Tensor], width: int) -> Tensor:
-    """`b c …` each → `b m …`, zeros for the positions that were not judged."""
+def joined(parts: Sequence[Tensor], width: int = 0) -> Tensor:
+    """The parts of a window as one: `b c …` each → `b m …`, m at least `width`, zeros for the positions without any."""
     values = parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
-    missing = width - values.shape[1]
+    missing = max(width - values.shape[1], 0)
     return pad(values, (*[0, 0] * (values.dim() - 2), 0, missing)) if missing else values
 
 

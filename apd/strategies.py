@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from apd.probability import ORDER, gather_tokens
 from apd.sampling import Sampling
 from apd.state import DecodeState, Proposal, Window, to_device
-from apd.step import Draft, Memoryless, Models
+from apd.step import Draft, Memoryless, Models, joined
 
 
 class Unmasking(Memoryless):
@@ -30,14 +30,16 @@ class Unmasking(Memoryless):
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         drafts = models.draft(state, window, sampling)
-        tokens, probs, measures = [], [], []
+        tokens, best, measures, probs = [], [], [], []
         for part in drafts.parts:
             draft = drafts[part]
             tokens.append(draft.tokens)
-            probs.append(confidence(draft))
+            best.append(draft.best)
             measures.append(self.measure(draft, window.part(part)))
-        candidate = window.inside & ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
-        drafted, measure = torch.cat(tokens, 1), torch.cat(measures, 1)
+            if models.keeps_probs:
+                probs.append(confidence(draft))
+        candidate = window.inside & ~window.of(state.decided)
+        drafted, measure = joined(tokens), joined(measures)
         chosen = self.choose(measure, candidate, state, window, sampling) & candidate
         return alone(
             "drafter",
@@ -48,7 +50,8 @@ class Unmasking(Memoryless):
             chosen=chosen,
             decisive=candidate,
             drafted=drafted,
-            probs=torch.cat(probs, 1),
+            best=joined(best),
+            probs=joined(probs) if probs else None,
         )
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
@@ -82,10 +85,14 @@ class _TopK(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        schedule = to_device(list(self._schedule), candidate.device)
-        count = schedule[state.steps.clamp(max=len(schedule) - 1)]
-        place = _places(self.rank(measure, state, window, sampling), candidate)
-        return place < count[:, None]
+        return _places(self.rank(measure, state, window, sampling), candidate) < self.count(state)
+
+    def count(self, state: DecodeState) -> Tensor | int:
+        """K for the next step of each row, `b 1` int64, or of all."""
+        if isinstance(self.tokens_per_step, int):
+            return self.tokens_per_step
+        schedule = to_device(list(self.tokens_per_step), state.steps.device)
+        return schedule[state.steps.clamp(max=len(schedule) - 1)][:, None]
 
     @property
     def _schedule(self) -> Sequence[int]:
@@ -105,8 +112,13 @@ class LeftToRight(_TopK):
     tokens_per_step: int | Sequence[int] = 1
     left_to_right = True
 
-    def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
-        return -window.columns.float()
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        return draft.best  # at hand, and looked at by nobody
+
+    def choose(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        return torch.arange(candidate.shape[1], device=candidate.device) < self.count(state)
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,9 @@ class RandomOrder(_TopK):
 
     tokens_per_step: int | Sequence[int] = 1
     is_random = True
+
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        return draft.best  # at hand, and looked at by nobody
 
     def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         return sampling.uniform(state, window, ORDER)
@@ -312,17 +327,17 @@ class Autoregressive(Memoryless):
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         first = Window(window.columns[:, :1], window.inside[:, :1], window.starts, [t + 1 for t in window.starts])
         draft = models.next_token(state, first, sampling)[slice(0, 1)]
-        tokens, probs = draft.tokens, confidence(draft)
         return alone(
             "verifier",
             draft,
             models,
             sampling,
-            tokens=tokens.expand_as(window.columns),
+            tokens=draft.tokens.expand_as(window.columns),
             chosen=window.columns == first.columns,
             decisive=first.inside,
-            drafted=tokens,
-            probs=probs,
+            drafted=draft.tokens,
+            best=draft.best,
+            probs=confidence(draft) if models.keeps_probs else None,
         )
 
 
@@ -367,8 +382,7 @@ class _KLASSSession(Unmasking):
         self.calm = torch.zeros(len(state.rows), state.width + 1, dtype=torch.int64, device=state.tokens.device)
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        row = torch.arange(len(self.calm), device=self.calm.device)[:, None]
-        column = self._slot(window)
+        row, column = torch.arange(len(self.calm), device=self.calm.device)[:, None], self._slot(window)
         now = draft.logprobs.exp()
         if self.before is None:
             self.before = now.new_zeros(*self.calm.shape, now.shape[-1])
@@ -387,7 +401,7 @@ class _KLASSSession(Unmasking):
         return torch.where(stable.any(1, keepdim=True), stable, _places(measure, candidate) == 0)
 
     def _slot(self, window: Window) -> Tensor:
-        return window.columns.clamp(max=self.calm.shape[1] - 1)
+        return window.columns.masked_fill(~window.inside, self.calm.shape[1] - 1)
 
     def select(self, rows: Tensor) -> None:
         self.calm = self.calm.index_select(0, rows)
@@ -464,18 +478,16 @@ class _WINOSession:
             tokens=torch.where(self.stands, self.tokens, state.tokens),
             decided=state.decided | self.stands,
         )
-        column = window.columns.clamp(max=state.width - 1)
         block = (window.columns - state.start[:, None]) // self.wino.length
         inside = window.inside & (block == block[:, :1])  # nothing in it is committed: it starts at the frontier
-        stood = inside & self.stands.gather(1, column)
-        standing = self.tokens.gather(1, column)
+        stood, standing = inside & window.of(self.stands), window.of(self.tokens)
         drafts = models.draft_again(canvas, window, sampling)
         said = []
         for part in drafts.parts:
             draft = drafts[part]
             chosen = torch.where(stood[:, part], standing[:, part], draft.tokens)
-            said.append((chosen, gather_tokens(draft.logprobs, chosen).exp()))
-        tokens, probs = (torch.cat(values, 1) for values in zip(*said, strict=True))
+            said.append((chosen, draft.best, gather_tokens(draft.logprobs, chosen).exp()))
+        tokens, best, probs = map(joined, zip(*said, strict=True))
 
         # 1. Wide in.
         masks = inside & ~stood
@@ -505,6 +517,7 @@ class _WINOSession:
             chosen=stands & is_complete,
             decisive=inside,
             drafted=tokens,
+            best=best,
             probs=probs,
         )
 
@@ -528,26 +541,27 @@ def alone(
     chosen: Tensor,
     decisive: Tensor,
     drafted: Tensor,
-    probs: Tensor,
+    best: Tensor,
+    probs: Tensor | None,
 ) -> Proposal:
     """What one model proposes that decides alone, and so is the target too.
 
     Args:
         model: `"drafter"` or `"verifier"`.
         draft: its draft of the window, or of the last part of it.
+        best: `b m`, the best score of its draft.
         probs: of the tokens, `b m`.
         tokens, chosen, decisive, drafted: as in `Proposal`.
     """
-    of_each = probs[..., None].expand(-1, -1, 2)
     keeps = models.keeps_scores  # then there is one part
     return Proposal(
         tokens=tokens,
         chosen=chosen,
         decisive=decisive,
-        sound=~of_each.isnan(),
+        best=best[..., None],
         draft=drafted,
         models=("target", model),
-        probs=of_each,
+        probs=None if probs is None else probs[..., None].expand(-1, -1, 2),
         logits=draft.logprobs if keeps else None,
         scores=sampling.warp(draft.logprobs).of_all(models.vocab_size) if keeps else None,
     )

@@ -34,8 +34,7 @@ class Chunk:
 
 def settled_tokens(info: StepInfo, after: DecodeState) -> list[Tensor]:
     """Per row of the step, the tokens that became final: decided now, with everything left of them."""
-    before = info.before
-    new = before.passed_by(after.frontier) & (after.column < after.end[:, None])
+    new = after.between(info.before.frontier, after.frontier)
     return [tokens[is_new] for tokens, is_new in zip(after.tokens, new, strict=True)]
 
 

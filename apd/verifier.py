@@ -61,7 +61,7 @@ class NeuralVerifierSession:
     """
 
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
-        self.verifier = verifier
+        self.head = verifier.model.get_output_embeddings()
         self.passes = verifier.passes(state, is_cached=True)
         self.read = state.layout.padding  # per row, the column behind the last that was read
 
@@ -72,7 +72,7 @@ class NeuralVerifierSession:
         span = Span(starts, [end - 1 for end in window.ends], state.layout.padding, canvas.device)
         hidden = self.passes(canvas, span)
         self.read = span.ends
-        return Projection.of(self.verifier.model, hidden, span, window, -1)
+        return Projection.of(self.head, hidden, span, window, -1)
 
     def select(self, rows: Tensor) -> None:
         self.read = [self.read[row] for row in rows.tolist()]

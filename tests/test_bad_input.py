@@ -257,7 +257,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "NaN verifier": (
         FloatingPointError,
-        "The verifier gave NaN, infinite or no finite logits at step 1",
+        "The verifier gave NaN or infinite logits at step 1",
         lambda: broken("verifier", float("nan"), 2),
     ),
     "models that exclude each other": (FloatingPointError, "no token that both models allow", disjoint_models),
