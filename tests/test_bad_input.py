@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pairs import STOP, trace_sampler
-from transformers import GenerationConfig, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2ForCausalLM, TopKLogitsWarper
 
 from apd import APDConfig, APDSampler, Confidence, LeftToRight
 
@@ -53,6 +53,16 @@ def broken(which: str, value: float, step: int) -> Any:
     else:
         verifier = Broken(verifier, value, step)
     return APDSampler(drafter, verifier).generate(PROMPT, max_new_tokens=40)
+
+
+class Nothing(TopKLogitsWarper):
+    """Leaves no token."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, input_ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, -torch.inf)
 
 
 def disjoint_models() -> Any:
@@ -261,6 +271,13 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: broken("verifier", float("nan"), 2),
     ),
     "models that exclude each other": (FloatingPointError, "no token that both models allow", disjoint_models),
+    "a warper that leaves no token": (  # token 0 was committed
+        FloatingPointError,
+        "no finite logits at step 0 .* leave a token",
+        lambda: trace_sampler().generate(
+            PROMPT, max_new_tokens=4, do_sample=True, top_k=0, logits_processor=[Nothing()]
+        ),
+    ),
 }
 
 

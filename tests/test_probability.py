@@ -12,6 +12,7 @@ from apd.probability import (
     keyed_bits,
     keyed_gumbel,
     keyed_uniform,
+    largest,
     log_normalise,
     mix,
     mix_seed,
@@ -107,6 +108,17 @@ def test_log_normalise_tells_distributions_from_broken_rows():
     assert logprobs.isnan().any(-1).tolist() == [False, False, True, True, True, False]
     assert logprobs[2:5].isnan().all()
     assert logprobs[1].tolist() == [-inf, 0.0]
+
+
+@pytest.mark.parametrize("size", [7, 48, 320], ids=["one stage", "blocks of 16", "blocks of 64"])
+def test_the_largest_is_torchs_own_and_shows_what_is_no_distribution(size):
+    values = torch.randint(0, 9, (5, 3, size), generator=torch.Generator().manual_seed(0)).float()  # many ties
+    values[1, 0], values[1, 1, 5], values[1, 2, 6] = -math.inf, math.inf, math.nan
+    values[2, 0, 3], values[2, 0, 5] = math.nan, math.inf
+    best, place = largest(values)
+    assert place.equal(values.argmax(-1))
+    torch.testing.assert_close(best, values.amax(-1), equal_nan=True)
+    assert (~best.isfinite()).nonzero().tolist() == [[1, 0], [1, 1], [1, 2], [2, 0]]
 
 
 def test_prefix_length_stops_at_the_first_miss():

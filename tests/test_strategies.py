@@ -166,7 +166,9 @@ def choose(strategy, rows, *, decided=None, width=None):
     columns = torch.arange(1, m + 1)[None]
     window = Window(columns, torch.ones(1, m, dtype=torch.bool), [1], [m + 1])
     candidate = ~state.decided[:, 1:]
-    draft = Draft(logprobs.argmax(-1), logprobs.amax(-1), logprobs, Scores(logprobs), Noise(zeros, columns, zeros, DRAFT))
+    draft = Draft(
+        logprobs.argmax(-1), logprobs.amax(-1), logprobs, Scores(logprobs), Noise(zeros, columns, zeros, DRAFT)
+    )
     sampling = Sampling(LogitsProcessorList(), greedy=True)
     chosen = strategy.choose(strategy.measure(draft, window), candidate, state, window, sampling) & candidate
     return chosen[0].nonzero().flatten().tolist()
