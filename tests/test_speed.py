@@ -151,7 +151,7 @@ def test_the_meter_sees_compiled_passes_and_nothing_is_compiled_for_it(tiny):
     [inputs] = pair.rows(2, 2).calls
     runs = {role: passes.run for role, passes in pair.compiled.items()}
     meter = Meter(pair.models, Clock("cpu"), pair.compiled)
-    # In the first call, attached, graphs are made, and a hook in one of them would break it.
+    # In the first call, attached, graphs are made, and an instrument in one of them would break it.
     with meter.attached(), meter.call():
         first = decode(inputs, meter)
     made, steps = backend.count, meter.count("propose")
@@ -173,6 +173,35 @@ def test_the_meter_sees_compiled_passes_and_nothing_is_compiled_for_it(tiny):
     with blind.attached():
         decode(inputs, blind)
     assert blind.unseen == steps - 1
+
+
+def test_a_pass_that_is_not_compiled_after_all_is_counted_once(tiny):
+    """It calls the modules, which are timed too."""
+    pair, backend = compiled_tiny(tiny)
+    [inputs] = pair.rows(2, 2).calls
+    meter = Meter(pair.models, Clock("cpu"), pair.compiled)
+    with torch.compiler.set_stance("force_eager"), meter.attached(), meter.call():
+        decoder(Setting("apd", 0.5, 4, 2), pair, Schedule(), lambda inputs: 0).decode(inputs, meter)
+    assert backend.count == 0
+    assert sum(forward.role == "drafter" for forward in meter.forwards) == meter.count("propose")
+    assert meter.seconds("drafter") + meter.seconds("verifier") < meter.seconds("propose") < meter.seconds("call")
+
+
+def test_the_meter_keeps_no_tensor_and_leaves_the_modules_as_they_were(tiny):
+    [inputs] = tiny.rows(2, 2).calls
+    model = tiny.models["drafter"]
+    before = [dict(vars(module)) for module in (model.base_model, model.get_output_embeddings())]
+    meter = Meter(tiny.models, Clock("cpu"))
+    with meter.attached():
+        decoder(Setting("apd", 0.5, 4, 2), tiny, Schedule(), lambda inputs: 0).decode(inputs, meter)
+    assert [vars(module) for module in (model.base_model, model.get_output_embeddings())] == before
+    found = set()
+    left = [meter._log]
+    while left:
+        each = left.pop()
+        found.add(type(each))
+        left += each if isinstance(each, list | tuple) else []
+    assert found <= {list, tuple, torch.Size, str, float, int, type(None)}
 
 
 def test_compiled_settings_have_parts_and_a_floor(tiny):

@@ -1,4 +1,4 @@
-"""Where the time of a call goes, seen from outside: hooks on the models and a wrapper around the strategy.
+"""Where the time of a call goes, seen from outside: callables before the models and a wrapper around the strategy.
 
     call                      `generate`, from its first line to its last
       setup                   until the strategy is asked for the first time: arguments, layout, sessions
@@ -7,14 +7,14 @@
         (mixing)              the rest of propose: spans, masks, noise, normalising, mixing, accepting
       (other)                 the rest of the call: committing, stopping, output
 
-`(…)` are differences. A compiled decoder is timed where apd calls its graph, which knows of no hooks. Forwards that
-bypass that and the modules of transformers are not seen.
+`(…)` are differences. While the clock runs, marks and shapes are put into a list; what they mean is worked out when
+somebody asks. A module is timed as a whole call, with what torch does around its `forward`; a compiled decoder where apd
+calls its graph. Forwards that bypass both are not seen.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -35,18 +35,16 @@ class Clock:
 
     Args:
         device: whose time it is.
+
+    Attributes:
+        mark: now; opaque.
     """
+
+    mark: Callable[[], Any]
 
     def __init__(self, device: torch.device | str) -> None:
         self.is_cuda = torch.device(device).type == "cuda"
-
-    def mark(self) -> Any:
-        """Now; opaque."""
-        if not self.is_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        self.mark = _event if self.is_cuda else time.perf_counter
 
     def seconds(self, start: Any, end: Any) -> float:
         """Between two marks. Waits for the second."""
@@ -60,6 +58,12 @@ class Clock:
         if self.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 @dataclass
@@ -89,148 +93,141 @@ class Meter:
         models: by role.
         clock: of the device.
         compiled: their compiled passes, of those that have any.
-
-    Attributes:
-        forwards: in their order.
-        unseen: steps of a strategy in which no drafter forward was seen.
     """
 
     models: Mapping[str, PreTrainedModel]
     clock: Clock
     compiled: Mapping[str, Compiled] = field(default_factory=dict)
-    forwards: list[Forward] = field(default_factory=list)
-    unseen: int = 0
-    _spans: dict[str, list[tuple[Any, Any]]] = field(default_factory=lambda: defaultdict(list))
-    _setup_from: Any = None
+    # Of all that has ended: name, start, end, how many others had ended when it began, what else is to be known of it.
+    # Plain tuples of small things: nothing is cheaper, and no tensor is kept alive.
+    _log: list[tuple[str, Any, Any, int, Any]] = field(default_factory=list)
 
     @contextmanager
     def attached(self) -> Iterator[Meter]:
         """Count forwards of the models until the block ends."""
         with ExitStack() as stack:
             for role, model in self.models.items():
-                body = Hooks(model.base_model, *self._around(role, self._saw_body))
-                stack.enter_context(body)
-                stack.enter_context(Hooks(model.get_output_embeddings(), *self._around(role, self._saw_head)))
+                for module, note in ((model.base_model, _of_decoder), (model.get_output_embeddings(), _of_head)):
+                    # What a module's call asks first, as `Module.compile` has it. Neither its fast path nor dynamo,
+                    # which goes on to `forward`, minds that, as they would mind hooks or another `forward`.
+                    call = self.timed(role, module._compiled_call_impl or module._call_impl, note)
+                    stack.enter_context(_replaced(module, "_compiled_call_impl", call))
                 if (passes := self.compiled.get(role)) is not None:
-                    stack.callback(setattr, passes, "run", passes.run)
-                    passes.run = self._seen(role, passes.run, body)
+                    stack.enter_context(_replaced(passes, "run", self._alone(self.timed(role, passes.run, _of_pass))))
             yield self
 
     @contextmanager
     def call(self) -> Iterator[None]:
         """Around one `generate`."""
-        before = self.count("propose")
-        with self.span("call"):
-            self._setup_from = self.clock.mark()
-            yield
-        if len(steps := self._spans["propose"][before:]) > 1:
-            self._spans["later"].append((steps[1][0], self.clock.mark()))
-
-    @contextmanager
-    def propose(self) -> Iterator[None]:
-        """Around the strategy's part of a step; the first of a call ends its setup."""
-        if self._setup_from is not None:
-            self._spans["setup"].append((self._setup_from, self.clock.mark()))
-            self._setup_from = None
-        before = len(self.forwards)
-        with self.span("propose"):
-            yield
-        self.unseen += all(forward.role != "drafter" for forward in self.forwards[before:])
-
-    @contextmanager
-    def span(self, name: str) -> Iterator[None]:
-        start = self.clock.mark()
+        first, start = len(self._log), self.clock.mark()
         yield
-        self._spans[name].append((start, self.clock.mark()))
+        end = self.clock.mark()
+        steps = [began for name, began, *_ in self._log[first:] if name == "propose"]
+        self._log.append(("call", start, end, first, None))
+        self._log += [("setup", start, began, first, None) for began in steps[:1]]
+        self._log += [("later", began, end, first, None) for began in steps[1:2]]
+
+    def timed(
+        self, name: str, function: Callable[..., Any], note: Callable[..., Any] = lambda *_, **__: None
+    ) -> Callable[..., Any]:
+        """The same function, every call of which is told to the meter.
+
+        Args:
+            note: of the arguments, once it is done and the clock has stopped: what else is to be known.
+        """
+        mark, log = self.clock.mark, self._log
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            first, start = len(log), mark()
+            output = function(*args, **kwargs)
+            log.append((name, start, mark(), first, note(*args, **kwargs)))
+            return output
+
+        return timed
+
+    def _alone(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """A compiled pass that is not compiled after all calls modules, which are part of it."""
+
+        def alone(*args: Any) -> Tensor:
+            first = len(self._log)
+            hidden = run(*args)
+            del self._log[first:-1]
+            return hidden
+
+        return alone
+
+    @property
+    def forwards(self) -> list[Forward]:
+        """In their order."""
+        found: list[Forward] = []
+        last: dict[str, Forward] = {}
+        for role, _, _, _, seen in self._log:
+            if seen is None:
+                continue
+            shape, keys = seen
+            if keys is not None:
+                last[role] = Forward(role, shape[0], shape[1], max(keys, shape[1]))
+                found.append(last[role])
+            elif role in last:
+                last[role].projected += shape[:-1].numel() // last[role].rows
+        return found
+
+    @property
+    def unseen(self) -> int:
+        """Steps of a strategy in which no drafter forward was seen."""
+        drafted = [name == "drafter" and seen[1] is not None for name, *_, seen in self._log]
+        steps = ((first, end) for end, (name, _, _, first, _) in enumerate(self._log) if name == "propose")
+        return sum(not any(drafted[first:end]) for first, end in steps)
 
     def count(self, name: str) -> int:
         """Spans of a name that have ended."""
-        return len(self._spans[name])
+        return len(self._spans(name))
 
     def seconds(self, name: str) -> float:
         """All spans of a name together."""
-        return sum(self.clock.seconds(start, end) for start, end in self._spans[name])
+        return sum(self.clock.seconds(start, end) for start, end in self._spans(name))
 
     def starts(self, name: str) -> list[float]:
         """Seconds from the first span of a name to each of them."""
-        spans = self._spans[name]
+        spans = self._spans(name)
         return [self.clock.seconds(spans[0][0], start) for start, _ in spans]
 
-    def _seen(self, role: str, run: Callable[..., Tensor], body: Hooks) -> Callable[..., Tensor]:
-        """`Compiled.run` that is counted and timed."""
-
-        def seen(tokens: Tensor, seating: Tensor, width: int, cache: ColumnCache | None) -> Tensor:
-            keys = width if cache is None else cache.aimed.num_columns
-            self.forwards.append(Forward(role, len(tokens), width, keys))
-            # A shape that is new is compiled now, and hooks would be compiled with it.
-            with body.removed(), self.span(role):
-                return run(tokens, seating, width, cache)
-
-        return seen
-
-    def _around(self, role: str, saw: Callable[..., None]) -> tuple[Callable[..., None], Callable[..., None]]:
-        """What to do before and after a module of that role."""
-        starts: list[Any] = []
-
-        def before(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            saw(role, args, kwargs)
-            starts.append(self.clock.mark())
-
-        def after(*_: Any) -> None:
-            self._spans[role].append((starts.pop(), self.clock.mark()))
-
-        return before, after
-
-    def _saw_body(self, role: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids: Tensor = args[0] if args else kwargs["input_ids"]
-        mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        if isinstance(mask, Tensor):
-            keys = mask.shape[-1]
-        else:
-            # A cache of ours knows what the pass will see; one of transformers' has not been told of its tokens yet.
-            before = 0 if cache is None else cache.get_seq_length()
-            keys = before if isinstance(cache, ColumnCache) else ids.shape[1] + before
-        self.forwards.append(Forward(role, ids.shape[0], ids.shape[1], max(keys, ids.shape[1])))
-
-    def _saw_head(self, role: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden: Tensor = args[0] if args else kwargs["input"]
-        last = next((forward for forward in reversed(self.forwards) if forward.role == role), None)
-        if last is not None:
-            last.projected += hidden.shape[:-1].numel() // last.rows
+    def _spans(self, name: str) -> list[tuple[Any, Any]]:
+        return [(start, end) for other, start, end, *_ in self._log if other == name]
 
 
-class Hooks:
-    """On a module while the block lasts.
+@contextmanager
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """An attribute of this object alone, until the block ends."""
+    own, before = vars(owner), vars(owner).get(name)
+    own[name] = value
+    try:
+        yield
+    finally:
+        del own[name]
+        if before is not None:
+            own[name] = before
 
-    Args:
-        module: any.
-        before: is given the module, its arguments and its keyword arguments.
-        after: is given the module, its arguments and its output.
-    """
 
-    def __init__(self, module: torch.nn.Module, before: Callable[..., None], after: Callable[..., None]) -> None:
-        self.module, self.before, self.after = module, before, after
-        self.handles: list[Any] = []
+def _of_decoder(
+    input_ids: Tensor,
+    attention_mask: Any = None,
+    position_ids: Tensor | None = None,
+    past_key_values: Any = None,
+    **_: Any,
+) -> tuple[Any, int]:
+    """Shape and keys; a cache of transformers has been told of its tokens by now, one of ours always knows."""
+    if isinstance(attention_mask, Tensor):
+        return input_ids.shape, attention_mask.shape[-1]
+    return input_ids.shape, 0 if past_key_values is None else past_key_values.get_seq_length()
 
-    def __enter__(self) -> Hooks:
-        self.handles = [
-            self.module.register_forward_pre_hook(self.before, with_kwargs=True),
-            self.module.register_forward_hook(self.after),
-        ]
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
+def _of_head(input: Tensor) -> tuple[Any, None]:
+    return input.shape, None
 
-    @contextmanager
-    def removed(self) -> Iterator[None]:
-        """Not there meanwhile."""
-        self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
+
+def _of_pass(tokens: Tensor, seating: Tensor, width: int, cache: ColumnCache | None) -> tuple[Any, int]:
+    return (len(tokens), width), width if cache is None else cache.aimed.num_columns
 
 
 class Timed:
@@ -255,11 +252,8 @@ class TimedSession:
     """See `Timed`."""
 
     def __init__(self, session: Any, meter: Meter) -> None:
-        self._session, self._meter = session, meter
+        self._session = session
+        self.propose = meter.timed("propose", session.propose)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
-
-    def propose(self, *args: Any, **kwargs: Any) -> Any:
-        with self._meter.propose():
-            return self._session.propose(*args, **kwargs)
