@@ -360,22 +360,35 @@ def test_the_other_commands_leave_a_table_and_a_picture(tmp_path, capsys):
 
 
 def test_targets_are_judged_by_what_was_measured():
-    def entry(ms, rate):
-        return {"ms_per_step": ms, "later_ms_per_step": 0.9 * ms, "tokens_per_second": rate, "spread": 0.02}
+    def entry(ms, rate, floor):
+        told = {"ms_per_step": ms, "later_ms_per_step": 0.9 * ms, "tokens_per_second": rate, "floor_ms": floor}
+        return told | {"spread": 0.02}
 
-    found = {("compiled", "apd", 1): entry(6.0, 900.0), ("compiled", "apd", 8): entry(9.0, 4500.0)}
-    found |= {("plain", "apd", 1): entry(24.0, 200.0), ("plain", "apd", 8): entry(27.0, 1500.0)}
-    found["compiled", "left-to-right", 1] = entry(5.0, 200.0)
+    ours, auto = targets.OURS, targets.AUTO
+    found = {("compiled", ours, 1): entry(6.0, 900.0, 4.0), ("compiled", ours, 8): entry(9.0, 4500.0, 6.0)}
+    found |= {("compiled", auto, 1): entry(5.0, 800.0, 4.0), ("compiled", auto, 8): entry(6.0, 4800.0, 5.0)}
+    found |= {("plain", ours, 1): entry(24.0, 200.0, 4.0), ("plain", ours, 8): entry(27.0, 1500.0, 6.0)}
+    found["compiled", targets.SEQUENTIAL, 1] = entry(5.0, 200.0, 4.0)
     given = {"path": "compiled", "floor_ms": 4.0, "bound_ms": (4.5, 2.0)}
     given["agreements"] = [targets.Agreement(8, 8, tokens=100, equal=99, same=7)]
     told = targets.verdicts(found, **given, exact=True, judged=True)
     assert [target.met for target in told] == [True, False, True, False]
     assert [target.value for target in told] == pytest.approx([1.5, 1.2, 5.0, 0.99])
     assert "(a) MET: a step of 6.00 ms" in str(told[0]) and "Bytes bind" in str(told[0])
+    assert (
+        "5.00 × the 900 of batch 1, wanted ≥ 5; steps of their forwards' least times would gain at most 5.33 ×"
+        in str(told[2])
+    )
+    assert "With M auto: batch 8 makes 4800 tokens/s (± 2%), 6.00 × the 800" in str(told[2])
+    assert "would gain at most 6.40 ×" in str(told[2])
     assert "(b) MISSED" in str(told[1]) and "4.00 × (batch 1), 3.00 × (batch 8)" in str(told[3])
     # In other precisions rounding may move a token, and on a CPU nothing is promised.
     told = targets.verdicts(found, **given, exact=False, judged=False)
     assert [target.met for target in told] == [None] * 4 and "(a) not judged" in str(told[0])
+    # Where forwards were not seen nothing is known of what they allow.
+    found["compiled", auto, 8]["floor_ms"] = None
+    told = targets.verdicts(found, **given, exact=False, judged=False)
+    assert str(told[2]).count("would gain at most") == 1 and str(told[2]).endswith("of batch 1.")
 
 
 def test_answers_agree_where_both_have_the_same_token(tiny):
@@ -403,15 +416,14 @@ def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_pa
     assert [target["name"] for target in report["targets"]] == list("abcd")
     assert [target["met"] for target in report["targets"]] == [None, None, None, True if is_compiled else None]
     assert [line[:3] for line in text if line[:1] == "("] == ["(a)", "(b)", "(c)", "(d)"]
-    cases = [(entry["path"], entry["strategy"], entry["batch"]) for entry in report["settings"]]
-    ours = [("left-to-right", 1), ("apd", 1), ("apd", 8)]
-    expected = [("plain", *case) for case in ours]
-    if is_compiled:
-        expected = [("compiled", *case) for case in ours] + expected[1:]
-    assert cases == expected
+    fields = ("path", "strategy", "window_size", "batch")
+    cases = [tuple(entry[name] for name in fields) for entry in report["settings"]]
+    first = "compiled" if is_compiled else "plain"
+    expected = [("left-to-right", 100, 1), *(("apd", window, rows) for window in (100, "auto") for rows in (1, 8))]
+    others = [("plain", "apd", 100, 1), ("plain", "apd", 100, 8)] if is_compiled else []
+    assert cases == [(first, *case) for case in expected] + others
     for entry in report["settings"]:
-        assert entry["drafter_ms"] > 0 and entry["floor_ms"] > 0
-        assert (entry["window_size"], entry["kv_window"]) == (100, 16)
+        assert entry["drafter_ms"] > 0 and entry["floor_ms"] > 0 and entry["kv_window"] == 16
 
 
 @pytest.mark.parametrize(
