@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apd.config import check_fraction
-from apd.probability import ACCEPT, RESIDUAL, gather_tokens, log_normalise, prefix_length
+from apd.probability import ACCEPT, RESIDUAL, gather_tokens, log_normalise
 from apd.sampling import Noise, Sampling, Scores
 from apd.state import DecodeState, Window
 
@@ -62,14 +62,16 @@ class Accepted(NamedTuple):
     """What became of a part of the window.
 
     Attributes:
-        tokens, chosen, decisive, best, probs, logits, scores: as in `Proposal`, of this part.
+        tokens, chosen, decisive, probs, logits, scores: as in `Proposal`, of this part.
+        draft_best, target_best: `b c`, the best scores.
         agrees: `b` bool, whether everything up to its end was accepted.
     """
 
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
-    best: Tensor
+    draft_best: Tensor
+    target_best: Tensor
     agrees: Tensor
     probs: Tensor | None = None
     logits: Tensor | None = None
@@ -80,7 +82,7 @@ class Accepted(NamedTuple):
         cls,
         judgement: Judgement,
         draft: Tensor,
-        best: Tensor,
+        draft_best: Tensor,
         window: Window,
         logits: list[Tensor],
         before: list[Accepted],
@@ -91,7 +93,7 @@ class Accepted(NamedTuple):
 
         Args:
             draft: `b c` int64.
-            best: `b c`, the best score of the draft.
+            draft_best: `b c`, its best scores.
             logits: of each model, `b c v`.
             before: the part before this one, none for the first.
             keeps_probs: see `Models`.
@@ -101,19 +103,20 @@ class Accepted(NamedTuple):
             kept = kept & before[0].agrees[:, None]
         else:
             kept[:, 0] = True  # there p_D is the drafter's exact conditional
-        num_kept, position = prefix_length(kept)[:, None], torch.arange(draft.shape[1], device=draft.device)
-        decisive = (position <= num_kept) & window.inside
+        missed = ~kept
+        misses = missed.cumsum(1)
+        decisive = (misses == missed) & window.inside  # none before it
         if before:
             decisive = decisive & before[0].agrees[:, None]
-        tokens, chosen = draft, position < num_kept
+        tokens, chosen = draft, misses == 0
         agrees = chosen[:, -1]
         if judgement.replaced is not None:
-            replaced = judgement.replaced & decisive & (position == num_kept)
+            replaced = judgement.replaced & decisive & missed
             tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
         probs = None
         if keeps_probs:
             probs = torch.stack([gather_tokens(log_normalise(of_model), tokens) for of_model in logits], -1).exp()
-        return cls(tokens, chosen, decisive, torch.stack([best, judgement.best], -1), agrees, probs)
+        return cls(tokens, chosen, decisive, draft_best, judgement.best, agrees, probs)
 
 
 @dataclass(frozen=True)

@@ -155,12 +155,12 @@ def _refuse_broken(info: StepInfo) -> None:
     if not info.broken.any():
         return
     row, proposal = int(info.broken.long().argmax()), info.proposal
-    best = proposal.best[row][proposal.decisive[row]]
+    best = [of[row][proposal.decisive[row]] for of in proposal.best]
     model, gave = proposal.models[1], "NaN, infinite or no finite logits"
-    if best[:, 0].isfinite().all():
+    if best[0].isfinite().all():
         # The draft is sound, so it is what the verifier makes of it.
         model, gave = "verifier", "NaN or infinite logits"
-        if best[:, 1].isneginf().any():
+        if best[-1].isneginf().any():
             model, gave = "mixture", "no token that both models allow"
     raise FloatingPointError(
         f"The {model} gave {gave} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where a token "

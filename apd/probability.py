@@ -1,4 +1,4 @@
-"""Pure tensor mathematics of a decode step: normalised log-probabilities, the mixture, keyed noise, prefixes.
+"""Pure tensor mathematics of a decode step: normalised log-probabilities, the mixture, keyed noise.
 
 Shapes: `b` rows, `m` positions of the window, `v` vocabulary.
 """
@@ -66,12 +66,6 @@ def mix(draft_logits: Tensor, verify_logits: Tensor | None, mixture_weight: floa
     if mixture_weight == 0:
         return verify_logits
     return (mixture_weight * draft_logits).add_(verify_logits, alpha=1 - mixture_weight)
-
-
-def prefix_length(accepted: Tensor) -> Tensor:
-    """Length of the leading run of True: `b m` bool → `b` int64."""
-    size = accepted.shape[-1]
-    return torch.arange(size, device=accepted.device).masked_fill(accepted, size).amin(-1)
 
 
 def gather_tokens(values: Tensor, tokens: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from apd.config import WindowSize
-from apd.probability import prefix_length
 
 
 class Layout(NamedTuple):
@@ -210,8 +209,8 @@ class Proposal:
         tokens: `b m` int64, the token for each column of the window that is chosen or decisive.
         chosen: `b m` bool, which of them to commit.
         decisive: `b m` bool, the positions that decided this step; there must have been a distribution there.
-        best: `b m k` float32, the best score of the draft, and of the target where the draft is not the target itself;
-            not finite where it is no distribution, but NaN, +∞ or nothing finite.
+        best: `b m` float32 each, the best score of the draft, and of the target where that is another; not finite where
+            there was no distribution, but NaN, +∞ or nothing finite.
         draft: `b m` int64, what was drafted; fewer columns where fewer were.
         models: n names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
         probs: `b m n` float32, where the caller keeps them: by each of `models` the untempered probability of `tokens`.
@@ -223,7 +222,7 @@ class Proposal:
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
-    best: Tensor
+    best: tuple[Tensor, ...]
     draft: Tensor
     models: tuple[str, ...]
     probs: Tensor | None = None
@@ -295,13 +294,13 @@ def commit(
     chosen = proposal.chosen & window.inside
     tokens = torch.where(chosen, proposal.tokens, window.of(state.tokens))
     decided = chosen | window.of(state.decided)
-    position = torch.arange(tokens.shape[1], device=tokens.device)
-    num_settled = prefix_length(decided & window.inside)
-    last = prefix_length(~stopping.of(state, tokens, position < num_settled[:, None]))
-    stopped = last < tokens.shape[1]
-    taken_back = window.inside & (position > last[:, None])
-    frontier = state.frontier + num_settled.minimum(last + 1)
-    broken = (~proposal.best.isfinite().all(-1) & proposal.decisive).any(1)
+    settled = (~(decided & window.inside)).cumsum(1) == 0
+    stops = stopping.of(state, tokens, settled)
+    stopped = stops.any(1)
+    taken_back = (stops.cumsum(1) > stops) & window.inside
+    frontier = state.frontier + settled.masked_fill(taken_back, False).sum(1)
+    best = sum(proposal.best[1:], proposal.best[0])
+    broken = ((best - best != 0) & proposal.decisive).any(1)  # ∞ − ∞ is not 0, nor is NaN − NaN
     after = dataclasses.replace(
         state,
         tokens=state.tokens.scatter(1, window.columns, tokens.masked_fill(taken_back, mask_token_id)),

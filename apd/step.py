@@ -271,15 +271,15 @@ class APD(Memoryless):
             )
 
         width = window.columns.shape[1]
-        tokens, chosen, decisive, best = (
-            joined(values, width) for values in zip(*(part[:4] for part in accepted), strict=True)
+        tokens, chosen, decisive, *best = (
+            joined(values, width) for values in zip(*(part[:5] for part in accepted), strict=True)
         )
         probs = [part.probs for part in accepted if part.probs is not None]
         return Proposal(
             tokens=tokens,
             chosen=chosen,
             decisive=decisive,
-            best=best,
+            best=tuple(best),
             draft=drafted,
             probs=joined(probs, width) if probs else None,
             models=("target", "drafter", "verifier") if self.needs_verifier else ("target", "drafter"),
@@ -328,7 +328,7 @@ class APD(Memoryless):
         # The drafter alone decides the first position, the mixture the others.
         deciding = log_normalise(torch.cat([draft.logits[:, :1], logits[0][:, 1:]], 1))
         # `_replace` would say it better; torch.compile of torch 2.11 cannot trace it.
-        return Accepted(*accepted[:6], logits=deciding, scores=sampling.warp(deciding).of_all(models.vocab_size))
+        return Accepted(*accepted[:7], logits=deciding, scores=sampling.warp(deciding).of_all(models.vocab_size))
 
 
 def joined(parts: Sequence[Tensor], width: int = 0) -> Tensor:

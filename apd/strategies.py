@@ -558,7 +558,7 @@ def alone(
         tokens=tokens,
         chosen=chosen,
         decisive=decisive,
-        best=best[..., None],
+        best=(best,),
         draft=drafted,
         models=("target", model),
         probs=None if probs is None else probs[..., None].expand(-1, -1, 2),

@@ -54,8 +54,8 @@ def test_every_small_row_is_committed_as_the_rules_say(window_size, is_fixed) ->
             chosen[i, j] = new is not None
             proposed[i, j] = STOP if new is None else new
     chosen |= ~window.inside  # nor at what is outside
-    best = torch.zeros(*chosen.shape, 1)
-    proposal = Proposal(proposed, chosen, window.inside, best, proposed, ("target", "drafter"))
+    best = torch.zeros_like(proposed).float()
+    proposal = Proposal(proposed, chosen, window.inside, (best,), proposed, ("target", "drafter"))
     after, info = commit(state, window, proposal, stopping=Stopping(torch.tensor([STOP])), mask_token_id=MASK)
 
     for i, (left, columns) in enumerate(rows):
@@ -81,8 +81,8 @@ def test_only_a_decisive_position_must_have_a_distribution(value) -> None:
     )
     window = Window.at_frontier(state, None)
     first = torch.tensor([[True, False]] * 2)
-    best = torch.zeros(2, 2, 2)
-    best[0, 0, 1] = best[1, 1, 0] = value
+    best = torch.zeros(2, 2), torch.zeros(2, 2)
+    best[1][0, 0] = best[0][1, 1] = value
     proposal = Proposal(torch.full((2, 2), NEW), first, first, best, tokens[:, 1:], ("target", "drafter"))
     after, info = commit(state, window, proposal, stopping=Stopping(torch.tensor([STOP])), mask_token_id=MASK)
     assert info.broken.tolist() == after.done.tolist() == [True, False]

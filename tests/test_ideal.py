@@ -10,7 +10,6 @@ from toy import toy
 
 from apd import APDSampler, Drafter, LeftToRight, Verifier
 from apd.ideal import IdealListModel
-from apd.probability import prefix_length
 from apd.state import DecodeState, Window
 
 TASKS = {
@@ -31,7 +30,7 @@ def lay_out(model: IdealListModel, new_tokens: Tensor) -> DecodeState:
     counts = torch.zeros(len(tokens), dtype=torch.int64)
     start, end = counts + PROMPT, counts + tokens.shape[1]
     rows = torch.arange(len(tokens))
-    frontier, done, pace = prefix_length(decided), decided.all(1), counts.float()
+    frontier, done, pace = decided.long().cumprod(1).sum(1), decided.all(1), counts.float()
     return DecodeState(
         tokens, decided, frontier, done, counts, start, end, seeds=counts, steps=counts, rows=rows, pace=pace
     )

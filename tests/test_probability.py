@@ -16,7 +16,6 @@ from apd.probability import (
     log_normalise,
     mix,
     mix_seed,
-    prefix_length,
     step_seeds,
 )
 
@@ -119,8 +118,3 @@ def test_the_largest_is_torchs_own_and_shows_what_is_no_distribution(size):
     assert place.equal(values.argmax(-1))
     torch.testing.assert_close(best, values.amax(-1), equal_nan=True)
     assert (~best.isfinite()).nonzero().tolist() == [[1, 0], [1, 1], [1, 2], [2, 0]]
-
-
-def test_prefix_length_stops_at_the_first_miss():
-    accepted = torch.tensor([[True, True, False, True], [False, True, True, True], [True] * 4])
-    assert prefix_length(accepted).tolist() == [2, 0, 4]

@@ -16,7 +16,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from apd import WINO, APDSampler, Blocks, Confidence, MaskedDiffusionDrafter, Threshold, load_drafter
 from apd.embedded.tasks import instances
 from apd.ideal import IdealListModel
-from apd.probability import prefix_length
 from apd.state import DecodeState, Window
 from benchmarks.parallelbench.theory import shuffle_accuracy
 
@@ -147,7 +146,7 @@ def test_the_exact_model_leaves_exactly_one_out():
     contexts = contexts[(contexts == model.mask_token_id).any(1)]
     tokens = torch.cat([torch.zeros(len(contexts), 1, dtype=torch.int64), contexts], 1)
     decided, zeros = tokens != model.mask_token_id, torch.zeros(len(tokens), dtype=torch.int64)
-    frontier, end, pace = prefix_length(decided), zeros + 1 + model.length, zeros.float()
+    frontier, end, pace = decided.long().cumprod(1).sum(1), zeros + 1 + model.length, zeros.float()
     state = DecodeState(tokens, decided, frontier, decided.all(1), zeros, zeros + 1, end, zeros, zeros, zeros, pace)
     window = Window.at_frontier(state, None)
     probs = model.drafter.open(state, None, None).leave_one_out_logits(state, window).softmax(-1)
