@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.speed.__main__ import main
 from benchmarks.speed.batch import Sample, bare, summary
 from benchmarks.speed.floor import Rates, Size, floor_seconds, parts, weights_seconds, work
 from benchmarks.speed.instruments import Clock, Forward, Meter, Timed
+from benchmarks.speed.launch import PARTS, WAYS, launcher
 from benchmarks.speed.measure import Plan, measure, spread
 from benchmarks.speed.pairs import Loading, causal_twin, compiled, load
 from benchmarks.speed.schedule import Schedule, Scheduled, ScheduledThreshold
@@ -426,6 +428,31 @@ def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_pa
         assert entry["drafter_ms"] > 0 and entry["floor_ms"] > 0 and entry["kv_window"] == 16
 
 
+@pytest.mark.parametrize("role", ["drafter", "verifier"])
+@pytest.mark.parametrize("way", WAYS)
+def test_only_the_first_launch_is_compiled(role, way, tiny):
+    """Without guards a pass would be taken for any other that is compiled by the same backend."""
+    torch._dynamo.reset()
+    launch = launcher(tiny, role, way)
+    launch()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        whole, *parts = launch()
+    assert whole > 0 and len(parts) == (0 if way == "plain" else 4)
+    assert parts == [] or sum(parts) == pytest.approx(whole)
+
+
+def test_launches_are_one_table_and_a_line(capsys):
+    torch._dynamo.reset()
+    assert main(["launch", "--layers", "1", "--repetitions", "1"]) == 0
+    *table, last = capsys.readouterr().out.rstrip("\n").split("\n")
+    assert max(map(len, table)) <= 120
+    launches = json.loads(last)["launches"]
+    assert [(each["role"], each["way"]) for each in launches] == list(product(("drafter", "verifier"), WAYS))
+    for each in launches:
+        assert list(each["us"]) == (["whole"] if each["way"] == "plain" else list(PARTS)) and each["layers"] == 1
+        assert all(0 < low <= middle <= high for low, middle, high in each["us"].values())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -440,6 +467,7 @@ def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_pa
             "`--count` must be at least 8, a batch, got 4",
         ),
         (["length", "--out", "unused", "--pair", "embedded"], "`--pair` must have random weights here"),
+        (["launch", "--layers", "0"], "`--layers` must be at least 1, got 0"),
         (["batch", "--out", "unused", "--count", "2"], "`--count` must be at least the largest batch, 16, got 2"),
     ],
 )
