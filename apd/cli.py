@@ -159,7 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument(
         "--device-map", metavar="DEVICE", help="cpu, cuda, auto, ... (default: each process's own GPU, else cpu)"
     )
-    models.add_argument("--attn-implementation", metavar="NAME", help="sdpa, eager, ...")
+    models.add_argument(
+        "--attn-implementation",
+        metavar="NAME",
+        help="sdpa, eager or grouped_sdpa (default: grouped_sdpa where heads share keys)",
+    )
     models.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the drafter on the hub")
 
     _add_knobs(generate)

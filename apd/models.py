@@ -36,6 +36,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from apd.attention import GROUPED, group_heads
 from apd.cache import Span
 from apd.drafter import Drafter, MaskedDiffusionDrafter
 from apd.forward import PlainPasses, input_device
@@ -270,7 +271,7 @@ def load_drafter(
         mask_token_id: id of `[MASK]`; by default that of `config.json`, else that of the tokenizer.
         dtype: by default float32 on a CPU and the stored dtype elsewhere.
         device_map: as in transformers; `None` is the CPU.
-        attn_implementation: "sdpa" (the default) or "eager".
+        attn_implementation: "sdpa", "eager" or "grouped_sdpa", the default where heads share keys; see `apd.attention`.
         **hub: `HUB_ARGUMENTS`, as in transformers; also `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`.
     Raises:
         ValueError: unknown family, no mask token, weights that do not fit, unsupported attention.
@@ -298,7 +299,7 @@ def load_drafter(
         key_mapping=dict(spec.key_mapping) or None,
         dtype=_default_dtype(device_map) if dtype is None else dtype,
         device_map=device_map,
-        attn_implementation=attn_implementation or "sdpa",
+        attn_implementation="sdpa" if attn_implementation in (None, GROUPED) else attn_implementation,
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # so that they are reported, and refused below, with the others
         output_loading_info=True,
@@ -306,6 +307,7 @@ def load_drafter(
         **hub,
     )
     _check_complete(path, spec.model_class, report, "missing_keys", "mismatched_keys", "unexpected_keys")
+    group_heads(model, attn_implementation)
     return _wrap(model, spec, mask_token_id)
 
 
@@ -347,7 +349,7 @@ def load_verifier(
         config=config,
         dtype=_default_dtype(device_map) if dtype is None else dtype,
         device_map=device_map,
-        attn_implementation=attn_implementation,
+        attn_implementation="sdpa" if attn_implementation == GROUPED else attn_implementation,
         trust_remote_code=False,
         use_safetensors=True,
         ignore_mismatched_sizes=True,
@@ -357,6 +359,7 @@ def load_verifier(
     )
     # Weights without a place are tolerated here: checkpoints of causal models come with heads nobody asked for.
     _check_complete(path, type(model), report, "missing_keys", "mismatched_keys")
+    group_heads(model, attn_implementation)
     return CausalVerifier(_check_causal(model))
 
 
@@ -539,9 +542,9 @@ def _need_mask(mask_token_id: int | None) -> int:
 
 
 def _check_implementation(name: str | None) -> None:
-    if name not in (None, "sdpa", "eager"):
+    if name not in (None, GROUPED, "sdpa", "eager"):
         raise ValueError(
-            f"`attn_implementation` must be 'sdpa' or 'eager', got {name!r}. Rows of a batch stand at different "
+            f"`attn_implementation` must be {GROUPED!r}, 'sdpa' or 'eager', got {name!r}. Rows of a batch stand at different "
             "positions, which takes a mask per row and query; flash attention takes none."
         )
 

@@ -146,7 +146,7 @@ class APDSampler:
             mask_token_id: overrides the mask id of config and tokenizer.
             dtype: of both models; `None`: float32 on a CPU, else as stored.
             device_map: as in transformers, for both models.
-            attn_implementation: `"sdpa"` (default) or `"eager"`.
+            attn_implementation: `"sdpa"`, `"eager"` or `"grouped_sdpa"`, the default where heads share keys.
             revision: of the drafter.
             verifier_revision: of the verifier.
             **knobs_or_loading: single knobs that override `config`; and as in transformers `token`, `cache_dir`,

@@ -103,9 +103,9 @@ def difference(family: str, case: str, implementation: str) -> tuple[float, floa
 
 
 if __name__ == "__main__":
-    print(f"{'family':<12}{'case':<18}{'largest logit':>15}{'sdpa':>10}{'eager':>10}")
+    names = ("grouped_sdpa", "sdpa", "eager")
+    print(f"{'family':<12}{'case':<18}{'largest logit':>15}" + "".join(f"{name:>14}" for name in names))
     for family, cases in CASES.items():
         for case in cases:
-            sdpa, largest = difference(family, case, "sdpa")
-            eager, _ = difference(family, case, "eager")
-            print(f"{family:<12}{case:<18}{largest:>15.1f}{sdpa:>10.1e}{eager:>10.1e}")
+            found = [difference(family, case, name) for name in names]
+            print(f"{family:<12}{case:<18}{found[0][1]:>15.1f}" + "".join(f"{gap:>14.1e}" for gap, _ in found))

@@ -115,12 +115,12 @@ def test_columns_that_no_row_needs_any_more_are_dropped(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["grouped_sdpa", "sdpa", "eager"])
 def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
     """Rows that have the same columns are computed from slices and without a mask: the same as row by row with one."""
     pair = trace_sampler()
     model = (pair.verifier if causal else pair.drafter).model
-    model.set_attn_implementation(implementation)
+    monkeypatch.setattr(model.config, "_attn_implementation", implementation)  # other tests share the model
     tokens = torch.randint(0, 100, (3, 40), generator=torch.Generator().manual_seed(0))
 
     def hidden_states(is_level: bool) -> list[torch.Tensor]:

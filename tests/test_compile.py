@@ -296,19 +296,20 @@ def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> Non
 
 @pytest.mark.parametrize("is_cached", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["grouped_sdpa", "sdpa", "eager"])
 def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
     """Inductor makes no CUDA graph of what touches a tensor of the CPU. "meta" is a device like another here."""
-    config = Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    sizes = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=8, intermediate_size=8, **sizes)
     config.num_key_value_heads, config._attn_implementation, config.is_causal = 1, implementation, causal
     with torch.device("meta"), torch.no_grad():
         model = Qwen2ForCausalLM(config)
         cache = ColumnCache(1, 3, 256, is_fixed=True) if is_cached else None
         if cache is not None:
-            cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 4)] * 2)
+            cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 64)] * 2)
         tokens, seating = torch.empty(3, 256, dtype=torch.int64), torch.empty(5, 3, dtype=torch.int64)
     with Watching() as watching, torch.no_grad():
-        assert run_seated(model, causal, tokens, seating, 64, cache).shape == (3, 64, 8)
+        assert run_seated(model, causal, tokens, seating, 64, cache).shape == (3, 64, 128)
     assert watching.devices == {"meta"}
 
 

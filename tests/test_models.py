@@ -85,7 +85,7 @@ def sharded(directory: Path) -> Path:
 # What is computed
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["grouped_sdpa", "sdpa", "eager"])
 @pytest.mark.parametrize(("family", "case"), [(family, case) for family in CASES for case in CASES[family]])
 def test_logits_equal_those_of_the_published_code(family, case, implementation):
     largest_difference, largest_logit = difference(family, case, implementation)
@@ -93,7 +93,7 @@ def test_logits_equal_those_of_the_published_code(family, case, implementation):
     assert largest_difference <= TOLERANCE * largest_logit
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["grouped_sdpa", "sdpa", "eager"])
 @pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("path", [DREAM, LLADA, A2D], ids=lambda path: path.name)
 @torch.no_grad()
@@ -294,7 +294,7 @@ def test_arguments_of_loading_are_checked(tmp_path):
     for load in (load_drafter, load_verifier):
         with pytest.raises(ValueError, match=r"No config.json found"):
             load(tmp_path / "nothing")
-        with pytest.raises(ValueError, match=r"`attn_implementation` must be 'sdpa' or 'eager'.*flash attention"):
+        with pytest.raises(ValueError, match=r"must be 'grouped_sdpa', 'sdpa' or 'eager', got 'fl.*flash attention"):
             load(DREAM, attn_implementation="flash_attention_2")
 
 

@@ -261,6 +261,7 @@ def test_the_causal_twin_shares_weights_and_looks_back_only(tiny):
     twin = causal_twin(drafter)
     assert {p.data_ptr() for p in twin.parameters()} == {p.data_ptr() for p in drafter.parameters()}
     assert twin.config.is_causal and drafter.config.is_causal is False
+    assert (twin.config._attn_implementation, drafter.config._attn_implementation) == ("sdpa", "grouped_sdpa")
     assert isinstance(twin.generation_config, GenerationConfig) and twin.generation_config.eos_token_id is None
     ids = torch.tensor([[1, 2, 3], [1, 2, 9]])
     causal, both_ways = (model(ids).logits[:, 0] for model in (twin, drafter))

@@ -93,7 +93,7 @@ def masked_in_turn(session, state: DecodeState, window: Window) -> Tensor:
     return logits
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["grouped_sdpa", "sdpa", "eager"])
 def test_what_is_masked_does_not_notice_the_shadows(sampler, attention):
     drafter = sampler.drafter
     before = drafter.model.config._attn_implementation
@@ -111,7 +111,7 @@ def test_what_is_masked_does_not_notice_the_shadows(sampler, attention):
     assert (logits - expected)[decided].abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["grouped_sdpa", "sdpa", "eager"])
 @pytest.mark.parametrize("logit_shift", [0, 1])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_shadows_leave_exactly_one_out_in_one_layer(layers, logit_shift, attention):

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
 
 from apd import EXAMPLE_PROMPTS, APDSampler
+from apd.attention import GROUPED
 from apd.embedded import tasks
 from apd.forward import Compiled
 
@@ -245,17 +246,21 @@ def _random_model(sizes: dict[str, Any], loading: Loading, seed: int) -> PreTrai
     config = Qwen2Config(**sizes, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     with torch.random.fork_rng(), torch.device(loading.device):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=loading.weights)
+        # As `load_drafter` and `load_verifier` would load it.
+        model = AutoModelForCausalLM.from_config(config, dtype=loading.weights, attn_implementation=GROUPED)
     return model.eval().requires_grad_(False)
 
 
 def causal_twin(drafter: PreTrainedModel) -> PreTrainedModel:
     """A causal model of the drafter's shape for plain `generate()`; it shares the drafter's weights.
 
-    Its text is meaningless, since the weights were trained to see both ways, and its cost is that of a causal model.
+    Its text is meaningless, since the weights were trained to see both ways, and its cost is that of a causal model
+    with the attention that transformers gives it.
     """
     shared = {id(parameter): parameter for parameter in drafter.parameters()}
     twin = copy.deepcopy(drafter, shared)
     twin.config.is_causal = True
+    if twin.config._attn_implementation == GROUPED:
+        twin.set_attn_implementation("sdpa")
     twin.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=0)
     return twin
