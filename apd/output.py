@@ -257,8 +257,8 @@ class Sequences:
 
     def take(self, state: DecodeState) -> None:
         """The rows as they are now, those that are done among them; the others come again."""
-        self.tokens[state.rows] = state.tokens
-        self.ends[state.rows] = state.frontier
+        self.tokens.index_copy_(0, state.rows, state.tokens)
+        self.ends.index_copy_(0, state.rows, state.frontier)
 
     def ids(self) -> Tensor:
         """All rows, as wide as the longest: `b l` int64."""

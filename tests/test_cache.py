@@ -9,8 +9,10 @@ import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from apd import KLASS, Confidence
+import apd.decoding
+from apd import KLASS, Confidence, LeftToRight
 from apd.acceptance import Coupling
 from apd.cache import PASS, ColumnCache, Span
 from apd.decoding import Decoding
@@ -210,3 +212,47 @@ def test_a_step_waits_for_the_device_once(kv_window, knobs) -> None:
     # A row that leaves is rare and may cost more.
     each = [after - before for before, after in itertools.pairwise(steps)]
     assert len(each) > 5 and statistics.mode(each) == 1 and min(each) == 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is done outside of some modules."""
+
+    def __init__(self, *modules: torch.nn.Module) -> None:
+        super().__init__()
+        self.count, self.inside, self.modules = 0, 0, modules
+
+    def __enter__(self):
+        self.handles = [module.register_forward_pre_hook(lambda *_: self.enter(1)) for module in self.modules]
+        self.handles += [module.register_forward_hook(lambda *_: self.enter(-1)) for module in self.modules]
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
+
+    def enter(self, by: int) -> None:
+        self.inside += by
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not self.inside
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("strategy", "most"), [(APD(0.5, Coupling()), 92), (LeftToRight(1), 60)], ids=["apd", "one"])
+def test_a_step_does_little_beside_its_forwards(monkeypatch, strategy, most) -> None:
+    """On a CPU their number is what a small model's step costs beside its forwards."""
+    sampler, counts = trace_sampler(), []
+
+    def counted(*args, **kwargs):
+        before = operations.count
+        result = step(*args, **kwargs)
+        counts.append(operations.count - before)
+        return result
+
+    step = apd.decoding.decode_step
+    monkeypatch.setattr(apd.decoding, "decode_step", counted)
+    models = [each.model for each in (sampler.drafter, sampler.verifier)]
+    with Operations(*[part for m in models for part in (m.base_model, m.get_output_embeddings())]) as operations:
+        sampler.generate(torch.tensor([trace_prompts()[0]]), strategy=strategy, max_new_tokens=24, window_size=3)
+    assert len(counts) > 5 and statistics.mode(counts) <= most

@@ -165,6 +165,8 @@ def test_the_meter_sees_compiled_passes_and_nothing_is_compiled_for_it(tiny):
         assert {(forward.rows, forward.tokens, forward.keys) for forward in others} == {(2, 64, 256)}
         assert all(1 <= forward.projected <= 4 for forward in others)
     assert meter.seconds("drafter") > 0 and meter.seconds("verifier") > 0
+    assert meter.count("followed") == steps - 1
+    assert 0 < meter.seconds("followed forwards") < meter.seconds("followed") < meter.seconds("call")
     with torch.compiler.set_stance("fail_on_recompile"):
         assert decode(inputs).equal(first)
         with Meter(pair.models, Clock("cpu"), pair.compiled).attached():
@@ -187,6 +189,19 @@ def test_a_pass_that_is_not_compiled_after_all_is_counted_once(tiny):
     assert backend.count == 0
     assert sum(forward.role == "drafter" for forward in meter.forwards) == meter.count("propose")
     assert meter.seconds("drafter") + meter.seconds("verifier") < meter.seconds("propose") < meter.seconds("call")
+
+
+def test_followed_steps_reach_from_proposal_to_proposal():
+    times = iter(range(100))
+    meter = Meter({"drafter": None}, SimpleNamespace(mark=lambda: next(times), seconds=lambda start, end: end - start))
+    forward = meter.timed("drafter", lambda: None)
+    propose = meter.timed("propose", lambda count: [forward() for _ in range(count)])
+    for counts in ((1,), (3, 2, 1)):  # a call begins and ends with a mark, so do its steps and their forwards
+        with meter.call():
+            for count in counts:
+                propose(count)
+    assert meter.count("followed") == 2 and meter.seconds("followed") == (2 + 2 * 3) + (2 + 2 * 2)
+    assert meter.seconds("followed forwards") == 3 + 2 and meter.seconds("drafter") == 7
 
 
 def test_the_meter_keeps_no_tensor_and_leaves_the_modules_as_they_were(tiny):
@@ -213,7 +228,8 @@ def test_compiled_settings_have_parts_and_a_floor(tiny):
     results = measure(pair, settings, Plan(count=2, repetitions=2), rates)
     for entry in entries(pair, results, batch=1, schedule=Schedule(), baseline=results[0]):
         assert entry["drafter_ms"] > 0 and entry["mixing_ms"] > 0 and entry["floor_ms"] > 0
-        assert 0 < entry["overhead_share"] < 1 and entry["later_ms_per_step"] > 0
+        assert 0 < entry["step_overhead_share"] < 1 and 0 < entry["overhead_share"] < 1
+        assert entry["later_ms_per_step"] > 0
     assert {role for result in results for role in (forward.role for forward in result.forwards)} == {
         "drafter",
         "verifier",

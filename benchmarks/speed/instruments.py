@@ -6,6 +6,9 @@
         drafter, verifier     forwards: the decoder and the output layer of each transformers model
         (mixing)              the rest of propose: spans, masks, noise, normalising, mixing, accepting
       (other)                 the rest of the call: committing, stopping, output
+      later                   from its second step on
+      followed                steps that another one follows, whole: from proposal to proposal
+        followed forwards     those in them
 
 `(…)` are differences. While the clock runs, marks and shapes are put into a list; what they mean is worked out when
 somebody asks. A module is timed as a whole call, with what torch does around its `forward`; a compiled decoder where apd
@@ -18,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -122,10 +126,13 @@ class Meter:
         first, start = len(self._log), self.clock.mark()
         yield
         end = self.clock.mark()
-        steps = [began for name, began, *_ in self._log[first:] if name == "propose"]
+        steps = [(at, *entry[1:4]) for at, entry in enumerate(self._log) if at >= first and entry[0] == "propose"]
         self._log.append(("call", start, end, first, None))
-        self._log += [("setup", start, began, first, None) for began in steps[:1]]
-        self._log += [("later", began, end, first, None) for began in steps[1:2]]
+        self._log += [("setup", start, began, first, None) for _, began, *_ in steps[:1]]
+        self._log += [("later", began, end, first, None) for _, began, *_ in steps[1:2]]
+        for (at, began, _, inner), (_, next_began, *_) in pairwise(steps):
+            self._log.append(("followed", began, next_began, first, None))
+            self._log += [("followed forwards", *e[1:4], None) for e in self._log[inner:at] if e[0] in self.models]
 
     def timed(
         self, name: str, function: Callable[..., Any], note: Callable[..., Any] = lambda *_, **__: None

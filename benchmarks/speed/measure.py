@@ -59,6 +59,8 @@ class Sample:
         drafter, verifier: forwards.
         propose: the strategy, forwards included; `None` where none runs.
         later: the steps behind each call's first, which reads the prompt; `None` where no strategy runs.
+        followed, followed_forwards: the steps that another one follows, without a call's setup and output, and the
+            forwards in them; `None` where no strategy runs.
     """
 
     plain: float
@@ -69,6 +71,8 @@ class Sample:
     verifier: float
     propose: float | None
     later: float | None
+    followed: float | None
+    followed_forwards: float | None
 
 
 @dataclass
@@ -176,6 +180,8 @@ def measure(
                     verifier=meter.seconds("verifier"),
                     propose=meter.seconds("propose") if strategic else None,
                     later=meter.seconds("later") if strategic else None,
+                    followed=meter.seconds("followed") if strategic else None,
+                    followed_forwards=meter.seconds("followed forwards") if strategic else None,
                 )
             )
             result.forwards = meter.forwards

@@ -24,7 +24,8 @@ LEGEND = """\
 tok/s: new tokens to the first stop token, per second, without instruments. vs 1: the same over one token per step,
 median over the repetitions. tok/f: tokens per drafter forward of a row. ms/step: whole call / steps, median of the
 repetitions ± distance of the quartiles. drafter, verif., mixing, other: ms of a step, with instruments; other includes
-a call's setup, which stands alone in setup, ms per call. ovh: 1 − forwards / total; ovh*: the same without setup.
+a call's setup, which stands alone in setup, ms per call. ovh: 1 − forwards / total; ovh*: the same of the steps alone
+that another one follows, without a call's setup and output.
 floor: least ms of a step's forwards on this device; ×floor: ms/step over it. GB: highest memory, weights included.
 acc: right answers. M, W all: every mask that is left, no KV window."""
 
@@ -94,9 +95,7 @@ def _entry(pair: Pair, result: Result, batch: int, schedule: Schedule, baseline:
         "setup_ms": None if setup is None else rounded(1000 * setup / result.calls),
         "metered_ms_per_step": per_step(result.median(lambda sample: sample.metered)),
         "overhead_share": known(result.median(lambda sample: 1 - _forwards(sample) / sample.metered)),
-        "overhead_share_without_setup": known(
-            result.median(lambda sample: 1 - _forwards(sample) / (sample.metered - (sample.setup or 0)))
-        ),
+        "step_overhead_share": known(result.median(_of_steps)),
         "floor_ms": known(1000 * result.floor / steps),
         "floor_ratio": known(result.seconds_per_step * steps / result.floor) if seen and forwards else None,
         "instrument_cost": rounded(_instrument_cost(result)),
@@ -126,6 +125,10 @@ def _later(result: Result) -> float | None:
 
 def _forwards(sample: Any) -> float:
     return sample.drafter + sample.verifier
+
+
+def _of_steps(sample: Any) -> float | None:
+    return 1 - sample.followed_forwards / sample.followed if sample.followed else None
 
 
 def _mixing(sample: Any) -> float | None:
@@ -183,7 +186,7 @@ def body(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
                 _number(entry["other_ms"], 2),
                 _number(entry["setup_ms"], 2),
                 _percent(entry["overhead_share"]),
-                _percent(entry["overhead_share_without_setup"]),
+                _percent(entry["step_overhead_share"]),
                 _number(entry["floor_ms"], 2),
                 _number(entry["floor_ratio"], 1),
                 _number(entry["peak_memory_mb"] / 1024, 1),
