@@ -22,7 +22,7 @@ class Judgement:
         kept: `b m` bool, whether it is kept too.
         instead: `b m` int64, what stands there if it is not.
         replaced: `b m` bool, whether that is committed; `None`: nowhere.
-        best: `b m` float32, the best score of the target; finite where, and only where, it is a distribution.
+        best: `b m` float32, the best score of the target; see `Picked`.
     """
 
     kept: Tensor

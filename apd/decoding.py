@@ -159,9 +159,9 @@ def _refuse_broken(info: StepInfo) -> None:
     model, gave = proposal.models[1], "NaN, infinite or no finite logits"
     if best[0].isfinite().all():
         # The draft is sound, so it is what the verifier makes of it.
-        model, gave = "verifier", "NaN or infinite logits"
-        if best[-1].isneginf().any():
-            model, gave = "mixture", "no token that both models allow"
+        model, gave = "mixture", "no token that both models allow, or the verifier none at all,"
+        if (best[-1].isnan() | best[-1].isposinf()).any():
+            model, gave = "verifier", "NaN or infinite logits"
     raise FloatingPointError(
         f"The {model} gave {gave} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where a token "
         "had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "

@@ -43,7 +43,8 @@ class Picked(NamedTuple):
 
     Attributes:
         tokens: `b m` int64.
-        best: `b m` float32, what each won with; finite where, and only where, there was a distribution.
+        best: `b m` float32, what each won with. Not finite where the warpers left no distribution, but NaN, +∞ or
+            nothing finite.
     """
 
     tokens: Tensor

@@ -209,8 +209,7 @@ class Proposal:
         tokens: `b m` int64, the token for each column of the window that is chosen or decisive.
         chosen: `b m` bool, which of them to commit.
         decisive: `b m` bool, the positions that decided this step; there must have been a distribution there.
-        best: `b m` float32 each, the best score of the draft, and of the target where that is another; not finite where
-            there was no distribution, but NaN, +∞ or nothing finite.
+        best: `b m` float32 each, the best score of the draft, and of the target where that is another; see `Picked`.
         draft: `b m` int64, what was drafted; fewer columns where fewer were.
         models: n names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
         probs: `b m n` float32, where the caller keeps them: by each of `models` the untempered probability of `tokens`.
@@ -299,8 +298,8 @@ def commit(
     stopped = stops.any(1)
     taken_back = (stops.cumsum(1) > stops) & window.inside
     frontier = state.frontier + settled.masked_fill(taken_back, False).sum(1)
-    best = sum(proposal.best[1:], proposal.best[0])
-    broken = ((best - best != 0) & proposal.decisive).any(1)  # ∞ − ∞ is not 0, nor is NaN − NaN
+    first, *others = (of - of for of in proposal.best)  # ∞ − ∞ is not 0, nor is NaN − NaN
+    broken = ((sum(others, first) != 0) & proposal.decisive).any(1)
     after = dataclasses.replace(
         state,
         tokens=state.tokens.scatter(1, window.columns, tokens.masked_fill(taken_back, mask_token_id)),

@@ -279,7 +279,7 @@ class APD(Memoryless):
             tokens=tokens,
             chosen=chosen,
             decisive=decisive,
-            best=tuple(best),
+            best=tuple(best) if self.needs_verifier else tuple(best[:1]),
             draft=drafted,
             probs=joined(probs, width) if probs else None,
             models=("target", "drafter", "verifier") if self.needs_verifier else ("target", "drafter"),

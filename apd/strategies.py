@@ -113,12 +113,12 @@ class LeftToRight(_TopK):
     left_to_right = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        return draft.best  # at hand, and looked at by nobody
+        return draft.best  # nobody looks at it, so it is what is at hand
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        return torch.arange(candidate.shape[1], device=candidate.device) < self.count(state)
+        return candidate & (candidate.cumsum(1) <= self.count(state))
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class RandomOrder(_TopK):
     is_random = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        return draft.best  # at hand, and looked at by nobody
+        return draft.best  # nobody looks at it, so it is what is at hand
 
     def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         return sampling.uniform(state, window, ORDER)

@@ -270,6 +270,16 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         "The verifier gave NaN or infinite logits at step 1",
         lambda: broken("verifier", float("nan"), 2),
     ),
+    "infinite verifier": (
+        FloatingPointError,
+        "The verifier gave NaN or infinite logits",
+        lambda: broken("verifier", float("inf"), 1),
+    ),
+    "a verifier that leaves no token": (
+        FloatingPointError,
+        "no token that both models allow, or the verifier none at all, at step 0",
+        lambda: broken("verifier", -float("inf"), 1),
+    ),
     "models that exclude each other": (FloatingPointError, "no token that both models allow", disjoint_models),
     "a warper that leaves no token": (  # token 0 was committed
         FloatingPointError,

@@ -81,7 +81,8 @@ def test_only_a_decisive_position_must_have_a_distribution(value) -> None:
     )
     window = Window.at_frontier(state, None)
     first = torch.tensor([[True, False]] * 2)
-    best = torch.zeros(2, 2), torch.zeros(2, 2)
+    # The least number there is, which processors write for "never", is a number: two of them were taken for −∞.
+    best = torch.full((2, 2), torch.finfo().min), torch.full((2, 2), torch.finfo().min)
     best[1][0, 0] = best[0][1, 1] = value
     proposal = Proposal(torch.full((2, 2), NEW), first, first, best, tokens[:, 1:], ("target", "drafter"))
     after, info = commit(state, window, proposal, stopping=Stopping(torch.tensor([STOP])), mask_token_id=MASK)

@@ -87,7 +87,7 @@ def masked_in_turn(session, state: DecodeState, window: Window) -> Tensor:
     """What `leave_one_out_logits` is about, one forward per column: `b m v`."""
     logits = session.logits(state, window)[:, :].clone()
     for j in range(window.columns.shape[1]):
-        column = window.columns[:, j : j + 1].clamp(max=state.width - 1)
+        column = window.columns[:, j : j + 1]
         tokens = state.tokens.scatter(1, column, session.drafter.mask_token_id)
         logits[:, j] = session.logits(dataclasses.replace(state, tokens=tokens), window)[:, :][:, j]
     return logits
@@ -101,7 +101,7 @@ def test_what_is_masked_does_not_notice_the_shadows(sampler, attention):
     try:
         state = half_decided(drafter)
         window, session = Window.at_frontier(state, None), drafter.open(state, None, None)
-        masks = window.inside & ~state.decided.gather(1, window.columns.clamp(max=state.width - 1))
+        masks = window.inside & ~window.of(state.decided)
         expected, logits = session.logits(state, window)[:, :], session.leave_one_out_logits(state, window)[:, :]
     finally:
         drafter.model.config._attn_implementation = before
