@@ -24,7 +24,7 @@ from benchmarks.speed.measure import Plan, measure, spread
 from benchmarks.speed.pairs import Loading, causal_twin, compiled, load
 from benchmarks.speed.schedule import Schedule, Scheduled, ScheduledThreshold
 from benchmarks.speed.settings import Setting, compared, decoder
-from benchmarks.speed.table import entries
+from benchmarks.speed.table import command, entries
 
 FIELDS = set(
     """pair strategy batch mixture_weight window_size kv_window tokens_per_second tokens_per_forward ms_per_step
@@ -491,3 +491,8 @@ def test_launches_are_one_table_and_a_line(capsys):
 def test_bad_arguments_are_refused_with_the_remedy(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_report_names_no_place_of_the_machine():
+    for out in (["--out", "/home/me/runs"], ["--out=/home/me/runs"], []):
+        assert command("speed", ["--pair", "tiny", *out, "--batch", "1", "8"]) == "speed --pair tiny --batch 1 8"

@@ -16,7 +16,7 @@ from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_
 from benchmarks.speed.pairs import PAIRS
 from benchmarks.speed.schedule import PAPER_MEAN, Schedule
 from benchmarks.speed.settings import ONE_PER_STEP, compared, supports
-from benchmarks.speed.table import LEGEND, entries, lines, machine, rate_entries, rate_lines
+from benchmarks.speed.table import LEGEND, command, entries, lines, machine, rate_entries, rate_lines
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "length": length.main,
@@ -77,7 +77,7 @@ def _compare(arguments: Sequence[str]) -> int:
         "dtype": str(loading.weights).removeprefix("torch."),
         "rates": rates_of,
         **next(iter(rates_of.values())),
-        "command": " ".join(["python -m benchmarks.speed", *arguments]),
+        "command": command("python -m benchmarks.speed", arguments),
         "settings": found,
     }
     line = json.dumps(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
@@ -18,7 +19,7 @@ from benchmarks.speed.measure import Result, spread
 from benchmarks.speed.pairs import Pair
 from benchmarks.speed.schedule import Schedule
 
-__all__ = ["LEGEND", "body", "entries", "lines", "machine", "rate_entries", "rate_lines", "rounded"]
+__all__ = ["LEGEND", "body", "command", "entries", "lines", "machine", "rate_entries", "rate_lines", "rounded"]
 
 LEGEND = """\
 tok/s: new tokens to the first stop token, per second, without instruments. vs 1: the same over one token per step,
@@ -236,6 +237,13 @@ def machine(device: str) -> dict[str, Any]:
         **{name: version(name) for name in ("torch", "transformers")},
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def command(program: str, arguments: Sequence[str]) -> str:
+    """As it was typed, without `--out`: a place on one machine, which changes nothing that is measured."""
+    options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--out")
+    return " ".join([program, *options.parse_known_args(arguments)[1]])
 
 
 def rate_entries(rates: Rates) -> dict[str, Any]:

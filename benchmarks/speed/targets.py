@@ -38,7 +38,7 @@ from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_
 from benchmarks.speed.pairs import PAIRS, Pair, compiled
 from benchmarks.speed.schedule import Schedule
 from benchmarks.speed.settings import KV_WINDOW, Library, Setting
-from benchmarks.speed.table import LEGEND, body, entries, machine, rate_entries, rate_lines, rounded
+from benchmarks.speed.table import LEGEND, body, command, entries, machine, rate_entries, rate_lines, rounded
 
 __all__ = ["Agreement", "Target", "agreement", "main", "verdicts"]
 
@@ -278,7 +278,7 @@ def main(arguments: Sequence[str]) -> int:
         "dtype": str(loading.weights).removeprefix("torch."),
         **rate_entries(rates),
         "weights_ms": rounded(floor_ms),
-        "command": " ".join(["python -m benchmarks.speed targets", *arguments]),
+        "command": command("python -m benchmarks.speed targets", arguments),
         "seconds": round(time.perf_counter() - began, 1),
         "settings": list(found.values()),
         "agreements": [asdict(each) for each in agreements],
