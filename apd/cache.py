@@ -7,6 +7,7 @@ attention mask until it is overwritten.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,19 +25,21 @@ from apd.state import counted, to_device
 class Span:
     """The columns that are to be computed: `start … end − 1` of each row, ragged rows filled up on the right.
 
-    The host knows them, so that no shape has to be asked of the device.
+    The host knows them, so that no shape has to be asked of the device; or at least their width, where it is ahead.
 
     Attributes:
         starts: per row, the first column.
         ends: per row, the column behind the last.
         paddings: per row, columns of left padding, which nothing sees. Positions count from the first real token.
         device: where the tensors are.
+        ahead: of a span that the host does not know yet, its `edges`, and as many columns as a row may have.
     """
 
-    starts: list[int]
-    ends: list[int]
-    paddings: list[int]
+    starts: Sequence[int]
+    ends: Sequence[int]
+    paddings: Sequence[int]
     device: torch.device
+    ahead: tuple[Tensor, int] | None = None
 
     @property
     def widths(self) -> list[int]:
@@ -46,7 +49,7 @@ class Span:
     @property
     def width(self) -> int:
         """The most columns of a row, q."""
-        return max(self.widths)
+        return max(self.widths) if self.ahead is None else self.ahead[1]
 
     @property
     def reach(self) -> int:
@@ -56,12 +59,21 @@ class Span:
     @cached_property
     def is_level(self) -> bool:
         """Whether all rows have the same columns and no padding: then no column needs a mask or a filler."""
+        if self.ahead is not None:
+            return False
         return not any(self.paddings) and len(set(self.starts)) == len(set(self.ends)) == 1
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """Starts, ends and paddings where the tensors are, `3 b` int64."""
+        if self.ahead is not None:
+            return self.ahead[0]
+        return to_device([self.starts, self.ends, self.paddings], self.device)
 
     @cached_property
     def on_device(self) -> DeviceSpan:
         """The same where the tensors are."""
-        return DeviceSpan.of(to_device([self.starts, self.ends, self.paddings], self.device), self.width)
+        return DeviceSpan.of(self.edges, self.width)
 
     @cached_property
     def columns(self) -> Tensor:

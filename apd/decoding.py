@@ -12,7 +12,7 @@ from torch import Tensor
 from apd.arguments import Request
 from apd.config import APDConfig
 from apd.drafter import Drafter
-from apd.state import FIRST_PACE, DecodeState, StepInfo
+from apd.state import FIRST_PACE, DecodeState, Reach, StepInfo, Window
 from apd.step import Fused, Models, Strategy, as_it_is, decode_step
 from apd.verifier import Verifier
 
@@ -37,6 +37,9 @@ class Decoding:
         rows: their numbers; 0, 1, … when not given.
         keeps_probs: see `Models`.
         fused: see `Models`; functions of the caller stay as they are.
+        ahead: launch a step before the host knows where the one before it left the rows, as long as that takes no wider
+            passes. Then the last step of all is launched in vain; rows that are done are in one more step, which
+            changes nothing; and no others may join.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Decoding:
         rows: Tensor | None = None,
         keeps_probs: bool = True,
         fused: Fused = as_it_is,
+        ahead: bool = False,
     ) -> None:
         self.call = call
         self.mask_token_id = drafter.mask_token_id
@@ -66,26 +70,45 @@ class Decoding:
             keeps_scores=bool(call.request.generation.output_scores or call.request.generation.output_logits),
             fused=as_it_is if call.request.asks_the_caller else fused,
         )
+        self.is_ahead = ahead and self.models.fused is not as_it_is and call.config.window_size != "auto"
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
         """Step by step until every row is done: what happened, and the rows after it, finished ones included.
 
         Others may `join` whenever a step is told of.
         """
+        upcoming = None
         while not all(self.state.layout.done):
-            self._let_go()
-            after, info = decode_step(
-                self.state,
-                strategy=self.strategy,
-                models=self.models,
-                sampling=self.call.request.sampling,
-                window_size=self.call.config.window_size,
-                stopping=self.call.request.stopping,
-            )
+            if upcoming is None:
+                self._let_go()
+                upcoming = self._step(self.state)
+            after, info = upcoming
+            upcoming = self._step_ahead(after) if self.is_ahead else None
             self.state = after
             if any(after.layout.done):
                 _refuse_broken(info)
             yield info, after
+
+    def _step(self, state: DecodeState, ahead: Window | None = None) -> tuple[DecodeState, StepInfo]:
+        return decode_step(
+            state,
+            strategy=self.strategy,
+            models=self.models,
+            sampling=self.call.request.sampling,
+            window_size=self.call.config.window_size,
+            stopping=self.call.request.stopping,
+            ahead=ahead,
+        )
+
+    def _step_ahead(self, after: DecodeState) -> tuple[DecodeState, StepInfo] | None:
+        """The next step, made before the host knows where this one has left the rows; `None` where it has to know."""
+        window_size, before = self.call.config.window_size, self.state.layout
+        assert window_size != "auto"
+        if any(before.done) or not self.models.fit(reach := Reach.of(before, window_size)):
+            return None
+        after.send_layout(before)
+        then, info = self._step(after, Window.ahead(after, window_size, reach))
+        return dataclasses.replace(then, done=after.done | then.done), info
 
     @property
     def num_rows(self) -> int:

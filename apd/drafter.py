@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import Span
-from apd.forward import Neural, Projection, Shadows, shadowed_hidden_states
-from apd.state import DecodeState, FollowsRows, Logits, Window, to_device
+from apd.cache import PASS, Span
+from apd.forward import FixedPasses, Neural, Projection, Shadows, shadowed_hidden_states
+from apd.state import COLUMNS, DecodeState, FollowsRows, Later, Logits, Reach, Window, round_up, to_device
 
 
 class DrafterSession(FollowsRows, Protocol):
@@ -95,8 +97,9 @@ class NeuralDrafterSession:
         self.head = drafter.model.get_output_embeddings()
         self.kv_window = kv_window
         self.kv_refresh = kv_refresh
-        self.starts = state.layout.padding
-        self.whole_at = state.layout.padding  # where the frontier was when the row was last computed as a whole
+        self.starts: Sequence[int] = state.layout.padding
+        # Where the frontier was when the row was last computed as a whole.
+        self.whole_at: Sequence[int] = state.layout.padding
         self.passes = drafter.passes(state, is_cached=kv_window is not None)
 
     def logits(self, state: DecodeState, window: Window) -> Projection:
@@ -106,15 +109,29 @@ class NeuralDrafterSession:
 
     def span(self, state: DecodeState, window: Window) -> Span:
         """The columns that this step computes; asked once per step."""
-        paddings, starts = state.layout.padding, self.starts
+        paddings, starts, device = state.layout.padding, self.starts, state.tokens.device
         if (limit := self.kv_refresh) is not None:
             of_rows = zip(paddings, starts, window.starts, self.whole_at, strict=True)
             starts = [padding if t - whole_at >= limit else start for padding, start, t, whole_at in of_rows]
-        if (size := self.kv_window) is not None:
             of_rows = zip(paddings, starts, window.starts, self.whole_at, strict=True)
             self.whole_at = [t if start == padding else whole_at for padding, start, t, whole_at in of_rows]
-            self.starts = [max(t - size + 1, padding) for t, padding in zip(window.starts, paddings, strict=True)]
-        return Span(starts, window.ends, paddings, state.tokens.device)
+        if (size := self.kv_window) is not None:
+            self.starts = Later(lambda: [max(t - size + 1, p) for t, p in zip(window.starts, paddings, strict=True)])
+        if window.reach is None:
+            return Span(starts, window.ends, paddings, device)
+        edges = torch.stack([to_device(starts, device), state.frontier + window.inside.sum(1), state.padding])
+        return Span(starts, window.ends, paddings, device, (edges, _widest(starts, window.reach.furthest)))
+
+    def fits(self, reach: Reach) -> bool:
+        """Whether no row is due to be computed as a whole, and the widest span that may be needed costs no more."""
+        if not isinstance(self.passes, FixedPasses) or self.kv_refresh is not None:
+            return False
+        if self.kv_window is not None and any(map(operator.eq, self.starts, reach.paddings)):
+            return False
+        least, most = (
+            len(ends) * round_up(_widest(self.starts, ends), COLUMNS) for ends in (reach.nearest, reach.furthest)
+        )
+        return most <= max(least, PASS)
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Projection:
         """As if each decided column of the window alone were a mask too: `b m v`, in one forward pass, without a cache.
@@ -147,5 +164,9 @@ class NeuralDrafterSession:
 
     def join(self, state: DecodeState) -> None:
         new = state.layout.padding[len(self.starts) :]
-        self.starts, self.whole_at = self.starts + new, self.whole_at + new
+        self.starts, self.whole_at = [*self.starts, *new], [*self.whole_at, *new]
         self.passes.join(state)
+
+
+def _widest(starts: Sequence[int], ends: Sequence[int]) -> int:
+    return max(end - start for start, end in zip(starts, ends, strict=True))

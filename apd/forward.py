@@ -106,16 +106,28 @@ def run(
 
 
 def run_seated(
-    model: PreTrainedModel, causal: bool, tokens: Tensor, seating: Tensor, width: int, cache: ColumnCache | None
+    model: PreTrainedModel,
+    causal: bool,
+    tokens: Tensor,
+    edges: Tensor,
+    seating: Tensor,
+    width: int,
+    cache: ColumnCache | None,
 ) -> Tensor:
     """The pass of every seat, `s q d`, and in the same graph all that it needs.
 
     Args:
         tokens: `s l` int64, the rows in any order; anything where none is.
+        edges: `3 s` int64, those of the rows; see `Span`.
         seating: see `FixedPasses.seating`.
         width: q.
     """
-    span, rows = DeviceSpan.of(seating[:3], width), seating[3]
+    # An empty seat computes what the first row does, or no columns if they would go to a cache.
+    rows = seating[0].clamp(min=0)
+    starts, ends, paddings = edges[:, rows]
+    if cache is not None:
+        starts = torch.where(seating[0] < 0, ends, starts)
+    span = DeviceSpan.of(torch.stack([starts, ends, paddings]), width)
     if cache is not None:
         cache.aim_at_all(span)
     mask = _for_attention(span.mask(None if cache is None else cache.visible, causal=causal), model)
@@ -235,6 +247,7 @@ class FixedPasses(PlainPasses):
         self.seats = list(range(len(state.rows)))  # of each row
         self.num_seats = len(state.rows)
         self.num_columns = round_up(state.width, CACHED_COLUMNS)
+        self.seatings: dict[tuple[int, ...], Tensor] = {}
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
         if self.is_cached and self.cache is None:
@@ -243,8 +256,8 @@ class FixedPasses(PlainPasses):
 
     def groups(self, span: Span) -> list[list[int]]:
         """Whole rows, which are not compiled, and the others; a compiled pass computes every seat anyway."""
-        if not self.is_cached:
-            return [list(range(len(span.starts)))]
+        if not self.is_cached or span.ahead is not None:
+            return [list(range(len(self.seats)))]
         groups: dict[bool, list[int]] = {}
         for row, (start, padding) in enumerate(zip(span.starts, span.paddings, strict=True)):
             groups.setdefault(start == padding, []).append(row)
@@ -252,35 +265,34 @@ class FixedPasses(PlainPasses):
 
     def run(self, tokens: Tensor, span: Span, rows: list[int] | None) -> Tensor:
         seats = self.seats if rows is None else [self.seats[row] for row in rows]
-        if self.is_cached and span.starts[0] == span.paddings[0]:
+        if self.is_cached and span.ahead is None and span.starts[0] == span.paddings[0]:
             return self.run_at(tokens, span, seats)
         # Until the graph is launched the device has nothing to do.
         canvas = torch.empty(self.num_seats, self.num_columns, dtype=tokens.dtype, device=self.device)
         canvas[: len(tokens), : tokens.shape[1]] = tokens
-        seating = self.seating(span, seats)
+        edges, seating, num_empty = span.edges.to(self.device), self.seating(seats), self.num_seats - len(seats)
+        if num_empty:
+            edges = pad(edges, (0, num_empty))
         if canvas.is_cuda:  # nothing is left of what earlier graphs gave
             torch.compiler.cudagraph_mark_step_begin()
-        hidden = self.compiled.run(canvas, seating, round_up(span.width, COLUMNS), self.cache)
+        hidden = self.compiled.run(canvas, edges, seating, round_up(span.width, COLUMNS), self.cache)
         # A copy, since the next graph, of this model or the other, uses the same memory.
-        return hidden[:, : span.width].index_select(0, seating[-1, : len(tokens)].to(hidden.device))
+        return hidden[:, : span.width].index_select(0, seating[1, : len(tokens)].to(hidden.device))
 
-    def seating(self, span: Span, seats: list[int]) -> Tensor:
-        """Who sits where, in one tensor, which is one copy to the device: `5 s` int64.
-
-        Of each seat start, end and padding of its row and the number of that row, then of each row its seat.
-        """
-        # An empty seat sees what the first row sees, and computes the same; no columns if they would go to a cache.
-        first = span.ends[0] if self.is_cached else span.starts[0]
-        of_seats = [[first, span.ends[0], span.paddings[0], 0] for _ in range(self.num_seats)]
-        for row, (seat, *edges) in enumerate(zip(seats, span.starts, span.ends, span.paddings, strict=True)):
-            of_seats[seat] = [*edges, row]
-        of_rows = seats + [0] * (self.num_seats - len(seats))
-        return to_device([*map(list, zip(*of_seats, strict=True)), of_rows], self.device)
+    def seating(self, seats: list[int]) -> Tensor:
+        """Who sits where, `2 s` int64: of each seat its row, −1 where it is empty, and of each row its seat."""
+        if (seating := self.seatings.get(tuple(seats))) is None:
+            rows = [seats.index(seat) if seat in seats else -1 for seat in range(self.num_seats)]
+            seating = to_device([rows, seats + [0] * (self.num_seats - len(seats))], self.device)
+            self.seatings[tuple(seats)] = seating
+        return seating
 
     def select(self, rows: Tensor) -> None:
+        self.seatings.clear()
         self.seats = [self.seats[row] for row in rows.tolist()]
 
     def join(self, state: DecodeState) -> None:
+        self.seatings.clear()
         free = [seat for seat in range(len(state.rows) + self.num_seats) if seat not in self.seats]
         self.seats = self.seats + free[: len(state.rows) - len(self.seats)]
         before = self.num_seats, self.num_columns
@@ -350,6 +362,8 @@ class Projection:
     @classmethod
     def of(cls, head: nn.Module, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
         """Of a window's columns, each from the column that is `shift` further; `hidden` is `b q d`, of the span."""
+        if span.ahead is not None:
+            return cls.at(head, hidden, window.columns + shift - span.edges[0][:, None])
         places = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
         width = window.columns.shape[1]
         if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:

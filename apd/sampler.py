@@ -110,6 +110,7 @@ class APDSampler:
         self.tokenizer: Any = tokenizer
         self.strategy = strategy
         self.fused: Fused = as_it_is
+        self.goes_ahead = False  # see `Decoding`
         self.vocab_size = self.drafter.vocab_size
         if self.verifier is not None:
             self.vocab_size = check_vocabularies(
@@ -253,7 +254,11 @@ class APDSampler:
             tokenizer=tokenizer,
         )
         request, generation = call.request, call.request.generation
-        decoding = self._open(call, keeps_probs=bool(generation.return_dict_in_generate))
+        # Who looks at every step waits for it anyway.
+        is_watched = streamer is not None or bool(generation.return_dict_in_generate)
+        decoding = self._open(
+            call, keeps_probs=bool(generation.return_dict_in_generate), ahead=self.goes_ahead and not is_watched
+        )
         sequences = Sequences(decoding.state, request.pad_token_id)
         recorder = Recorder(scores=bool(generation.output_scores), logits=bool(generation.output_logits))
 
@@ -284,6 +289,9 @@ class APDSampler:
         knob changes for the first time; an acceptance rule of yours is traced with them, and a call with processors,
         criteria or a grammar has none of the three. Tokens are those of the plain path, up to rounding.
 
+        On a GPU a step is then launched before the host has heard how far the one before it got, where that takes no
+        wider passes (as with W = M = 16), and nobody looks at every step (streams, `return_dict_in_generate`).
+
         Args:
             **options: of `torch.compile`, for the passes; what stands between them has their backend. By default
                 `mode="reduce-overhead"` on a GPU, which records CUDA graphs.
@@ -301,6 +309,8 @@ class APDSampler:
                 raise TypeError(f"`{name}` must be a transformers model to be compiled, got {type(model).__name__}.")
         for each in neural:
             each.compile(**options)
+        # Elsewhere the host would only make a step too many.
+        self.goes_ahead = self.drafter.device.type == "cuda"
         # What stands between the passes, without CUDA graphs: rows leave, so shapes change, if rarely.
         self.fused = functools.cache(functools.partial(torch.compile, backend=options.get("backend", "inductor")))
         return self
@@ -521,7 +531,9 @@ class APDSampler:
             self._check_any_order(settings, request)
         return Call(request, settings.config, strategy)
 
-    def _open(self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True) -> Decoding:
+    def _open(
+        self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True, ahead: bool = False
+    ) -> Decoding:
         return Decoding(
             self.drafter,
             self.verifier,
@@ -530,6 +542,7 @@ class APDSampler:
             rows=rows,
             keeps_probs=keeps_probs,
             fused=self.fused,
+            ahead=ahead,
         )
 
     def _check_any_order(self, settings: Settings, request: Request) -> None:

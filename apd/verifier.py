@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.cache import Span
-from apd.forward import Neural, Projection
-from apd.state import DecodeState, FollowsRows, Logits, Window
+from apd.forward import FixedPasses, Neural, Projection
+from apd.state import DecodeState, FollowsRows, Later, Logits, Reach, Window, to_device
 
 
 class VerifierSession(FollowsRows, Protocol):
@@ -63,21 +65,37 @@ class NeuralVerifierSession:
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
         self.head = verifier.model.get_output_embeddings()
         self.passes = verifier.passes(state, is_cached=True)
-        self.read = state.layout.padding  # per row, the column behind the last that was read
+        self.read: Sequence[int] = state.layout.padding  # per row, the column behind the last that was read
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Projection:
         canvas = window.place(draft, window.inside, state.tokens)
-        starts = [min(read, t - 1) for read, t in zip(self.read, window.starts, strict=True)]
-        # The last drafted token is not read: nothing behind it is scored.
-        span = Span(starts, [end - 1 for end in window.ends], state.layout.padding, canvas.device)
+        span = self.span(state, window)
         hidden = self.passes(canvas, span)
         self.read = span.ends
         return Projection.of(self.head, hidden, span, window, -1)
+
+    def span(self, state: DecodeState, window: Window) -> Span:
+        """The columns that this step computes."""
+        read, device = self.read, state.tokens.device
+        starts = Later(lambda: [min(r, t - 1) for r, t in zip(read, window.starts, strict=True)])
+        # The last drafted token is not read: nothing behind it is scored.
+        ends = Later(lambda: [end - 1 for end in window.ends])
+        if window.reach is None:
+            return Span(starts, ends, state.layout.padding, device)
+        first = torch.minimum(to_device(read, device), state.frontier - 1)
+        edges = torch.stack([first, state.frontier + window.inside.sum(1) - 1, state.padding])
+        return Span(starts, ends, state.layout.padding, device, (edges, window.columns.shape[1]))
+
+    def fits(self, reach: Reach) -> bool:
+        """Whether nothing is left to be read but the window."""
+        return isinstance(self.passes, FixedPasses) and all(
+            end - 1 - read <= reach.width for read, end in zip(self.read, reach.furthest, strict=True)
+        )
 
     def select(self, rows: Tensor) -> None:
         self.read = [self.read[row] for row in rows.tolist()]
         self.passes.select(rows)
 
     def join(self, state: DecodeState) -> None:
-        self.read = self.read + state.layout.padding[len(self.read) :]
+        self.read = [*self.read, *state.layout.padding[len(self.read) :]]
         self.passes.join(state)

@@ -5,6 +5,8 @@ are on `cuda:0`; to torch's C++ side on `meta`, which every build has. A `TorchF
 other where Python names a device, a `TorchDispatchMode` runs every operation on the numbers, and refuses those that mix
 devices as CUDA does.
 
+A copy to the host that is not waited for holds zeros until an event behind it was.
+
 It cannot see kernels: their results, precision and speed, memory, streams, and what a kernel asserts of its indices.
 """
 
@@ -12,8 +14,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -112,14 +116,17 @@ class PretendGPU(TorchDispatchMode):
         super().__init__()
         self.waits: Counter[tuple[str, str]] = Counter()
         self.launches: Counter[tuple[str, str]] = Counter()
-        self.names = _Names()
+        self.on_the_way: list[tuple[Tensor, Tensor]] = []  # copies to the host, and what they will hold
+        self.names, self.events = _Names(), mock.patch("torch.cuda.Event", partial(Event, self))
 
     def __enter__(self) -> PretendGPU:
         self.names.__enter__()
+        self.events.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self.events.__exit__(*error)
         self.names.__exit__(*error)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -138,6 +145,9 @@ class PretendGPU(TorchDispatchMode):
             held[1]["device"] = CPU
         known = {id(getattr(x, "held", x)): x for x in tensors}  # what was written to
         result = function(*held[0], **held[1])
+        if function.overloadpacket is aten._to_copy and not goes and kwargs.get("non_blocking"):
+            self.on_the_way.append((result, result.clone()))
+            result.zero_()
 
         def placed(x: Tensor) -> Tensor:
             return known[id(x)] if id(x) in known else OnGPU(x) if goes else x
@@ -149,7 +159,7 @@ class PretendGPU(TorchDispatchMode):
         place = where(), packet.__name__
         waits = packet in WAITS
         if packet in COPIES:
-            is_free = goes and (kwargs.get("non_blocking") or args[2:] == (True,))
+            is_free = kwargs.get("non_blocking") or (goes and args[2:] == (True,))
             waits = bool(others or not goes) and not is_free
         elif packet in INDEXING and isinstance(args[0], OnGPU):
             indices = [x for x in args[1] if x is not None]
@@ -162,6 +172,21 @@ class PretendGPU(TorchDispatchMode):
         is_view = any(r.alias_info and not r.alias_info.is_write for r in function._schema.returns)
         self.waits[place] += bool(waits)
         self.launches[place] += not (is_view or packet in NO_KERNEL)
+
+
+class Event:
+    """What the device reaches once it is done with all that it was given before."""
+
+    def __init__(self, gpu: PretendGPU) -> None:
+        self.gpu = gpu
+
+    def record(self) -> None:
+        self.before, self.gpu.on_the_way = self.gpu.on_the_way, []
+
+    def synchronize(self) -> None:
+        self.gpu.waits[where(), "synchronize"] += 1
+        for copy, values in self.before:
+            copy.copy_(values)
 
 
 def where() -> str:

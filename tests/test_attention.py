@@ -205,7 +205,11 @@ def test_a_model_computes_the_same_and_repeats_no_keys(family, is_cached, causal
 def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
     model, graphs = model_of(causal=causal), []
     starts, ends, rows = [18, 7, 11], [26, 15, 30], [0, 1, 2]
-    seating, tokens = torch.tensor([starts, ends, PADDINGS, rows, rows]), torch.randint(0, 32, (3, 256))
+    edges, seating, tokens = (
+        torch.tensor([starts, ends, PADDINGS]),
+        torch.tensor([rows] * 2),
+        torch.randint(0, 32, (3, 256)),
+    )
 
     def backend(module: torch.fx.GraphModule, _: object) -> Any:
         graphs.append(module)
@@ -216,7 +220,7 @@ def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
         cache = ColumnCache(2, 3, 256, is_fixed=True)
         for layer in cache.layers:
             layer.lazy_initialization(*[torch.empty(3, 2, 1, 32)] * 2)
-        hidden = run(tokens, seating, 64, cache)
+        hidden = run(tokens, edges, seating, 64, cache)
         return torch.cat([row[: end - start] for row, start, end in zip(hidden, starts, ends, strict=True)])
 
     plain = partial(run_seated, model, causal)

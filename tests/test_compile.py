@@ -35,6 +35,7 @@ def compiled(*, between: bool = True) -> tuple[APDSampler, Counting]:
     torch._dynamo.reset()
     backend = Counting()
     sampler = trace_sampler.__wrapped__().compile(backend=backend, fullgraph=True)
+    sampler.goes_ahead = True  # as on a GPU
     if not between:
         sampler.fused = as_it_is
     return sampler, backend
@@ -248,7 +249,7 @@ def test_only_the_tokens_and_their_seats_are_copied_into_a_graph(kv_window) -> N
     for graph in backend.graphs:
         inputs = [node.meta for node in graph.nodes if node.op == "placeholder"]
         copied = [of["example_value"] for of in inputs if "_dynamo_static_input_type" not in of["tensor_dict"]]
-        assert sorted(value.shape for value in copied) == [(3, 256), (5, 3)]
+        assert sorted(value.shape for value in copied) == [(2, 3), (3, 3), (3, 256)]
         assert len(graph.output_node().args[0]) == 1
     for model in (sampler.drafter, sampler.verifier):
         for lent in model.compiled.caches:
@@ -274,6 +275,7 @@ class Watching(TorchDispatchMode):
 def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> None:
     """The device is idle from where the host has waited for it until the graph is launched. It was 45 operations."""
     sampler, _ = compiled()
+    sampler.goes_ahead = False
     passes, waited, between = sampler.drafter.compiled, [0], []
 
     class Waiting(TorchFunctionMode):
@@ -307,9 +309,9 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
         cache = ColumnCache(1, 3, 256, is_fixed=True) if is_cached else None
         if cache is not None:
             cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 64)] * 2)
-        tokens, seating = torch.empty(3, 256, dtype=torch.int64), torch.empty(5, 3, dtype=torch.int64)
+        tokens, edges, seating = (torch.empty(n, of, dtype=torch.int64) for n, of in ((3, 256), (3, 3), (2, 3)))
     with Watching() as watching, torch.no_grad():
-        assert run_seated(model, causal, tokens, seating, 64, cache).shape == (3, 64, 128)
+        assert run_seated(model, causal, tokens, edges, seating, 64, cache).shape == (3, 64, 128)
     assert watching.devices == {"meta"}
 
 
@@ -320,6 +322,7 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
 def test_inductor_gives_the_same_tokens(call) -> None:
     torch._dynamo.reset()
     sampler = trace_sampler.__wrapped__().compile(mode="reduce-overhead", fullgraph=True)
+    sampler.goes_ahead = True  # as on a GPU
     settings = left_padded(PROMPTS[:3]) | {
         "max_new_tokens": 24,
         "eos_token_id": [],

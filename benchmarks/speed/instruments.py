@@ -233,7 +233,7 @@ def _of_head(input: Tensor) -> tuple[Any, None]:
     return input.shape, None
 
 
-def _of_pass(tokens: Tensor, seating: Tensor, width: int, cache: ColumnCache | None) -> tuple[Any, int]:
+def _of_pass(tokens: Tensor, edges: Tensor, seating: Tensor, width: int, cache: ColumnCache | None) -> tuple[Any, int]:
     return (len(tokens), width), width if cache is None else cache.aimed.num_columns
 
 

@@ -5,8 +5,7 @@
 Dream-7B and Qwen2.5-0.5B in their depth, so narrow that they compute next to nothing, behind apd's compiled passes. The
 backend has the output ready, so that what is left is the host's:
 
-    canvas     everybody's tokens, in one tensor
-    seating    who sits where, in another
+    inputs     everybody's tokens, in one tensor, and where their spans begin and end, in another
     graph      dynamo: guards, the graph's inputs, what is to be done behind it; launching a real graph comes on top
     copy       of the rows' hidden states
 
@@ -39,7 +38,7 @@ WAYS: dict[str, Any] = {
     "plain": None,
 }
 #: Between which marks they are, of a compiled pass; the first is all that a plain one has.
-PARTS = {"whole": (0, -1), "canvas": (0, 1), "seating": (1, 2), "graph": (2, 4), "copy": (4, 5)}
+PARTS = {"whole": (0, -1), "inputs": (0, 1), "graph": (1, 2), "copy": (2, 3)}
 COLUMNS, BLOCK = 256, 20  # of the canvas; launches of a repetition
 SPAN = Span([128 - 15], [128 + 100], [0], torch.device("cpu"))  # a prompt of 128 tokens, W = 16, M = 100
 
@@ -84,7 +83,7 @@ def launcher(pair: Pair, role: str, way: str) -> Callable[[], list[float]]:
 
     whole, edges = marked(passes), list(PARTS.values())[: 1 if way == "plain" else None]
     if way != "plain":
-        passes.seating, passes.compiled.run = marked(passes.seating), marked(passes.compiled.run)
+        passes.compiled.run = marked(passes.compiled.run)
     return launch
 
 

@@ -1,0 +1,177 @@
+"""Steps that are launched before the host knows where the last one left the rows: the same answers, and no waiting."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import statistics
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from pairs import STOP, left_padded, trace_prompts, trace_sampler
+from pretend import GPU, PretendGPU, move
+
+import apd.decoding
+from apd import APDSampler, strategies
+from apd.forward import run_seated
+from apd.step import Strategy
+
+PROMPTS = [prompt[: 9 + 5 * i] for i, prompt in enumerate(trace_prompts()[:3])]
+KNOBS: dict[str, Any] = {"max_new_tokens": 24, "window_size": 5, "kv_window": 4, "eos_token_id": STOP, "seed": 7}
+
+
+def compiled(sampler: APDSampler) -> APDSampler:
+    """Passes in fixed shapes with every row in a seat, and the next step ahead, but nothing is traced."""
+    sampler.compile()
+    for model in (sampler.drafter, sampler.verifier):
+        model.compiled.run = partial(run_seated, model.model, model.causal)
+    sampler.fused = lambda function: function
+    return sampler
+
+
+@functools.cache
+def on_cpu() -> APDSampler:
+    sampler = compiled(trace_sampler.__wrapped__())
+    assert not sampler.goes_ahead  # the host is the device
+    sampler.goes_ahead = True
+    return sampler
+
+
+@functools.cache
+def on_gpu() -> APDSampler:
+    sampler = trace_sampler.__wrapped__()
+    move(sampler.drafter.model)
+    move(sampler.verifier.model)
+    return compiled(sampler)
+
+
+class Watched:
+    """Counts the steps that are made, and those of them that are ahead."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made = self.ahead = 0
+        self.step = apd.decoding.decode_step
+        monkeypatch.setattr(apd.decoding, "decode_step", self)
+
+    def __call__(self, *args: Any, ahead: Any = None, **kwargs: Any) -> Any:
+        self.made += 1
+        self.ahead += ahead is not None
+        return self.step(*args, ahead=ahead, **kwargs)
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampled": {"do_sample": True, "top_k": 0},
+    "noise by step": {"do_sample": True, "top_k": 0, "noise": "step"},
+    "top_p": {"do_sample": True, "top_k": 0, "top_p": 0.8},
+    "correction": {"correction": True},
+    "rejection": {"do_sample": True, "top_k": 5, "acceptance": "rejection"},
+    "the drafter alone": {"mixture_weight": 1.0},
+    "no cache": {"kv_window": None},
+    "whole window": {"window_size": None},
+    "whole window, no cache": {"window_size": None, "kv_window": None},
+    "no stop": {"eos_token_id": []},
+    "several stops": {"eos_token_id": [STOP, 3, 17, 40]},
+    "copies": {"do_sample": True, "top_k": 0, "num_return_sequences": 2},
+    "one per step": {"strategy": strategies.LeftToRight(1)},
+}
+ANY_ORDER: list[Strategy] = [
+    strategies.Threshold(0.2),
+    strategies.Confidence(2),
+    strategies.RandomOrder(2),
+    strategies.Blocks(strategies.Threshold(0.3), 4),
+    strategies.KLASS(threshold=0.2, kl_threshold=0.5, history=1),
+    strategies.WINO(threshold=0.2, revoke_below=0.9, length=5),
+    strategies.Autoregressive(),
+]
+CALLS |= {type(each).__name__: {"strategy": each, "kv_window": None, "window_size": None} for each in ANY_ORDER}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("call", CALLS)
+def test_answers_are_the_same(monkeypatch: pytest.MonkeyPatch, call: str, rows: int) -> None:
+    inputs, settings = left_padded(PROMPTS[:rows]), KNOBS | CALLS[call]
+    expected = trace_sampler().generate(**inputs, **settings)
+    watched = Watched(monkeypatch)
+    assert on_cpu().generate(**inputs, **settings).equal(expected)
+    assert watched.ahead > 0
+
+
+def test_all_steps_but_the_first_are_ahead_and_one_is_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, settings = left_padded(PROMPTS[:1]), KNOBS | {"eos_token_id": []}
+    steps = len(trace_sampler().generate(**inputs, **settings, return_dict_in_generate=True).committed_per_step[0])
+    watched = Watched(monkeypatch)
+    on_cpu().generate(**inputs, **settings)
+    assert steps > 5 and (watched.made, watched.ahead) == (steps + 1, steps)
+
+
+@pytest.mark.parametrize("call", ["greedy", "sampled", "correction", "the drafter alone", "no cache", "one per step"])
+def test_nothing_is_waited_for_before_the_next_launch(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Where a step has left the rows is waited for once, behind the launch of the next step."""
+    inputs, settings = left_padded(PROMPTS), KNOBS | {"eos_token_id": []} | CALLS[call]
+    expected = trace_sampler().generate(**inputs, **settings)
+    counts: list[tuple[int, int]] = []
+
+    def step(*args: Any, ahead: Any = None, **kwargs: Any) -> Any:
+        before = gpu.waits.total()
+        result = made(*args, ahead=ahead, **kwargs)
+        if ahead is not None:
+            counts.append((before, gpu.waits.total()))
+        return result
+
+    made = apd.decoding.decode_step
+    monkeypatch.setattr(apd.decoding, "decode_step", step)
+    sampler = on_gpu()
+    with PretendGPU() as gpu:
+        found = sampler.generate(**{name: value.to(GPU) for name, value in inputs.items()}, **settings)
+        assert found.cpu().equal(expected)
+    assert len(counts) >= 5 and all(before == behind for before, behind in counts)
+    # A row that leaves is rare and may cost more.
+    assert statistics.mode(later - behind for (_, behind), (later, _) in itertools.pairwise(counts)) == 1
+
+
+WIDE = {"max_new_tokens": 90, "window_size": 40, "eos_token_id": []}
+
+
+@pytest.mark.parametrize(
+    ("rows", "call", "is_ahead"),
+    [
+        (1, WIDE, True),  # 3 + 40 to 3 + 80 columns, in a pass of 128
+        (3, WIDE, False),  # which would be 384 for three rows, and can be 192
+        (3, WIDE | {"window_size": 30}, True),
+        (1, {"kv_refresh": 8}, False),
+        (1, {"window_size": "auto"}, False),
+        (1, {"repetition_penalty": 1.2}, False),
+        (1, {"return_dict_in_generate": True}, False),
+    ],
+)
+def test_it_waits_where_it_must_or_where_that_is_cheaper(
+    monkeypatch: pytest.MonkeyPatch, rows: int, call: dict[str, Any], is_ahead: bool
+) -> None:
+    inputs, settings = left_padded(PROMPTS[:rows]), KNOBS | call
+    expected = trace_sampler().generate(**inputs, **settings)
+    watched = Watched(monkeypatch)
+    found = on_cpu().generate(**inputs, **settings)
+    assert getattr(found, "sequences", found).equal(getattr(expected, "sequences", expected))
+    # Near the end of its row a window is as narrow as it can be.
+    assert watched.ahead > watched.made / 2 if is_ahead else watched.ahead < watched.made / 2
+
+
+def test_a_broken_model_is_told_of_the_step_that_broke(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step behind it is launched before anybody knows, and must not be the one that is blamed."""
+    inputs, settings = left_padded(PROMPTS), KNOBS | {"eos_token_id": []}
+    messages = []
+    for sampler in (trace_sampler(), on_cpu()):
+        watched = Watched(monkeypatch)
+
+        def broken(_: Any, __: Any, logits: torch.Tensor, watched: Watched = watched) -> torch.Tensor:
+            return logits.fill_(torch.nan) if watched.made > 3 else logits
+
+        handle = sampler.verifier.model.get_output_embeddings().register_forward_hook(broken)
+        with pytest.raises(FloatingPointError) as error:
+            sampler.generate(**inputs, **settings)
+        handle.remove()
+        messages.append(str(error.value))
+    assert messages[0] == messages[1] and "at step 3" in messages[0]
