@@ -125,7 +125,8 @@ class DecodeState:
 
 def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """As a tensor; the device is not waited for."""
-    return torch.tensor(values).to(device, non_blocking=True)
+    # CUDA may wait for the stream before it copies what is not pinned.
+    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def sent(values: Tensor) -> Callable[[], Any]:

@@ -77,6 +77,8 @@ class _Names(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function is torch.tensor:
+            kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
         # A tensor of Python's numbers is a copy that is waited for. C++ would leave the numbers out for "meta".
         if function is Tensor.new_tensor:
             kwargs = {"dtype": args[0].dtype, "device": args[0].device} | kwargs

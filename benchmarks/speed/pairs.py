@@ -126,6 +126,12 @@ class Pair:
         given: dict[str, Any] = {"max_new_tokens": self.new_tokens, "do_sample": False}
         return given if self.trained else given | {"eos_token_id": None, "pad_token_id": 0}
 
+    def to_stop(self, tokens: list[int]) -> list[int]:
+        """The tokens up to the first stop token; all where there is none, as with random weights."""
+        stops = getattr(self.sampler.drafter.generation_config, "eos_token_id", None) if self.trained else None
+        ids = stops if isinstance(stops, list) else [stops]
+        return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ids), tokens)
+
     def rows(self, count: int, batch: int, *, seed: int = 1) -> Rows:
         """`count` prompts: tasks in turn, or random ids. The last call may have fewer than `batch` rows."""
         if not self.trained:

@@ -11,6 +11,9 @@ All of it at R = 0.5, M = 100, W = 16, on the compiled path unless `--no-compile
     beside it, and both again for M = "auto", with which a step computes fewer columns.
 (d) The compiled path gives the tokens of the plain one: all of them in float32, their share is told otherwise.
 
+Last it tells, with M = 16, what it brings to launch a step before the host knows how far the last one got; with M = 100
+every step waits, since the host would have to launch much wider passes.
+
 A step is a whole call over its steps, setup and the reading of the prompt included; what the steps behind the first
 take stands beside it. With random weights (a), (b) and (c) commit by a schedule, (d) by the models. (a), (b) and (c)
 are judged on a GPU only.
@@ -19,6 +22,7 @@ are judged on a GPU only.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import textwrap
@@ -45,6 +49,7 @@ __all__ = ["Agreement", "Target", "agreement", "main", "verdicts"]
 WINDOW_SIZE, BATCH = 100, 8
 OURS = Setting("apd", 0.5, WINDOW_SIZE, KV_WINDOW)
 AUTO = replace(OURS, window_size="auto")
+NARROW = replace(OURS, window_size=16)
 SEQUENTIAL = Setting("left-to-right", None, WINDOW_SIZE, KV_WINDOW)
 
 #: Most × the floor, most × a step of one token, least gain of the batch.
@@ -60,6 +65,7 @@ class Agreement:
     """How far two paths say the same.
 
     Attributes:
+        label: of the setting.
         batch: rows of a call.
         prompts: how many.
         tokens: of the longer answer to each, together.
@@ -67,6 +73,7 @@ class Agreement:
         same: prompts whose answers are the same.
     """
 
+    label: str
     batch: int
     prompts: int
     tokens: int
@@ -97,14 +104,16 @@ class Target:
         return f"({self.name}) {verdict}: {self.told}"
 
 
-def agreement(pair: Pair, other: Pair, count: int, batch: int) -> Agreement:
-    """Of the answers to `count` prompts that the models themselves decide on, without a schedule."""
-    strategy = APD(OURS.mixture_weight or 0.0, Coupling())
+def agreement(pair: Pair, other: Pair, setting: Setting, count: int, batch: int) -> Agreement:
+    """Of the answers to `count` prompts that the models themselves decide on, without a schedule; nothing is recorded."""
+    strategy = APD(setting.mixture_weight or 0.0, Coupling())
     found = []
     for inputs in pair.rows(count, batch).calls:
-        answers = (Library(OURS, each, strategy).answers(inputs).tokens for each in (pair, other))
-        found += list(zip(*answers, strict=True))
+        width = inputs["input_ids"].shape[1]
+        answers = (Library(setting, each, strategy).decode(inputs)[:, width:].tolist() for each in (pair, other))
+        found += [tuple(map(pair.to_stop, rows)) for rows in zip(*answers, strict=True)]
     return Agreement(
+        label=_NAMES[setting],
         batch=batch,
         prompts=len(found),
         tokens=sum(max(map(len, rows)) for rows in found),
@@ -179,12 +188,20 @@ def verdicts(
         for rows in (1, BATCH)
     )
     told = "; ".join(
-        f"batch {each.batch}: {each.equal} of {each.tokens}, {each.same} of {each.prompts} answers the same"
+        f"{each.label} ×{each.batch}: {each.equal} of {each.tokens}, {each.same} of {each.prompts} answers the same"
         for each in agreements
     )
     wanted = "all wanted" if exact else "all wanted in float32 only"
     text = f"{share:.2%} of the tokens are those of the plain path, {wanted} ({told}). A plain step takes {gains} as long."
-    return [*targets, Target("d", share, 1.0, share == 1 if exact else None, text)]
+    targets.append(Target("d", share, 1.0, share == 1 if exact else None, text))
+    steps = {(path, rows): found[path, NARROW, rows]["ms_per_step"] for path in AHEAD for rows in (1, BATCH)}
+    gain = steps["waiting", 1] / steps["ahead", 1]
+    told = "; ".join(
+        f"batch {rows}: {steps['waiting', rows] / steps['ahead', rows]:.2f} × as fast, {steps['ahead', rows]:.2f} instead "
+        f"of {steps['waiting', rows]:.2f} ms"
+        for rows in (1, BATCH)
+    )
+    return [*targets, Target("e", gain, 1.0, None, f"steps of M 16 that are launched ahead of the host. {told}.")]
 
 
 def _batching(alone: Mapping[str, Any], together: Mapping[str, Any]) -> tuple[float, str, str]:
@@ -205,9 +222,10 @@ def _batching(alone: Mapping[str, Any], together: Mapping[str, Any]) -> tuple[fl
 
 
 def _cases(paths: Sequence[str]) -> Iterator[Case]:
-    first, *others = paths
+    first, *others = [path for path in paths if path not in AHEAD]
     yield first, SEQUENTIAL, 1
-    for path, setting in [(first, OURS), (first, AUTO), *((path, OURS) for path in others)]:
+    narrow = [(path, NARROW) for path in paths if path in AHEAD]
+    for path, setting in [(first, OURS), (first, AUTO), *((path, OURS) for path in others), *narrow]:
         yield path, setting, 1
         yield path, setting, BATCH
 
@@ -217,7 +235,9 @@ def _label(case: Case) -> str:
     return f"{_NAMES[setting]} {path} ×{rows}"
 
 
-_NAMES = {SEQUENTIAL: "1/step", OURS: "APD", AUTO: "APD auto"}
+_NAMES = {SEQUENTIAL: "1/step", OURS: "APD", AUTO: "APD auto", NARROW: "APD M 16"}
+#: The compiled path, whose steps are launched ahead of the host, or each wait for the one before.
+AHEAD = {"ahead": True, "waiting": False}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -237,6 +257,10 @@ def main(arguments: Sequence[str]) -> int:
     # First what matters most and has most to go wrong.
     paths = ({"compiled": compiled(plain)} if options.compile else {}) | {"plain": plain}
     path = next(iter(paths))
+    if options.compile:
+        for name, goes_ahead in AHEAD.items():
+            paths[name] = replace(paths["compiled"], sampler=copy.copy(paths["compiled"].sampler))
+            paths[name].sampler.goes_ahead = goes_ahead
     sizes = sizes_of(plain.models)
     rates = measure_rates(sizes, options.device, loading.weights)
 
@@ -253,9 +277,10 @@ def main(arguments: Sequence[str]) -> int:
             f"{results[case].tokens_per_second:.1f} tokens/s"
         )
     agreements = []
-    for rows in (1, BATCH) if options.compile else ():
-        progress(f"comparing tokens, batch {rows}")
-        agreements.append(agreement(plain, paths["compiled"], max(rows, 2), rows))
+    for name, setting in (("compiled", OURS), ("ahead", NARROW)) if options.compile else ():
+        for rows in (1, BATCH):
+            progress(f"comparing tokens, {_label((name, setting, rows))}")
+            agreements.append(agreement(plain, paths[name], setting, max(rows, 2), rows))
 
     found, baseline = {}, results[path, SEQUENTIAL, 1]
     for case, result in results.items():
