@@ -38,8 +38,7 @@ class Decoding:
         keeps_probs: see `Models`.
         fused: see `Models`; functions of the caller stay as they are.
         ahead: launch a step before the host knows where the one before it left the rows, as long as that takes no wider
-            passes. Then the last step of all is launched in vain; rows that are done are in one more step, which
-            changes nothing; and no others may join.
+            passes. Rows that are done are in one more step then, which changes nothing, and others join behind it.
     """
 
     def __init__(
@@ -70,6 +69,8 @@ class Decoding:
             keeps_scores=bool(call.request.generation.output_scores or call.request.generation.output_logits),
             fused=as_it_is if call.request.asks_the_caller else fused,
         )
+        self.upcoming: tuple[DecodeState, StepInfo] | None = None  # a step that is launched and not told of
+        self.newcomers: list[tuple[Request, Tensor]] = []
         self.is_ahead = ahead and self.models.fused is not as_it_is and call.config.window_size != "auto"
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
@@ -77,13 +78,17 @@ class Decoding:
 
         Others may `join` whenever a step is told of.
         """
-        upcoming = None
-        while not all(self.state.layout.done):
-            if upcoming is None:
+        while True:
+            if all(self.state.layout.done):
+                self.upcoming = None  # launched in vain
+            if self.upcoming is None:
+                self._let_in()
+                if all(self.state.layout.done):
+                    return
                 self._let_go()
-                upcoming = self._step(self.state)
-            after, info = upcoming
-            upcoming = self._step_ahead(after) if self.is_ahead else None
+                self.upcoming = self._step(self.state)
+            after, info = self.upcoming
+            self.upcoming = self._step_ahead(after) if self.is_ahead else None
             self.state = after
             if any(after.layout.done):
                 _refuse_broken(info)
@@ -113,19 +118,24 @@ class Decoding:
     @property
     def num_rows(self) -> int:
         """Rows that are not done."""
-        return self.state.layout.done.count(False)
+        return self.state.layout.done.count(False) + sum(len(rows) for _, rows in self.newcomers)
 
     def join(self, request: Request, rows: Tensor) -> None:
-        """Let more rows in. They take part in the next step; the rows that are here do not notice.
+        """Let more rows in. They take part in the next step that is launched; the rows that are here do not notice.
 
         Args:
             request: only its rows count; the rest is that of the call.
             rows: `n` int64, their numbers.
         """
-        self._let_go()
-        self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
-        self.models.join(self.state)
-        self.strategy.join(self.state)
+        self.newcomers.append((request, rows))
+
+    def _let_in(self) -> None:
+        for request, rows in self.newcomers:
+            self._let_go()
+            self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
+            self.models.join(self.state)
+            self.strategy.join(self.state)
+        self.newcomers = []
 
     def _let_go(self) -> None:
         """Forget the rows that are done, and the columns that only they had."""

@@ -150,10 +150,12 @@ def answers(
     for info, after in decoding.steps():
         recorder.record(info, after)
         _fill(decoding, queue, batch_size)
-        rows = zip(after.rows.tolist(), after.done.tolist(), info.stopped.tolist(), strict=True)
-        for row, is_done, is_stopped in rows:
-            if is_done:
-                yield _answer(row, recorder, is_stopped, tokenizer)
+        was_done, done = info.before.layout.done, after.layout.done
+        if sum(done) > sum(was_done):
+            rows = zip(after.rows.tolist(), was_done, done, info.stopped.tolist(), strict=True)
+            for row, was_done_before, is_done, is_stopped in rows:
+                if is_done and not was_done_before:
+                    yield _answer(row, recorder, is_stopped, tokenizer)
 
 
 def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:

@@ -254,11 +254,8 @@ class APDSampler:
             tokenizer=tokenizer,
         )
         request, generation = call.request, call.request.generation
-        # Who looks at every step waits for it anyway.
-        is_watched = streamer is not None or bool(generation.return_dict_in_generate)
-        decoding = self._open(
-            call, keeps_probs=bool(generation.return_dict_in_generate), ahead=self.goes_ahead and not is_watched
-        )
+        is_recorded, is_streamed = bool(generation.return_dict_in_generate), streamer is not None
+        decoding = self._open(call, keeps_probs=is_recorded, is_streamed=is_streamed)
         sequences = Sequences(decoding.state, request.pad_token_id)
         recorder = Recorder(scores=bool(generation.output_scores), logits=bool(generation.output_logits))
 
@@ -269,11 +266,11 @@ class APDSampler:
         for info, state in steps:
             if any(state.layout.done):
                 sequences.take(state)
-            if generation.return_dict_in_generate:
+            if is_recorded:
                 recorder.record(info, state)
 
         # 3. Put the output together.
-        if not generation.return_dict_in_generate:
+        if not is_recorded:
             return sequences.ids()
         return recorder.output(sequences.ids(), self.tokenizer if tokenizer is None else tokenizer)
 
@@ -290,7 +287,7 @@ class APDSampler:
         criteria or a grammar has none of the three. Tokens are those of the plain path, up to rounding.
 
         On a GPU a step is then launched before the host has heard how far the one before it got, where that takes no
-        wider passes (as with W = M = 16), and nobody looks at every step (streams, `return_dict_in_generate`).
+        wider passes (as with W = M = 16); streams are told of every step at once.
 
         Args:
             **options: of `torch.compile`, for the passes; what stands between them has their backend. By default
@@ -353,7 +350,8 @@ class APDSampler:
             tokenizer=tokenizer,
         )
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        return chunks(self._open(call, keeps_probs=False).steps(), tokenizer, skip_special_tokens=skip_special_tokens)
+        steps = self._open(call, keeps_probs=False, is_streamed=True).steps()
+        return chunks(steps, tokenizer, skip_special_tokens=skip_special_tokens)
 
     def generate_many(
         self,
@@ -532,7 +530,7 @@ class APDSampler:
         return Call(request, settings.config, strategy)
 
     def _open(
-        self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True, ahead: bool = False
+        self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True, is_streamed: bool = False
     ) -> Decoding:
         return Decoding(
             self.drafter,
@@ -542,7 +540,7 @@ class APDSampler:
             rows=rows,
             keeps_probs=keeps_probs,
             fused=self.fused,
-            ahead=ahead,
+            ahead=self.goes_ahead and not is_streamed,  # who looks at every step at once waits for it anyway
         )
 
     def _check_any_order(self, settings: Settings, request: Request) -> None:

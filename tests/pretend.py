@@ -119,6 +119,7 @@ class PretendGPU(TorchDispatchMode):
         self.waits: Counter[tuple[str, str]] = Counter()
         self.launches: Counter[tuple[str, str]] = Counter()
         self.on_the_way: list[tuple[Tensor, Tensor]] = []  # copies to the host, and what they will hold
+        self.given = self.reached = 0  # operations, and how many of them the host knows to be done
         self.names, self.events = _Names(), mock.patch("torch.cuda.Event", partial(Event, self))
 
     def __enter__(self) -> PretendGPU:
@@ -171,6 +172,8 @@ class PretendGPU(TorchDispatchMode):
             raise RuntimeError(
                 f"{packet.__name__} expects all tensors on one device, got cuda:0 and cpu at {place[0]}"
             )
+        self.given += 1
+        self.reached = self.given if waits else self.reached
         is_view = any(r.alias_info and not r.alias_info.is_write for r in function._schema.returns)
         self.waits[place] += bool(waits)
         self.launches[place] += not (is_view or packet in NO_KERNEL)
@@ -183,10 +186,11 @@ class Event:
         self.gpu = gpu
 
     def record(self) -> None:
-        self.before, self.gpu.on_the_way = self.gpu.on_the_way, []
+        self.place, self.before, self.gpu.on_the_way = self.gpu.given, self.gpu.on_the_way, []
 
     def synchronize(self) -> None:
-        self.gpu.waits[where(), "synchronize"] += 1
+        self.gpu.waits[where(), "synchronize"] += self.place > self.gpu.reached
+        self.gpu.reached = max(self.gpu.reached, self.place)
         for copy, values in self.before:
             copy.copy_(values)
 

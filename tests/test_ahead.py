@@ -16,6 +16,7 @@ from pretend import GPU, PretendGPU, move
 import apd.decoding
 from apd import APDSampler, strategies
 from apd.forward import run_seated
+from apd.output import RowTrace
 from apd.step import Strategy
 
 PROMPTS = [prompt[: 9 + 5 * i] for i, prompt in enumerate(trace_prompts()[:3])]
@@ -132,6 +133,49 @@ def test_nothing_is_waited_for_before_the_next_launch(monkeypatch: pytest.Monkey
     assert statistics.mode(later - behind for (_, behind), (later, _) in itertools.pairwise(counts)) == 1
 
 
+def test_recording_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited twice per step for the numbers of that step."""
+    inputs, settings = left_padded(PROMPTS), KNOBS | {"eos_token_id": []}
+    sampler = on_gpu()
+    with PretendGPU() as gpu:
+        inputs = {name: value.to(GPU) for name, value in inputs.items()}
+        waits = []
+        for is_recorded in (False, True):
+            before = gpu.waits.total()
+            sampler.generate(**inputs, **settings, return_dict_in_generate=is_recorded)
+            waits.append(gpu.waits.total() - before)
+    # Each row's prompt is asked for once, in two numbers and its ids, and at the end there is more to be put together.
+    assert waits[1] - waits[0] <= 3 * len(PROMPTS) + 2
+
+
+def counts(row: RowTrace) -> dict[str, Any]:
+    """All of a trace but probabilities, which are rounded."""
+    return {name: value for name, value in vars(row).items() if not name.endswith("probs")}
+
+
+def test_rows_that_join_and_leave_do_not_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [prompt[: 6 + 3 * i] for i, prompt in enumerate(trace_prompts() * 2)]
+    settings = KNOBS | {"do_sample": True, "top_k": 0, "temperature": 0.7}
+    expected = list(trace_sampler().generate_many(prompts, batch_size=3, **settings))
+    watched = Watched(monkeypatch)
+    found = list(on_cpu().generate_many(prompts, batch_size=3, **settings))
+    for answer, of_plain in zip(found, expected, strict=True):
+        assert (answer.index, answer.finish, counts(answer.trace)) == (
+            of_plain.index,
+            of_plain.finish,
+            counts(of_plain.trace),
+        )
+    assert len(prompts) > 6 and watched.ahead > watched.made / 3
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_recorded_is_the_same(call: str) -> None:
+    inputs, settings = left_padded(PROMPTS), KNOBS | CALLS[call] | {"return_dict_in_generate": True}
+    found, expected = (each.generate(**inputs, **settings) for each in (on_cpu(), trace_sampler()))
+    assert found.sequences.equal(expected.sequences) and found.drafter_forwards.equal(expected.drafter_forwards)
+    assert [counts(row) for row in found.trace] == [counts(row) for row in expected.trace]
+
+
 WIDE = {"max_new_tokens": 90, "window_size": 40, "eos_token_id": []}
 
 
@@ -144,7 +188,6 @@ WIDE = {"max_new_tokens": 90, "window_size": 40, "eos_token_id": []}
         (1, {"kv_refresh": 8}, False),
         (1, {"window_size": "auto"}, False),
         (1, {"repetition_penalty": 1.2}, False),
-        (1, {"return_dict_in_generate": True}, False),
     ],
 )
 def test_it_waits_where_it_must_or_where_that_is_cheaper(
