@@ -32,14 +32,16 @@ class Span:
         ends: per row, the column behind the last.
         paddings: per row, columns of left padding, which nothing sees. Positions count from the first real token.
         device: where the tensors are.
-        ahead: of a span that the host does not know yet, its `edges`, and as many columns as a row may have.
+        ahead: of a span that the host does not know yet, its `edges`.
+        most: in that case, as many columns as a row may have.
     """
 
     starts: Sequence[int]
     ends: Sequence[int]
     paddings: Sequence[int]
     device: torch.device
-    ahead: tuple[Tensor, int] | None = None
+    ahead: Tensor | None = None
+    most: int = 0
 
     @property
     def widths(self) -> list[int]:
@@ -49,7 +51,7 @@ class Span:
     @property
     def width(self) -> int:
         """The most columns of a row, q."""
-        return max(self.widths) if self.ahead is None else self.ahead[1]
+        return max(self.widths) if self.ahead is None else self.most
 
     @property
     def reach(self) -> int:
@@ -67,7 +69,7 @@ class Span:
     def edges(self) -> Tensor:
         """Starts, ends and paddings where the tensors are, `3 b` int64."""
         if self.ahead is not None:
-            return self.ahead[0]
+            return self.ahead
         return to_device([self.starts, self.ends, self.paddings], self.device)
 
     @cached_property

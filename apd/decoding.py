@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,7 +110,8 @@ class Decoding:
         """The next step, made before the host knows where this one has left the rows; `None` where it has to know."""
         window_size, before = self.call.config.window_size, self.state.layout
         assert window_size != "auto"
-        if any(before.done) or not self.models.fit(reach := Reach.of(before, window_size)):
+        is_last = max(map(operator.sub, before.end, before.frontier)) == 1
+        if is_last or any(before.done) or not self.models.fit(reach := Reach.of(before, window_size)):
             return None
         after.send_layout(before)
         then, info = self._step(after, Window.ahead(after, window_size, reach))

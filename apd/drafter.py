@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -120,16 +119,15 @@ class NeuralDrafterSession:
         if window.reach is None:
             return Span(starts, window.ends, paddings, device)
         edges = torch.stack([to_device(starts, device), state.frontier + window.inside.sum(1), state.padding])
-        return Span(starts, window.ends, paddings, device, (edges, _widest(starts, window.reach.furthest)))
+        return Span(starts, window.ends, paddings, device, edges, _widest(starts, window.reach.furthest))
 
     def fits(self, reach: Reach) -> bool:
-        """Whether no row is due to be computed as a whole, and the widest span that may be needed costs no more."""
+        """Whether no row can be due to be computed anew, and the widest span that may be needed costs no more."""
         if not isinstance(self.passes, FixedPasses) or self.kv_refresh is not None:
             return False
-        if self.kv_window is not None and any(map(operator.eq, self.starts, reach.paddings)):
-            return False
         least, most = (
-            len(ends) * round_up(_widest(self.starts, ends), COLUMNS) for ends in (reach.nearest, reach.furthest)
+            self.passes.num_seats * round_up(_widest(self.starts, ends), COLUMNS)
+            for ends in (reach.nearest, reach.furthest)
         )
         return most <= max(least, PASS)
 

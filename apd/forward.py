@@ -198,7 +198,8 @@ class Compiled:
     def lend(self, borrower: FixedPasses, num_rows: int, num_columns: int) -> ColumnCache:
         """An empty cache until the borrower is gone or gives it back.
 
-        The memory of one that is free is used again, since graphs know it by its address.
+        The memory of one that is free is used again, since graphs know it by its address. Its last pass may still be
+        running, so all calls use the same stream.
         """
         kind = (num_rows, num_columns, self.model.dtype, input_device(self.model))
         with self.lock:
@@ -247,7 +248,7 @@ class FixedPasses(PlainPasses):
         self.seats = list(range(len(state.rows)))  # of each row
         self.num_seats = len(state.rows)
         self.num_columns = round_up(state.width, CACHED_COLUMNS)
-        self.seatings: dict[tuple[int, ...], Tensor] = {}
+        self.seated: tuple[list[int], Tensor] | None = None  # the last seating, and what it was made of
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
         if self.is_cached and self.cache is None:
@@ -281,18 +282,16 @@ class FixedPasses(PlainPasses):
 
     def seating(self, seats: list[int]) -> Tensor:
         """Who sits where, `2 s` int64: of each seat its row, −1 where it is empty, and of each row its seat."""
-        if (seating := self.seatings.get(tuple(seats))) is None:
+        of_what = [self.num_seats, *seats]
+        if self.seated is None or self.seated[0] != of_what:
             rows = [seats.index(seat) if seat in seats else -1 for seat in range(self.num_seats)]
-            seating = to_device([rows, seats + [0] * (self.num_seats - len(seats))], self.device)
-            self.seatings[tuple(seats)] = seating
-        return seating
+            self.seated = of_what, to_device([rows, seats + [0] * (self.num_seats - len(seats))], self.device)
+        return self.seated[1]
 
     def select(self, rows: Tensor) -> None:
-        self.seatings.clear()
         self.seats = [self.seats[row] for row in rows.tolist()]
 
     def join(self, state: DecodeState) -> None:
-        self.seatings.clear()
         free = [seat for seat in range(len(state.rows) + self.num_seats) if seat not in self.seats]
         self.seats = self.seats + free[: len(state.rows) - len(self.seats)]
         before = self.num_seats, self.num_columns

@@ -125,8 +125,9 @@ class DecodeState:
 
 def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """As a tensor; the device is not waited for."""
-    # CUDA may wait for the stream before it copies what is not pinned.
-    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    # CUDA may wait for the stream before it copies what is not pinned. In a graph it is a constant.
+    pins = device.type == "cuda" and not torch.compiler.is_compiling()
+    return torch.tensor(values, pin_memory=pins).to(device, non_blocking=True)
 
 
 def sent(values: Tensor) -> Callable[[], Any]:
@@ -134,7 +135,7 @@ def sent(values: Tensor) -> Callable[[], Any]:
     if not values.is_cuda:
         return values.tolist
     copy, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record()
+    arrived.record(torch.cuda.current_stream(values.device))  # by default that of the current device
 
     def numbers() -> Any:
         arrived.synchronize()
@@ -173,12 +174,10 @@ class Reach:
     """What the host knows of a step's windows before it knows where the step before it has left the rows.
 
     Attributes:
-        paddings: per row, as in `Layout`.
         nearest, furthest: per row, the least and the most that the window's end can be.
         width: at least as many masks as any window has.
     """
 
-    paddings: Sequence[int]
     nearest: list[int]
     furthest: list[int]
     width: int
@@ -191,7 +190,7 @@ class Reach:
             [min(t + by, end) for t, end in zip(before.frontier, before.end, strict=True)] for by in (size, 2 * size)
         )
         width = max(end - t for t, end in zip(before.frontier, nearest, strict=True))
-        return cls(before.padding, nearest, furthest, width)
+        return cls(nearest, furthest, width)
 
 
 @runtime_checkable
@@ -286,7 +285,7 @@ class Window:
         if positions == slice(0, self.columns.shape[1]):
             return self
         starts = Later(lambda: [start + positions.start for start in self.starts])
-        return Window(self.columns[:, positions], self.inside[:, positions], starts, self.ends, self.reach)
+        return Window(self.columns[:, positions], self.inside[:, positions], starts, self.ends)
 
     def of(self, row: Tensor) -> Tensor:
         """What `row` (`b l`) holds at the window's columns: `b m`."""

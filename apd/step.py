@@ -215,7 +215,10 @@ class StrategySession(FollowsRows, Protocol):
     """A strategy's memory for the length of one call."""
 
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        """Which tokens of the window to commit."""
+        """Which tokens of the window to commit.
+
+        A row that is done has no mask in the window, and nothing in it may be decisive.
+        """
 
 
 class Strategy(Protocol):

@@ -61,7 +61,7 @@ class Unmasking(Memoryless):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        """Which of the candidates (`b m` bool, at least one per row) to commit, `b m` bool."""
+        """Which of the candidates (`b m` bool, at least one in each row that is not done) to commit, `b m` bool."""
         raise NotImplementedError
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from apd.cache import Span
 from apd.forward import FixedPasses, Neural, Projection
-from apd.state import DecodeState, FollowsRows, Later, Logits, Reach, Window, to_device
+from apd.state import DecodeState, FollowsRows, Later, Logits, Reach, Window
 
 
 class VerifierSession(FollowsRows, Protocol):
@@ -82,14 +82,14 @@ class NeuralVerifierSession:
         ends = Later(lambda: [end - 1 for end in window.ends])
         if window.reach is None:
             return Span(starts, ends, state.layout.padding, device)
-        first = torch.minimum(to_device(read, device), state.frontier - 1)
-        edges = torch.stack([first, state.frontier + window.inside.sum(1) - 1, state.padding])
-        return Span(starts, ends, state.layout.padding, device, (edges, window.columns.shape[1]))
+        before = state.frontier - 1  # all before it is read, see `fits`
+        edges = torch.stack([before, before + window.inside.sum(1), state.padding])
+        return Span(starts, ends, state.layout.padding, device, edges, window.columns.shape[1])
 
     def fits(self, reach: Reach) -> bool:
-        """Whether nothing is left to be read but the window."""
+        """Whether the last draft was read as a whole, so that nothing is left to be read but the window."""
         return isinstance(self.passes, FixedPasses) and all(
-            end - 1 - read <= reach.width for read, end in zip(self.read, reach.furthest, strict=True)
+            read >= end - 1 for read, end in zip(self.read, reach.nearest, strict=True)
         )
 
     def select(self, rows: Tensor) -> None:

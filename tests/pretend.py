@@ -120,7 +120,9 @@ class PretendGPU(TorchDispatchMode):
         self.launches: Counter[tuple[str, str]] = Counter()
         self.on_the_way: list[tuple[Tensor, Tensor]] = []  # copies to the host, and what they will hold
         self.given = self.reached = 0  # operations, and how many of them the host knows to be done
-        self.names, self.events = _Names(), mock.patch("torch.cuda.Event", partial(Event, self))
+        # The current device is another one, so that whoever does not name the stream gets one that is idle.
+        streams = {"Event": partial(Event, self), "current_stream": torch.device}
+        self.names, self.events = _Names(), mock.patch.multiple("torch.cuda", **streams)
 
     def __enter__(self) -> PretendGPU:
         self.names.__enter__()
@@ -185,8 +187,10 @@ class Event:
     def __init__(self, gpu: PretendGPU) -> None:
         self.gpu = gpu
 
-    def record(self) -> None:
-        self.place, self.before, self.gpu.on_the_way = self.gpu.given, self.gpu.on_the_way, []
+    def record(self, stream: torch.device | None = None) -> None:
+        self.place, self.before = self.gpu.given, []
+        if stream == torch.device(GPU):
+            self.before, self.gpu.on_the_way = self.gpu.on_the_way, []
 
     def synchronize(self) -> None:
         self.gpu.waits[where(), "synchronize"] += self.place > self.gpu.reached

@@ -15,8 +15,10 @@ from pretend import GPU, PretendGPU, move
 
 import apd.decoding
 from apd import APDSampler, strategies
+from apd.decoding import lay_out
 from apd.forward import run_seated
 from apd.output import RowTrace
+from apd.state import COLUMNS, DecodeState, Reach, Window
 from apd.step import Strategy
 
 PROMPTS = [prompt[: 9 + 5 * i] for i, prompt in enumerate(trace_prompts()[:3])]
@@ -49,17 +51,27 @@ def on_gpu() -> APDSampler:
 
 
 class Watched:
-    """Counts the steps that are made, and those of them that are ahead."""
+    """Counts the steps that are made, and those of them that are ahead, and looks at these."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = self.ahead = 0
+        self.done: set[int] = set()  # rows that were done before the last step
         self.step = apd.decoding.decode_step
         monkeypatch.setattr(apd.decoding, "decode_step", self)
 
-    def __call__(self, *args: Any, ahead: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, state: DecodeState, *, ahead: Window | None = None, **kwargs: Any) -> Any:
         self.made += 1
-        self.ahead += ahead is not None
-        return self.step(*args, ahead=ahead, **kwargs)
+        done = {row for row, is_done in zip(state.rows.tolist(), state.done.tolist(), strict=True) if is_done}
+        assert not done & self.done  # a row rides along once
+        self.done = done
+        result = self.step(state, ahead=ahead, **kwargs)
+        if ahead is not None:
+            self.ahead += 1
+            width = ahead.columns.shape[1]
+            assert width % COLUMNS == 0 or width in (kwargs["window_size"], state.width)
+            assert [*ahead.starts] == state.frontier.tolist()
+            assert [*ahead.ends] == (state.frontier + ahead.inside.sum(1)).tolist()
+        return result
 
 
 CALLS: dict[str, dict[str, Any]] = {
@@ -85,7 +97,6 @@ ANY_ORDER: list[Strategy] = [
     strategies.Blocks(strategies.Threshold(0.3), 4),
     strategies.KLASS(threshold=0.2, kl_threshold=0.5, history=1),
     strategies.WINO(threshold=0.2, revoke_below=0.9, length=5),
-    strategies.Autoregressive(),
 ]
 CALLS |= {type(each).__name__: {"strategy": each, "kv_window": None, "window_size": None} for each in ANY_ORDER}
 
@@ -188,6 +199,8 @@ WIDE = {"max_new_tokens": 90, "window_size": 40, "eos_token_id": []}
         (1, {"kv_refresh": 8}, False),
         (1, {"window_size": "auto"}, False),
         (1, {"repetition_penalty": 1.2}, False),
+        (1, {"strategy": strategies.Autoregressive()}, False),
+        (1, {"max_new_tokens": 1}, False),
     ],
 )
 def test_it_waits_where_it_must_or_where_that_is_cheaper(
@@ -199,7 +212,7 @@ def test_it_waits_where_it_must_or_where_that_is_cheaper(
     found = on_cpu().generate(**inputs, **settings)
     assert getattr(found, "sequences", found).equal(getattr(expected, "sequences", expected))
     # Near the end of its row a window is as narrow as it can be.
-    assert watched.ahead > watched.made / 2 if is_ahead else watched.ahead < watched.made / 2
+    assert watched.ahead > watched.made / 2 if is_ahead else watched.ahead < max(watched.made / 2, 1)
 
 
 def test_a_broken_model_is_told_of_the_step_that_broke(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,3 +231,22 @@ def test_a_broken_model_is_told_of_the_step_that_broke(monkeypatch: pytest.Monke
         handle.remove()
         messages.append(str(error.value))
     assert messages[0] == messages[1] and "at step 3" in messages[0]
+
+
+def test_an_empty_seat_is_no_cheaper_than_a_row() -> None:
+    """Three of four rows have left, and one pass is as wide as four: it took twice the columns where one may take all."""
+    drafter = on_cpu().drafter
+    inputs = left_padded([PROMPTS[0]] * 4)
+    call = on_cpu()._call(
+        on_cpu()._settings(None, None, {"max_new_tokens": 200, "window_size": 40, "kv_window": 4}),
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        seed=0,
+        tokenizer=None,
+    )
+    state = lay_out(call.request, drafter.mask_token_id)
+    session = drafter.open(state, 4, None)
+    session.span(state, Window.at_frontier(state, 40))
+    one = torch.tensor([0])
+    session.select(one)
+    assert not session.fits(Reach.of(state.select(one).layout, 40))

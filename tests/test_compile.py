@@ -55,7 +55,8 @@ def test_compiled_passes_give_the_same_tokens(knobs, sampling) -> None:
             **left_padded(PROMPTS), seed=list(range(len(PROMPTS))), return_dict_in_generate=True, **settings
         )
         many = sampler.generate_many(PROMPTS * 2, batch_size=3, seed=3, **settings)
-        return new_tokens(batch) + [answer.tokens for answer in many]
+        unwatched = sampler.generate(**left_padded(PROMPTS[:3]), seed=3, **settings)  # which goes ahead
+        return new_tokens(batch) + [answer.tokens for answer in many] + unwatched.tolist()
 
     assert answers(sampler) == answers(trace_sampler())
     assert backend.count > 0
