@@ -64,7 +64,7 @@ class Accepted(NamedTuple):
     Attributes:
         tokens, chosen, decisive, probs, logits, scores: as in `Proposal`, of this part.
         draft_best, target_best: `b c`, the best scores.
-        agrees: `b` bool, whether everything up to its end was accepted.
+        misses: `b c` int64, how many drafted tokens up to here, in the parts before too, were not kept.
     """
 
     tokens: Tensor
@@ -72,7 +72,7 @@ class Accepted(NamedTuple):
     decisive: Tensor
     draft_best: Tensor
     target_best: Tensor
-    agrees: Tensor
+    misses: Tensor
     probs: Tensor | None = None
     logits: Tensor | None = None
     scores: Tensor | None = None
@@ -98,25 +98,19 @@ class Accepted(NamedTuple):
             before: the part before this one, none for the first.
             keeps_probs: see `Models`.
         """
-        kept = judgement.kept & window.inside
-        if before:
-            kept = kept & before[0].agrees[:, None]
-        else:
-            kept[:, 0] = True  # there p_D is the drafter's exact conditional
-        missed = ~kept
+        missed = ~(judgement.kept & window.inside)
         misses = missed.cumsum(1)
-        decisive = (misses == missed) & window.inside  # none before it
-        if before:
-            decisive = decisive & before[0].agrees[:, None]
+        # The very first position is no miss: there p_D is the drafter's exact conditional.
+        misses = misses + before[0].misses[:, -1:] if before else misses - misses[:, :1]
         tokens, chosen = draft, misses == 0
-        agrees = chosen[:, -1]
+        decisive = (misses <= missed) & window.inside  # none before it
         if judgement.replaced is not None:
-            replaced = judgement.replaced & decisive & missed
+            replaced = judgement.replaced & decisive & ~chosen
             tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
         probs = None
         if keeps_probs:
             probs = torch.stack([gather_tokens(log_normalise(of_model), tokens) for of_model in logits], -1).exp()
-        return cls(tokens, chosen, decisive, draft_best, judgement.best, agrees, probs)
+        return cls(tokens, chosen, decisive, draft_best, judgement.best, misses, probs)
 
 
 @dataclass(frozen=True)

@@ -283,7 +283,7 @@ class APD(Memoryless):
         judge = models.fused(type(self).judge)
         accepted: list[Accepted] = []
         for part in drafts.parts:
-            if accepted and not accepted[-1].agrees.any():
+            if accepted and accepted[-1].misses[:, -1].all():
                 break
             of_verifier = verify[:, part] if verify is not None else None
             accepted.append(
