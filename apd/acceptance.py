@@ -98,12 +98,12 @@ class Accepted(NamedTuple):
             before: the part before this one, none for the first.
             keeps_probs: see `Models`.
         """
-        missed = ~(judgement.kept & window.inside)
+        missed = ~window.within(judgement.kept)
         misses = missed.cumsum(1)
         # The very first position is no miss: there p_D is the drafter's exact conditional.
         misses = misses + before[0].misses[:, -1:] if before else misses - misses[:, :1]
         tokens, chosen = draft, misses == 0
-        decisive = (misses <= missed) & window.inside  # none before it
+        decisive = window.within(misses <= missed)  # none before it
         if judgement.replaced is not None:
             replaced = judgement.replaced & decisive & ~chosen
             tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced

@@ -207,7 +207,7 @@ class IdealVerifier(_Ideal):
         return self
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
-        canvas = self._answer(window.place(draft, window.inside, state.tokens), state)[:, None]
+        canvas = self._answer(window.fill(draft, state.tokens), state)[:, None]
         position = self._positions(state, window)
         before = torch.arange(self.model.length, device=canvas.device) < position[..., None]  # b m n
         return self.model.logits(canvas.where(before, self.mask_token_id), position)

@@ -229,14 +229,15 @@ class Window:
 
     Attributes:
         columns: `b m` int64, one after another; behind the last of a row comes its first.
-        inside: `b m` bool, False past the row's window (rows near their end have fewer masks than others).
+        ragged: `b m` bool, False past the row's window (rows near their end have fewer masks than others); `None` where
+            all rows have the same columns.
         starts: per row its first column, on the host.
         ends: per row the first column that the drafter does not see, on the host.
         reach: of a window that is made before the host knows where the rows stand, what it knows instead.
     """
 
     columns: Tensor
-    inside: Tensor
+    ragged: Tensor | None
     starts: Sequence[int]
     ends: Sequence[int]
     reach: Reach | None = None
@@ -257,7 +258,7 @@ class Window:
             ends = [min(start + size, end) for start, size, end in zip(starts, sizes, ends, strict=True)]
         if not is_fixed and len(set(starts)) == len(set(ends)) == 1:
             columns = torch.arange(starts[0], ends[0], device=device).expand(len(starts), -1)
-            return cls(columns, torch.ones_like(columns, dtype=torch.bool), starts, ends)
+            return cls(columns, None, starts, ends)
         width = max(end - start for start, end in zip(starts, ends, strict=True))
         if is_fixed:
             most = state.width if window_size is None or window_size == "auto" else min(window_size, state.width)
@@ -285,7 +286,17 @@ class Window:
         if positions == slice(0, self.columns.shape[1]):
             return self
         starts = Later(lambda: [start + positions.start for start in self.starts])
-        return Window(self.columns[:, positions], self.inside[:, positions], starts, self.ends)
+        ragged = None if self.ragged is None else self.ragged[:, positions]
+        return Window(self.columns[:, positions], ragged, starts, self.ends)
+
+    @property
+    def inside(self) -> Tensor:
+        """`b m` bool, False past the row's window."""
+        return torch.ones_like(self.columns, dtype=torch.bool) if self.ragged is None else self.ragged
+
+    def within(self, where: Tensor) -> Tensor:
+        """Which of these positions, `b m` bool, are inside."""
+        return where if self.ragged is None else where & self.ragged
 
     def of(self, row: Tensor) -> Tensor:
         """What `row` (`b l`) holds at the window's columns: `b m`."""
@@ -294,6 +305,10 @@ class Window:
     def place(self, values: Tensor, where: Tensor, row: Tensor) -> Tensor:
         """`row` (`b l`) with `values` (`b m`) written at the window's columns where `where` (`b m` bool) is True."""
         return row.scatter(1, self.columns, torch.where(where, values, self.of(row)))
+
+    def fill(self, values: Tensor, row: Tensor) -> Tensor:
+        """`row` (`b l`) with `values` (`b m`) written at all of the window's columns."""
+        return row.scatter(1, self.columns, values) if self.ragged is None else self.place(values, self.ragged, row)
 
 
 @dataclass(frozen=True)
@@ -385,13 +400,13 @@ def commit(
     it is never counted, streamed or returned.
     """
     # Whatever is decided right of the frontier is in the window, since windows only move to the right.
-    chosen = proposal.chosen & window.inside
+    chosen = window.within(proposal.chosen)
     tokens = torch.where(chosen, proposal.tokens, window.of(state.tokens))
     decided = chosen | window.of(state.decided)
-    settled = (~(decided & window.inside)).cumsum(1) == 0
+    settled = (~window.within(decided)).cumsum(1) == 0
     stops = stopping.of(state, tokens, settled)
     stopped = stops.any(1)
-    taken_back = (stops.cumsum(1) > stops) & window.inside
+    taken_back = window.within(stops.cumsum(1) > stops)
     frontier = state.frontier + settled.masked_fill(taken_back, False).sum(1)
     first, *others = (of - of for of in proposal.best)  # ∞ − ∞ is not 0, nor is NaN − NaN
     broken = ((sum(others, first) != 0) & proposal.decisive).any(1)

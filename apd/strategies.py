@@ -38,7 +38,7 @@ class Unmasking(Memoryless):
             measures.append(self.measure(draft, window.part(part)))
             if models.keeps_probs:
                 probs.append(confidence(draft))
-        candidate = window.inside & ~window.of(state.decided)
+        candidate = window.within(~window.of(state.decided))
         drafted, measure = joined(tokens), joined(measures)
         chosen = self.choose(measure, candidate, state, window, sampling) & candidate
         return alone(

@@ -68,7 +68,7 @@ class NeuralVerifierSession:
         self.read: Sequence[int] = state.layout.padding  # per row, the column behind the last that was read
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Projection:
-        canvas = window.place(draft, window.inside, state.tokens)
+        canvas = window.fill(draft, state.tokens)
         span = self.span(state, window)
         hidden = self.passes(canvas, span)
         self.read = span.ends

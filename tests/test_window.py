@@ -59,6 +59,19 @@ def test_a_number_of_numpy_is_a_number() -> None:
     assert max(map(len, output.trace[0].drafts)) == 3
 
 
+def test_a_window_is_the_same_whether_or_not_its_rows_are_known_to_be_level() -> None:
+    frontier, end = torch.tensor([5, 5]), torch.tensor([9, 9])
+    tokens, zeros = torch.arange(18).view(2, 9), torch.zeros(2, dtype=torch.int64)
+    decided = torch.arange(9) < frontier[:, None]
+    state = DecodeState(tokens, decided, frontier, zeros > 0, zeros, frontier, end, zeros, zeros, zeros, zeros.float())
+    level, ragged = (Window.at_frontier(state, 3, is_fixed=is_fixed) for is_fixed in (False, True))
+    assert level.ragged is None and ragged.ragged is not None
+    draft = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    for window in (level, ragged):
+        assert window.columns.tolist() == [[5, 6, 7]] * 2 and window.inside.all()
+        assert window.fill(draft, tokens)[:, 5:].tolist() == [[1, 2, 3, 8], [4, 5, 6, 17]]
+
+
 def test_a_fixed_window_is_hardly_wider_than_what_is_left() -> None:
     """It was as wide as M, up to the whole row, prompt included: all of it logits that nobody looks at."""
     start, end = torch.tensor([500, 500]), torch.tensor([520, 510])
@@ -68,5 +81,5 @@ def test_a_fixed_window_is_hardly_wider_than_what_is_left() -> None:
     for window_size, width in ((None, 64), (400, 64), (100, 64), ("auto", 64), (6, 6)):
         window = Window.at_frontier(state, window_size, is_fixed=True)
         assert window.columns.shape == (2, width)
-        placed = window.place(torch.ones_like(window.columns), window.inside, tokens)
+        placed = window.fill(torch.ones_like(window.columns), tokens)
         assert placed.sum(1).tolist() == window.inside.sum(1).tolist()
