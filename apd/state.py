@@ -406,16 +406,16 @@ def commit(
     settled = (~window.within(decided)).cumsum(1) == 0
     stops = stopping.of(state, tokens, settled)
     stopped = stops.any(1)
-    taken_back = window.within(stops.cumsum(1) > stops)
-    frontier = state.frontier + settled.masked_fill(taken_back, False).sum(1)
+    stands = stops.cumsum(1) <= stops  # up to the first stop token
+    frontier = state.frontier + (settled & stands).sum(1)
     first, *others = (of - of for of in proposal.best)  # ∞ − ∞ is not 0, nor is NaN − NaN
     broken = ((sum(others, first) != 0) & proposal.decisive).any(1)
     after = dataclasses.replace(
         state,
-        tokens=state.tokens.scatter(1, window.columns, tokens.masked_fill(taken_back, mask_token_id)),
-        decided=state.decided.scatter(1, window.columns, decided.masked_fill(taken_back, False)),
+        tokens=window.fill(torch.where(stands, tokens, mask_token_id), state.tokens),
+        decided=window.fill(decided & stands, state.decided),
         frontier=frontier,
         done=stopped | (frontier == state.end) | broken,
         steps=state.steps + 1,
     )
-    return after, StepInfo(state, window, proposal, chosen.masked_fill(taken_back, False), stopped, broken)
+    return after, StepInfo(state, window, proposal, chosen & stands, stopped, broken)
