@@ -80,7 +80,7 @@ class DecodeState:
     @cached_property
     def layout(self) -> Layout:
         """Where the rows stand, on the host. A step waits for the device here, and else only for what is rare."""
-        return Layout(*torch.stack([self.padding, self.frontier, self.end, self.done]).tolist())
+        return Layout(*torch.stack([self.padding, self.frontier, self.end, self.done.long()]).tolist())
 
     def send_layout(self, before: Layout) -> None:
         """Have the layout sent now, so that whoever looks at it later does not wait for what the device is given since.
