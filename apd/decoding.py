@@ -79,14 +79,10 @@ class Decoding:
 
         Others may `join` whenever a step is told of.
         """
-        while True:
-            if all(self.state.layout.done):
-                self.upcoming = None  # launched in vain
-            if self.upcoming is None:
-                self._let_in()
-                if all(self.state.layout.done):
-                    return
+        while self.newcomers or not all(self.state.layout.done):
+            if self.upcoming is None or all(self.state.layout.done):  # then it was launched in vain
                 self._let_go()
+                self._let_in()
                 self.upcoming = self._step(self.state)
             after, info = self.upcoming
             self.upcoming = self._step_ahead(after) if self.is_ahead else None
@@ -111,7 +107,10 @@ class Decoding:
         window_size, before = self.call.config.window_size, self.state.layout
         assert window_size != "auto"
         is_last = max(map(operator.sub, before.end, before.frontier)) == 1
-        if is_last or any(before.done) or not self.models.fit(reach := Reach.of(before, window_size)):
+        if is_last or self.newcomers or any(before.done):
+            return None
+        reach = Reach.of(before, window_size)
+        if not self.models.fit(reach):
             return None
         after.send_layout(before)
         then, info = self._step(after, Window.ahead(after, window_size, reach))
@@ -132,8 +131,8 @@ class Decoding:
         self.newcomers.append((request, rows))
 
     def _let_in(self) -> None:
+        """Rows that were told to join."""
         for request, rows in self.newcomers:
-            self._let_go()
             self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
             self.models.join(self.state)
             self.strategy.join(self.state)

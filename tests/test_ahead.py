@@ -15,9 +15,9 @@ from pretend import GPU, PretendGPU, move
 
 import apd.decoding
 from apd import APDSampler, strategies
-from apd.decoding import lay_out
+from apd.decoding import Call, lay_out
 from apd.forward import run_seated
-from apd.output import RowTrace
+from apd.output import Recorder, RowTrace
 from apd.state import COLUMNS, DecodeState, Reach, Window
 from apd.step import Strategy
 
@@ -179,6 +179,35 @@ def test_rows_that_join_and_leave_do_not_notice(monkeypatch: pytest.MonkeyPatch)
     assert len(prompts) > 6 and watched.ahead > watched.made / 3
 
 
+def call_of(sampler: APDSampler, inputs: dict[str, torch.Tensor], settings: dict[str, Any]) -> Call:
+    """The arguments of `generate`, checked."""
+    knobs = {name: value for name, value in settings.items() if name != "seed"}
+    return sampler._call(
+        sampler._settings(None, None, knobs),
+        inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        seed=settings.get("seed", 0),
+        tokenizer=None,
+    )
+
+
+def test_a_row_joins_while_a_step_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waited until another row was done, however many steps that took."""
+    sampler, settings = on_cpu(), KNOBS | {"eos_token_id": []}
+    alone = [sampler.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist() for prompt in PROMPTS[:2]]
+    calls = [call_of(sampler, left_padded([prompt]), settings) for prompt in PROMPTS[:2]]
+    decoding, recorder = sampler._open(calls[0]), Recorder()
+    with torch.no_grad():
+        for number, (info, after) in enumerate(decoding.steps()):
+            recorder.record(info, after)
+            if number == 1:
+                assert decoding.upcoming is not None
+                decoding.join(calls[1].request, torch.tensor([1]))
+            if number == 3:
+                assert len(after.rows) == 2
+    assert [recorder.trace(row).tokens for row in (0, 1)] == alone
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_what_is_recorded_is_the_same(call: str) -> None:
     inputs, settings = left_padded(PROMPTS), KNOBS | CALLS[call] | {"return_dict_in_generate": True}
@@ -236,15 +265,8 @@ def test_a_broken_model_is_told_of_the_step_that_broke(monkeypatch: pytest.Monke
 def test_an_empty_seat_is_no_cheaper_than_a_row() -> None:
     """Three of four rows have left, and one pass is as wide as four: it took twice the columns where one may take all."""
     drafter = on_cpu().drafter
-    inputs = left_padded([PROMPTS[0]] * 4)
-    call = on_cpu()._call(
-        on_cpu()._settings(None, None, {"max_new_tokens": 200, "window_size": 40, "kv_window": 4}),
-        inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        seed=0,
-        tokenizer=None,
-    )
-    state = lay_out(call.request, drafter.mask_token_id)
+    settings = {"max_new_tokens": 200, "window_size": 40, "kv_window": 4}
+    state = lay_out(call_of(on_cpu(), left_padded([PROMPTS[0]] * 4), settings).request, drafter.mask_token_id)
     session = drafter.open(state, 4, None)
     session.span(state, Window.at_frontier(state, 40))
     one = torch.tensor([0])
