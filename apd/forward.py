@@ -377,8 +377,10 @@ class Projection:
         return cls(head, hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1])), index.device)
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
-        # Contiguous: a slice of each row would be a batch of products, up to twenty times slower on a CPU.
-        return self.head(self.hidden[index].contiguous()).to(self.device)
+        hidden = self.hidden[index].contiguous()
+        # With gaps between the rows, even behind the only one, it would be a batch of products, up to twenty times slower
+        # on a CPU. The view has none.
+        return self.head(hidden.view(hidden.shape)).to(self.device)
 
 
 def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:
