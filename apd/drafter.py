@@ -139,7 +139,7 @@ class NeuralDrafterSession:
         the token, and some of it leaks.
         """
         assert self.kv_window is None
-        decided = window.of(state.decided) & window.inside
+        decided = window.within(window.of(state.decided))
         num_shadows = int(decided.sum(1).max())
         if not num_shadows:
             return self.logits(state, window)

@@ -150,11 +150,11 @@ def answers(
     for info, after in decoding.steps():
         recorder.record(info, after)
         _fill(decoding, queue, batch_size)
-        was_done, done = info.before.layout.done, after.layout.done
-        if sum(done) > sum(was_done):
-            rows = zip(after.rows.tolist(), was_done, done, info.stopped.tolist(), strict=True)
-            for row, was_done_before, is_done, is_stopped in rows:
-                if is_done and not was_done_before:
+        of_rows = zip(info.before.layout.done, after.layout.done, strict=True)
+        ended = [is_done and not was_done for was_done, is_done in of_rows]
+        if any(ended):
+            for row, has_ended, is_stopped in zip(after.rows.tolist(), ended, info.stopped.tolist(), strict=True):
+                if has_ended:
                     yield _answer(row, recorder, is_stopped, tokenizer)
 
 

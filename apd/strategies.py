@@ -479,7 +479,7 @@ class _WINOSession:
             decided=state.decided | self.stands,
         )
         block = (window.columns - state.start[:, None]) // self.wino.length
-        inside = window.inside & (block == block[:, :1])  # nothing in it is committed: it starts at the frontier
+        inside = window.within(block == block[:, :1])  # nothing in it is committed: it starts at the frontier
         stood, standing = inside & window.of(self.stands), window.of(self.tokens)
         drafts = models.draft_again(canvas, window, sampling)
         said = []

@@ -126,11 +126,15 @@ class Pair:
         given: dict[str, Any] = {"max_new_tokens": self.new_tokens, "do_sample": False}
         return given if self.trained else given | {"eos_token_id": None, "pad_token_id": 0}
 
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Of the drafter; random weights have none."""
+        ids = getattr(self.sampler.drafter.generation_config, "eos_token_id", None) if self.trained else None
+        return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
     def to_stop(self, tokens: list[int]) -> list[int]:
-        """The tokens up to the first stop token; all where there is none, as with random weights."""
-        stops = getattr(self.sampler.drafter.generation_config, "eos_token_id", None) if self.trained else None
-        ids = stops if isinstance(stops, list) else [stops]
-        return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ids), tokens)
+        """The tokens up to the first stop token; all where there is none."""
+        return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in self.stop_token_ids), tokens)
 
     def rows(self, count: int, batch: int, *, seed: int = 1) -> Rows:
         """`count` prompts: tasks in turn, or random ids. The last call may have fewer than `batch` rows."""

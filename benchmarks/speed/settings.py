@@ -181,8 +181,7 @@ class Reference:
 
     def __init__(self, setting: Setting, pair: Pair) -> None:
         self.setting, self.pair = setting, pair
-        stop = getattr(pair.sampler.drafter.generation_config, "eos_token_id", None) if pair.trained else None
-        self.stop = stop[0] if isinstance(stop, list) else stop
+        self.stop = next(iter(pair.stop_token_ids), None)
 
     def decode(self, inputs: Inputs, meter: Meter | None = None) -> list[tuple[list[int], list[int]]]:
         sampler, found = self.pair.sampler, []
