@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apd.config import APDConfig
-    from apd.drafter import Drafter, MaskedDiffusionDrafter
     from apd.embedded.tasks import EXAMPLE_PROMPTS
-    from apd.ideal import IdealListModel
-    from apd.many import Generated
-    from apd.models import FAMILIES, ModelSpec, load_drafter, load_verifier
-    from apd.output import APDOutput, RowTrace, Trace
+    from apd.generation.many import Generated
+    from apd.generation.output import APDOutput, RowTrace, Trace
+    from apd.generation.streaming import Chunk
+    from apd.models.drafter import Drafter, MaskedDiffusionDrafter
+    from apd.models.ideal import IdealListModel
+    from apd.models.loading import FAMILIES, ModelSpec, load_drafter, load_verifier
+    from apd.models.verifier import CausalVerifier, Verifier
     from apd.sampler import APDSampler
-    from apd.strategies import (
+    from apd.strategies.unmasking import (
         KLASS,
         WINO,
         Autoregressive,
@@ -29,43 +31,41 @@ if TYPE_CHECKING:
         RandomOrder,
         Threshold,
     )
-    from apd.streaming import Chunk
-    from apd.verifier import CausalVerifier, Verifier
 
 __version__ = "0.1.0"
 
 # Names are imported when they are asked for: `apd --help` should not wait for torch.
 _HOMES = {
     "APDConfig": "apd.config",
-    "APDOutput": "apd.output",
+    "APDOutput": "apd.generation.output",
     "APDSampler": "apd.sampler",
-    "Autoregressive": "apd.strategies",
-    "Blocks": "apd.strategies",
-    "CausalVerifier": "apd.verifier",
-    "Chunk": "apd.streaming",
-    "Confidence": "apd.strategies",
-    "Drafter": "apd.drafter",
+    "Autoregressive": "apd.strategies.unmasking",
+    "Blocks": "apd.strategies.unmasking",
+    "CausalVerifier": "apd.models.verifier",
+    "Chunk": "apd.generation.streaming",
+    "Confidence": "apd.strategies.unmasking",
+    "Drafter": "apd.models.drafter",
     "EXAMPLE_PROMPTS": "apd.embedded.tasks",
-    "Entropy": "apd.strategies",
-    "EntropyBound": "apd.strategies",
-    "FAMILIES": "apd.models",
-    "Factor": "apd.strategies",
-    "Generated": "apd.many",
-    "IdealListModel": "apd.ideal",
-    "KLASS": "apd.strategies",
-    "LeftToRight": "apd.strategies",
-    "Margin": "apd.strategies",
-    "MaskedDiffusionDrafter": "apd.drafter",
-    "ModelSpec": "apd.models",
-    "OneStep": "apd.strategies",
-    "RandomOrder": "apd.strategies",
-    "RowTrace": "apd.output",
-    "Threshold": "apd.strategies",
-    "Trace": "apd.output",
-    "Verifier": "apd.verifier",
-    "WINO": "apd.strategies",
-    "load_drafter": "apd.models",
-    "load_verifier": "apd.models",
+    "Entropy": "apd.strategies.unmasking",
+    "EntropyBound": "apd.strategies.unmasking",
+    "FAMILIES": "apd.models.loading",
+    "Factor": "apd.strategies.unmasking",
+    "Generated": "apd.generation.many",
+    "IdealListModel": "apd.models.ideal",
+    "KLASS": "apd.strategies.unmasking",
+    "LeftToRight": "apd.strategies.unmasking",
+    "Margin": "apd.strategies.unmasking",
+    "MaskedDiffusionDrafter": "apd.models.drafter",
+    "ModelSpec": "apd.models.loading",
+    "OneStep": "apd.strategies.unmasking",
+    "RandomOrder": "apd.strategies.unmasking",
+    "RowTrace": "apd.generation.output",
+    "Threshold": "apd.strategies.unmasking",
+    "Trace": "apd.generation.output",
+    "Verifier": "apd.models.verifier",
+    "WINO": "apd.strategies.unmasking",
+    "load_drafter": "apd.models.loading",
+    "load_verifier": "apd.models.loading",
 }
 
 __all__ = [

@@ -20,8 +20,13 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from apd.acceptance import Coupling, Rejection
-from apd.arguments import (
+from apd.config import KNOBS, APDConfig
+from apd.decoding.acceptance import Coupling, Rejection
+from apd.decoding.loop import Call, Decoding
+from apd.decoding.probability import mix_seed
+from apd.decoding.processing import AllowedTokens
+from apd.decoding.step import APD, Fused, Strategy, as_it_is
+from apd.generation.arguments import (
     PREPARED_BY_TRANSFORMERS,
     Limits,
     Request,
@@ -35,12 +40,11 @@ from apd.arguments import (
     warn_of_unknown_words,
     whole_seed,
 )
-from apd.config import KNOBS, APDConfig
-from apd.decoding import Call, Decoding
-from apd.drafter import Drafter
-from apd.forward import Neural
-from apd.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
-from apd.models import (
+from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
+from apd.generation.output import APDOutput, Recorder, Sequences
+from apd.generation.streaming import Chunk, chunks, feed
+from apd.models.drafter import Drafter
+from apd.models.loading import (
     HUB_ARGUMENTS,
     PLACING_ARGUMENTS,
     SPLITTING_ARGUMENTS,
@@ -52,12 +56,8 @@ from apd.models import (
     load_tokenizer,
     load_verifier,
 )
-from apd.output import APDOutput, Recorder, Sequences
-from apd.probability import mix_seed
-from apd.processing import AllowedTokens
-from apd.step import APD, Fused, Strategy, as_it_is
-from apd.streaming import Chunk, chunks, feed
-from apd.verifier import Verifier
+from apd.models.transformer import Neural
+from apd.models.verifier import Verifier
 
 
 class APDSampler:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from apd.models import load_drafter
+from apd.models.loading import load_drafter
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = {"dream": "parity_dream", "llada": "parity_llada", "a2d-qwen3": "parity_a2d_qwen3"}

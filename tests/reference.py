@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from apd.probability import DRAFT, keyed_gumbel
+from apd.decoding.probability import DRAFT, keyed_gumbel
 
 
 def reference_generate(

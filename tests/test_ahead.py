@@ -13,13 +13,13 @@ import torch
 from pairs import STOP, left_padded, trace_prompts, trace_sampler
 from pretend import GPU, PretendGPU, move
 
-import apd.decoding
+import apd.decoding.loop
 from apd import APDSampler, strategies
-from apd.decoding import Call, lay_out
-from apd.forward import run_seated
-from apd.output import Recorder, RowTrace
-from apd.state import COLUMNS, DecodeState, Reach, Window
-from apd.step import Strategy
+from apd.decoding.loop import Call, lay_out
+from apd.decoding.state import COLUMNS, DecodeState, Reach, Window
+from apd.decoding.step import Strategy
+from apd.generation.output import Recorder, RowTrace
+from apd.models.transformer import run_seated
 
 PROMPTS = [prompt[: 9 + 5 * i] for i, prompt in enumerate(trace_prompts()[:3])]
 KNOBS: dict[str, Any] = {"max_new_tokens": 24, "window_size": 5, "kv_window": 4, "eos_token_id": STOP, "seed": 7}
@@ -56,8 +56,8 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = self.ahead = 0
         self.done: set[int] = set()  # rows that were done before the last step
-        self.step = apd.decoding.decode_step
-        monkeypatch.setattr(apd.decoding, "decode_step", self)
+        self.step = apd.decoding.loop.decode_step
+        monkeypatch.setattr(apd.decoding.loop, "decode_step", self)
 
     def __call__(self, state: DecodeState, *, ahead: Window | None = None, **kwargs: Any) -> Any:
         self.made += 1
@@ -133,8 +133,8 @@ def test_nothing_is_waited_for_before_the_next_launch(monkeypatch: pytest.Monkey
             counts.append((before, gpu.waits.total()))
         return result
 
-    made = apd.decoding.decode_step
-    monkeypatch.setattr(apd.decoding, "decode_step", step)
+    made = apd.decoding.loop.decode_step
+    monkeypatch.setattr(apd.decoding.loop, "decode_step", step)
     sampler = on_gpu()
     with PretendGPU() as gpu:
         found = sampler.generate(**{name: value.to(GPU) for name, value in inputs.items()}, **settings)

@@ -22,12 +22,12 @@ from transformers import (
 )
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-import apd.attention
+import apd.models.attention
 from apd import ModelSpec, load_drafter, load_verifier
-from apd.attention import GROUPED, grouped_sdpa
-from apd.cache import ColumnCache, Span
-from apd.forward import PlainPasses, run_seated
-from apd.models import as_drafter, as_verifier
+from apd.models.attention import GROUPED, grouped_sdpa
+from apd.models.cache import ColumnCache, Span
+from apd.models.loading import as_drafter, as_verifier
+from apd.models.transformer import PlainPasses, run_seated
 
 ROWS, QUERIES, KEYS, SIZE = 3, 5, 19, 8
 # Of outputs of unit scale: some ten times the rounding of their type.
@@ -84,7 +84,7 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor, Tensor
         calls.append((query, key, value))
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, **options)
 
-    monkeypatch.setattr(apd.attention, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(apd.models.attention, "scaled_dot_product_attention", spy)
     return calls
 
 
@@ -129,7 +129,9 @@ FOR_SDPA = {
 def test_what_it_does_not_compute_goes_to_sdpa_as_it_came(case: str, monkeypatch, packed: list) -> None:
     call = inputs(3) | {"attention_mask": ragged(), "dropout": 0.0, "scaling": None} | FOR_SDPA[case]
     asked = []
-    monkeypatch.setattr(apd.attention, "sdpa_attention_forward", lambda *args, **more: asked.append((args, more)))
+    monkeypatch.setattr(
+        apd.models.attention, "sdpa_attention_forward", lambda *args, **more: asked.append((args, more))
+    )
     grouped_sdpa(**call)
     [(positional, more)] = asked
     given = dict(zip(("module", "query", "key", "value", "attention_mask"), positional, strict=True)) | more

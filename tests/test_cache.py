@@ -11,13 +11,13 @@ from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import apd.decoding
+import apd.decoding.loop
 from apd import KLASS, Confidence, LeftToRight
-from apd.acceptance import Coupling
-from apd.cache import PASS, ColumnCache, Span
-from apd.decoding import Decoding
-from apd.forward import PlainPasses
-from apd.step import APD
+from apd.decoding.acceptance import Coupling
+from apd.decoding.loop import Decoding
+from apd.decoding.step import APD
+from apd.models.cache import PASS, ColumnCache, Span
+from apd.models.transformer import PlainPasses
 
 
 def span_of(widths: list[int]) -> Span:
@@ -52,7 +52,7 @@ def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached)
     second = ([18, 12, 20, 0] if is_cached else paddings, [22, 33, 24, 40])
 
     def hidden_states(cost: int) -> list[torch.Tensor]:
-        monkeypatch.setattr("apd.cache.PASS", cost)
+        monkeypatch.setattr("apd.models.cache.PASS", cost)
         passes = PlainPasses(model, causal=causal, num_rows=4, num_columns=40 if is_cached else None)
         spans = [Span(*edges, paddings, tokens.device) for edges in (first, second)]
         assert [len(span.passes()) > 1 for span in spans] == [cost == 0] * 2
@@ -69,7 +69,7 @@ def test_a_row_does_not_notice_in_which_pass_it_is(monkeypatch, kv_window, sampl
     knobs = {"kv_window": kv_window, "max_new_tokens": 24, "eos_token_id": STOP, "window_size": 6} | sampling
 
     def answers(cost: int) -> list[list[int]]:
-        monkeypatch.setattr("apd.cache.PASS", cost)
+        monkeypatch.setattr("apd.models.cache.PASS", cost)
         many = trace_sampler().generate_many(prompts * 2, batch_size=5, seed=3, **knobs)
         batch = trace_sampler().generate(
             **left_padded(prompts), seed=list(range(len(prompts))), return_dict_in_generate=True, **knobs
@@ -81,7 +81,7 @@ def test_a_row_does_not_notice_in_which_pass_it_is(monkeypatch, kv_window, sampl
 
 def test_a_newcomer_does_not_widen_the_others(monkeypatch) -> None:
     """A prompt that joins is read in a pass of its own; the batch was as wide as it, for drafter and verifier."""
-    monkeypatch.setattr("apd.cache.PASS", 0)
+    monkeypatch.setattr("apd.models.cache.PASS", 0)
     pair, fed = trace_sampler(), []
     knobs = {"kv_window": 2, "window_size": 4, "mixture_weight": 1.0, "max_new_tokens": 8, "seed": 0}
     short, long = [prompt[:8] for prompt in trace_prompts()[:3]], trace_prompts()[0] * 4
@@ -255,8 +255,8 @@ def test_a_step_does_little_beside_its_forwards(monkeypatch, strategy, most) -> 
         counts.append(operations.count - before)
         return result
 
-    step = apd.decoding.decode_step
-    monkeypatch.setattr(apd.decoding, "decode_step", counted)
+    step = apd.decoding.loop.decode_step
+    monkeypatch.setattr(apd.decoding.loop, "decode_step", counted)
     models = [each.model for each in (sampler.drafter, sampler.verifier)]
     with Operations(*[part for m in models for part in (m.base_model, m.get_output_embeddings())]) as operations:
         sampler.generate(torch.tensor([trace_prompts()[0]]), strategy=strategy, max_new_tokens=24, window_size=3)

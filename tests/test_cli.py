@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from apd import EXAMPLE_PROMPTS, APDSampler, Confidence, LeftToRight
-from apd.cli import main
-from apd.demo import Comparison, Run, compare, play, table
-from apd.display import align, legend, mark, pieces, wants_colour
+from apd.cli.app import main
+from apd.cli.demo import Comparison, Run, compare, play, table
+from apd.cli.results import BadLine, Part, part_path, read_results
+from apd.decoding.step import Strategy
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import EXAMPLES
-from apd.jsonl import BadLine, Part, part_path, read_results
-from apd.step import Strategy
+from apd.show.terminal import align, legend, mark, pieces, wants_colour
 
 ROOT = Path(__file__).parent.parent
 ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -141,7 +141,7 @@ def test_demo_table_adds_up(comparisons: list[Comparison]) -> None:
 
 
 def test_animation_ends_in_the_same_text_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apd.demo.FRAME_SECONDS", 0)
+    monkeypatch.setattr("apd.cli.demo.FRAME_SECONDS", 0)
     monkeypatch.setenv("COLUMNS", "200")
     frames = [([(0, "a")], "xy" * 200), ([(0, "a"), (1, "bc")], "")]
     run = Run("abc", frames, tokens=3, drafter_forwards=2, verifier_forwards=2, seconds=0.1, right=True)
@@ -172,7 +172,7 @@ def test_demo_in_a_terminal_has_colours() -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "400", "PYTHONPATH": str(ROOT)}
     environment.pop("NO_COLOR", None)
-    code = "import apd.demo, apd.cli; apd.demo.FRAME_SECONDS = 0; apd.cli.main(['demo'])"
+    code = "import apd.cli.demo, apd.cli; apd.cli.demo.FRAME_SECONDS = 0; apd.cli.app.main(['demo'])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=environment)
     os.close(theirs)
     shown = b""

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, TemperatureLogitsWarper
 
 from apd import APDSampler, IdealListModel, Threshold
-from apd.cache import ColumnCache
-from apd.forward import run_seated
-from apd.step import as_it_is
+from apd.decoding.step import as_it_is
+from apd.models.cache import ColumnCache
+from apd.models.transformer import run_seated
 
 
 class Counting:

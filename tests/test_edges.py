@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from apd import KLASS, WINO, APDSampler, Blocks, LeftToRight, RandomOrder
-from apd.acceptance import Coupling
-from apd.step import APD
+from apd.decoding.acceptance import Coupling
+from apd.decoding.step import APD
 
 PROMPTS = left_padded(trace_prompts())
 

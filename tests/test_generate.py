@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from apd import EXAMPLE_PROMPTS, KLASS, WINO, APDSampler, Confidence
-from apd.arguments import REFUSED, SUPPORTED, effective_config
-from apd.probability import mix_seed
-from apd.stop_strings import StopStrings
+from apd.decoding.probability import mix_seed
+from apd.generation.arguments import REFUSED, SUPPORTED, effective_config
+from apd.generation.stop_strings import StopStrings
 
 DOCS = Path(__file__).parent.parent / "docs" / "generate.md"
 SAMPLED = {"do_sample": True, "temperature": 1.2, "top_k": 0}
@@ -39,7 +39,7 @@ def sampler():
 
 
 def test_every_argument_of_transformers_is_supported_or_refused():
-    """Fails with a transformers release that brings a new one: decide about it in `apd/arguments.py`."""
+    """Fails with a transformers release that brings a new one: decide about it in `apd/generation/arguments.py`."""
     there = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
     there |= set(vars(GenerationConfig())) - INTERNAL
     assert there - set(SUPPORTED) - set(REFUSED) == set()

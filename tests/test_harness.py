@@ -27,12 +27,12 @@ from lm_eval.tasks import TaskManager
 from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDSampler, LeftToRight, MaskedDiffusionDrafter
-from apd.cli import main
+from apd.cli.app import main
+from apd.decoding.probability import mix_seed
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import instances
-from apd.harness import APDLM, StopInAnswer, sequential_logprobs
-from apd.ideal import IdealListModel
-from apd.probability import mix_seed
+from apd.integrations.lm_eval import APDLM, StopInAnswer, sequential_logprobs
+from apd.models.ideal import IdealListModel
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -160,7 +160,7 @@ def test_knobs_of_a_call_come_through_gen_kwargs(sampler: APDSampler, tasks: Pat
 def test_the_command_line_keeps_the_built_in_models(capsys: pytest.CaptureFixture[str]) -> None:
     from lm_eval.api.registry import get_model
 
-    from apd.harness import register
+    from apd.integrations.lm_eval import register
 
     register()
     register()
@@ -178,7 +178,7 @@ def test_without_the_harness_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "apd.harness")
+    monkeypatch.delitem(sys.modules, "apd.integrations.lm_eval")
     assert main(["lm-eval", "ls", "tasks"]) == 1
     assert "apd-decoding[eval]" in capsys.readouterr().err
 

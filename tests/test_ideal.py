@@ -9,8 +9,8 @@ from torch import Tensor
 from toy import toy
 
 from apd import APDSampler, Drafter, LeftToRight, Verifier
-from apd.ideal import IdealListModel
-from apd.state import DecodeState, Window
+from apd.decoding.state import DecodeState, Window
+from apd.models.ideal import IdealListModel
 
 TASKS = {
     "shuffle": IdealListModel.shuffle,
@@ -216,7 +216,7 @@ def test_thousands_of_contexts_are_computed_in_parts(monkeypatch):
     contexts = torch.tensor(list(itertools.product(range(4), repeat=4)))[:, None]
     position = torch.arange(4).expand(len(contexts), 4)
     whole = model.logits(contexts, position)
-    monkeypatch.setattr("apd.ideal._MOST_ENTRIES", 1)
+    monkeypatch.setattr("apd.models.ideal._MOST_ENTRIES", 1)
     torch.testing.assert_close(model.logits(contexts, position), whole)
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDSampler, Confidence, LeftToRight
-from apd.acceptance import Judgement, Rejection
-from apd.ideal import IdealListModel
-from apd.probability import DRAFT
-from apd.sampling import Noise, Sampling
-from apd.state import Window
-from apd.step import APD
+from apd.decoding.acceptance import Judgement, Rejection
+from apd.decoding.probability import DRAFT
+from apd.decoding.sampling import Noise, Sampling
+from apd.decoding.state import Window
+from apd.decoding.step import APD
+from apd.models.ideal import IdealListModel
 
 FALSE_ALARM = 1e-6
 ROWS = 40_000

@@ -24,7 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from apd.models import (
+from apd.models.loading import (
     FAMILIES,
     ModelSpec,
     as_drafter,

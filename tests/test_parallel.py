@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from apd import EXAMPLE_PROMPTS
-from apd.cli import _parser, main
-from apd.jsonl import BadLine, Part, indices, merge, part_path, part_paths, read_results, take_over
+from apd.cli.app import _parser, main
+from apd.cli.results import BadLine, Part, indices, merge, part_path, part_paths, read_results, take_over
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ["--max-new-tokens", "24", "-M", "3", "--do-sample", "--temperature", "1.5", "--top-k", "0", "--seed", "5"]
@@ -228,7 +228,7 @@ def test_a_single_prompt_takes_a_single_process(
     def two(arguments: object) -> Iterator[object]:
         yield type("State", (), {"num_processes": 2})
 
-    monkeypatch.setattr("apd.cli._processes", two)
+    monkeypatch.setattr("apd.cli.app._processes", two)
     assert main(["generate", "--prompt", "a"]) == 2
     assert "--prompt takes one process, got 2" in capsys.readouterr().err
 

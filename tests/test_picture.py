@@ -13,7 +13,7 @@ import pytest
 
 import apd
 from apd import EXAMPLE_PROMPTS, APDSampler, RandomOrder
-from apd.output import APDOutput, RowTrace, Trace
+from apd.generation.output import APDOutput, RowTrace, Trace
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "input", "br"}

@@ -17,7 +17,7 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from apd import EXAMPLE_PROMPTS, APDOutput, APDSampler, IdealListModel, strategies
-from apd.step import Strategy, decode_step
+from apd.decoding.step import Strategy, decode_step
 
 
 def moved(sampler: APDSampler) -> APDSampler:
@@ -146,7 +146,7 @@ def test_a_step_waits_for_the_gpu_once(monkeypatch: pytest.MonkeyPatch, call: st
         counts.append(gpu.waits.total())
         return decode_step(*args, **kwargs)
 
-    monkeypatch.setattr("apd.decoding.decode_step", step)
+    monkeypatch.setattr("apd.decoding.loop.decode_step", step)
     with PretendGPU() as gpu:
         sampler.generate(**to(GPU, BATCH), **KNOBS | CALLS[call] | {"eos_token_id": [], "window_size": 3})
     # A row that leaves is rare and may cost more.

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from apd.probability import (
+from apd.decoding.probability import (
     ACCEPT,
     DRAFT,
     RESIDUAL,

@@ -8,7 +8,7 @@ from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from transformers import GenerationConfig
 
 from apd import APDConfig, APDOutput, APDSampler, Autoregressive, Confidence, LeftToRight
-from apd.state import FIRST_PACE, HEADROOM, LOWEST
+from apd.decoding.state import FIRST_PACE, HEADROOM, LOWEST
 
 PROMPTS = left_padded(trace_prompts())
 

@@ -14,7 +14,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from apd.sampling import Noise, Sampling, Scores
+from apd.decoding.sampling import Noise, Sampling, Scores
 
 
 class Twisted(TopKLogitsWarper):
@@ -89,7 +89,7 @@ def test_parts_of_a_window_are_judged_as_the_whole(monkeypatch, knobs, entries) 
     prompts = left_padded([prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())])
     settings = {"max_new_tokens": 20, "eos_token_id": STOP, "seed": 3, "return_dict_in_generate": True} | knobs
     whole = trace_sampler().generate(**prompts, **settings)
-    monkeypatch.setattr("apd.step.MOST_ENTRIES", entries)
+    monkeypatch.setattr("apd.decoding.step.MOST_ENTRIES", entries)
     parts = trace_sampler().generate(**prompts, **settings)
     assert parts.sequences.equal(whole.sequences)
     for ours, theirs in zip(parts.trace, whole.trace, strict=True):
@@ -104,7 +104,7 @@ def test_no_tensor_over_the_vocabulary_is_larger_than_the_bound(monkeypatch, ent
     head = trace_sampler().drafter.model.lm_head, trace_sampler().verifier.model.lm_head
     hooks = [layer.register_forward_hook(lambda _, __, out: sizes.append(out.numel())) for layer in head]
     prompts = left_padded(trace_prompts()[:3])
-    monkeypatch.setattr("apd.step.MOST_ENTRIES", entries)
+    monkeypatch.setattr("apd.decoding.step.MOST_ENTRIES", entries)
     try:
         trace_sampler().generate(**prompts, max_new_tokens=20, eos_token_id=[])
     finally:

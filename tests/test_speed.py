@@ -12,8 +12,8 @@ from test_compile import Counting
 from transformers import GenerationConfig
 
 from apd import LeftToRight, Threshold
-from apd.acceptance import Coupling, Judgement
-from apd.step import APD
+from apd.decoding.acceptance import Coupling, Judgement
+from apd.decoding.step import APD
 from benchmarks.speed import targets
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.batch import Sample, bare, summary

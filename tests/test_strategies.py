@@ -25,10 +25,10 @@ from apd import (
     Threshold,
     load_drafter,
 )
-from apd.probability import DRAFT
-from apd.sampling import Noise, Sampling, Scores
-from apd.state import DecodeState, Window
-from apd.step import Draft
+from apd.decoding.probability import DRAFT
+from apd.decoding.sampling import Noise, Sampling, Scores
+from apd.decoding.state import DecodeState, Window
+from apd.decoding.step import Draft
 
 ANY_ORDER = [
     RandomOrder(2),

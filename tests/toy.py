@@ -6,8 +6,8 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from apd import CausalVerifier, MaskedDiffusionDrafter
-from apd.ideal import IdealListModel
-from apd.models import as_drafter, as_verifier
+from apd.models.ideal import IdealListModel
+from apd.models.loading import as_drafter, as_verifier
 
 TOKENS, LENGTH = 3, 4
 

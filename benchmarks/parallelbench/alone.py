@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from apd.many import Prompt, encode
+from apd.generation.many import Prompt, encode
 
 __all__ = ["Alone", "Answer", "CausalLM", "Endpoint"]
 

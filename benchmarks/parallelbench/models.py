@@ -21,7 +21,7 @@ from typing import Any
 
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded import tasks as embedded
-from apd.many import Prompt
+from apd.generation.many import Prompt
 from apd.sampler import APDSampler
 from benchmarks.parallelbench import official
 from benchmarks.parallelbench.alone import Alone, CausalLM, Endpoint, check_url

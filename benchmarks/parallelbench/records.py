@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apd.jsonl import Part
+from apd.cli.results import Part
 
 __all__ = ["NAME", "Log", "Record", "accuracies", "appending", "key", "read"]
 

@@ -1,4 +1,4 @@
-"""The closed forms of `theory.py` beside what the strategies of `apd` do on `apd.ideal.IdealListModel`."""
+"""The closed forms of `theory.py` beside what the strategies of `apd` do on `apd.models.ideal.IdealListModel`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from apd import APDSampler
-from apd.ideal import IdealListModel
-from apd.strategies import (
+from apd.models.ideal import IdealListModel
+from apd.strategies.unmasking import (
     Autoregressive,
     Blocks,
     Confidence,

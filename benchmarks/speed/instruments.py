@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache
-from apd.forward import Compiled
+from apd.models.cache import ColumnCache
+from apd.models.transformer import Compiled
 
 __all__ = ["Clock", "Forward", "Meter", "Timed"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
 
 from apd import EXAMPLE_PROMPTS, APDSampler
-from apd.attention import GROUPED
 from apd.embedded import tasks
-from apd.forward import Compiled
+from apd.models.attention import GROUPED
+from apd.models.transformer import Compiled
 
 __all__ = ["PAIRS", "SHAPES", "Pair", "Rows", "Shape", "causal_twin", "compiled", "load", "random_pair"]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from apd import Threshold
-from apd.acceptance import AcceptanceRule, Judgement
-from apd.probability import ORDER, keyed_uniform
-from apd.sampling import Sampling
-from apd.state import DecodeState, Window
+from apd.decoding.acceptance import AcceptanceRule, Judgement
+from apd.decoding.probability import ORDER, keyed_uniform
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState, Window
 
 __all__ = ["PAPER_MEAN", "Schedule", "Scheduled", "ScheduledThreshold"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from apd import LeftToRight, Threshold
-from apd.acceptance import Coupling
-from apd.step import APD, Strategy
+from apd.decoding.acceptance import Coupling
+from apd.decoding.step import APD, Strategy
 from benchmarks.speed.instruments import Meter, Timed
 from benchmarks.speed.pairs import Inputs, Pair, causal_twin
 from benchmarks.speed.schedule import Schedule, Scheduled, ScheduledThreshold

@@ -27,12 +27,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apd import APDSampler, LeftToRight, MaskedDiffusionDrafter
-from apd.cache import Span
 from apd.config import WindowSize
-from apd.drafter import NeuralDrafterSession
+from apd.decoding.state import DecodeState, Window
+from apd.decoding.step import Strategy
 from apd.embedded import tasks
-from apd.state import DecodeState, Window
-from apd.step import Strategy
+from apd.models.cache import Span
+from apd.models.drafter import NeuralDrafterSession
 
 __all__ = ["Point", "main", "measure"]
 

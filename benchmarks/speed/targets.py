@@ -34,8 +34,8 @@ from typing import Any
 
 import torch
 
-from apd.acceptance import Coupling
-from apd.step import APD
+from apd.decoding.acceptance import Coupling
+from apd.decoding.step import APD
 from benchmarks.speed.floor import Rates, measure_rates, parts, weights_seconds
 from benchmarks.speed.measure import Plan, Result, measure, sizes_of
 from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_of, prepared

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import PASS, Span
-from apd.forward import FixedPasses, Neural, Projection, Shadows, shadowed_hidden_states
-from apd.state import COLUMNS, DecodeState, FollowsRows, Later, Logits, Reach, Window, round_up, to_device
+from apd.decoding.state import COLUMNS, DecodeState, FollowsRows, Later, Logits, Reach, Window, round_up, to_device
+from apd.models.cache import PASS, Span
+from apd.models.transformer import FixedPasses, Neural, Projection, Shadows, shadowed_hidden_states
 
 
 class DrafterSession(FollowsRows, Protocol):

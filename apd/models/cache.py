@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from apd.state import counted, to_device
+from apd.decoding.state import counted, to_device
 
 
 @dataclass(frozen=True)

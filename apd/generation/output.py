@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from apd.state import DecodeState, StepInfo, sent
+from apd.decoding.state import DecodeState, StepInfo, sent
 
 
 @dataclass
@@ -81,13 +81,13 @@ class Trace(Sequence[RowTrace]):
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        from apd import picture
+        from apd.show import trace_html as picture
 
         return picture.to_html(self, most_rows=picture.NOTEBOOK_ROWS)
 
     def to_html(self, path: str | Path | None = None) -> str:
         """A page of its own that plays the decode; written to `path` where one is given. It loads nothing."""
-        from apd import picture
+        from apd.show import trace_html as picture
 
         page = picture.to_page(self)
         if path is not None:
@@ -96,13 +96,13 @@ class Trace(Sequence[RowTrace]):
 
     def to_text(self, colour: bool | None = None) -> str:
         """Every row's text, its steps told apart by ANSI colours or by bars; `None`: as standard output can show."""
-        from apd import picture
+        from apd.show import trace_html as picture
 
         return picture.to_text(self, colour=colour)
 
     def plot(self, ax: Any = None) -> Any:
         """Tokens committed at each step against tokens drafted, means over the rows; returns matplotlib's axes."""
-        from apd import picture
+        from apd.show import trace_html as picture
 
         return picture.plot(self, ax)
 

@@ -10,8 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from apd.probability import DRAFT, gather_tokens, keyed_gumbel, keyed_uniform, largest, step_seeds
-from apd.state import DecodeState, Window
+from apd.decoding.probability import DRAFT, gather_tokens, keyed_gumbel, keyed_uniform, largest, step_seeds
+from apd.decoding.state import DecodeState, Window
 
 
 @dataclass(frozen=True)

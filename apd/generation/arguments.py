@@ -41,11 +41,11 @@ from transformers import (
 )
 
 from apd.config import KNOBS
-from apd.probability import SEED_MASK, mix_seed
-from apd.processing import WARPERS, AllowedTokens, Processing, split_processors
-from apd.sampling import Sampling
-from apd.state import Stopping
-from apd.stop_strings import StopStrings
+from apd.decoding.probability import SEED_MASK, mix_seed
+from apd.decoding.processing import WARPERS, AllowedTokens, Processing, split_processors
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import Stopping
+from apd.generation.stop_strings import StopStrings
 
 _COLDEST = 1e-5  # below it, scores divided by the temperature overflow, and the best token is drawn all the same
 DEFAULT_NEW_TOKENS = 20  # transformers' own default

@@ -11,8 +11,8 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from apd.decoding import Call, Decoding
-from apd.output import Recorder, RowTrace
+from apd.decoding.loop import Call, Decoding
+from apd.generation.output import Recorder, RowTrace
 
 #: What a prompt may be: text, a chat (a list of messages), or token ids.
 Prompt = str | list[dict[str, Any]] | list[int] | Tensor

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.cache import Span
-from apd.forward import FixedPasses, Neural, Projection
-from apd.state import DecodeState, FollowsRows, Later, Logits, Reach, Window
+from apd.decoding.state import DecodeState, FollowsRows, Later, Logits, Reach, Window
+from apd.models.cache import Span
+from apd.models.transformer import FixedPasses, Neural, Projection
 
 
 class VerifierSession(FollowsRows, Protocol):

@@ -28,7 +28,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from apd.state import DecodeState, Window, to_device
+from apd.decoding.state import DecodeState, Window, to_device
 
 #: Warpers say how a token is drawn; they act on the mixture too, and are therefore kept apart from processors.
 WARPERS = (

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
 from apd import APDSampler, LeftToRight
-from apd.display import align, legend, mark, pieces
 from apd.embedded.tasks import EXAMPLES, Instance, is_right
+from apd.show.terminal import align, legend, mark, pieces
 
 __all__ = ["Comparison", "Run", "compare", "play", "table"]
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apd.arguments import Request
 from apd.config import APDConfig
-from apd.drafter import Drafter
-from apd.state import FIRST_PACE, DecodeState, Reach, StepInfo, Window
-from apd.step import Fused, Models, Strategy, as_it_is, decode_step
-from apd.verifier import Verifier
+from apd.decoding.state import FIRST_PACE, DecodeState, Reach, StepInfo, Window
+from apd.decoding.step import Fused, Models, Strategy, as_it_is, decode_step
+from apd.generation.arguments import Request
+from apd.models.drafter import Drafter
+from apd.models.verifier import Verifier
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from apd import display
+from apd.show import terminal as display
 
 if TYPE_CHECKING:
-    from apd.output import RowTrace, Trace
+    from apd.generation.output import RowTrace, Trace
 
 NOTEBOOK_ROWS = 8  # more are left to `Trace.to_html`: an output cell is no place for a hundred rows
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apd.probability import ORDER, gather_tokens
-from apd.sampling import Sampling
-from apd.state import DecodeState, Proposal, Window, to_device
-from apd.step import Draft, Memoryless, Models, joined
+from apd.decoding.probability import ORDER, gather_tokens
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState, Proposal, Window, to_device
+from apd.decoding.step import Draft, Memoryless, Models, joined
 
 
 class Unmasking(Memoryless):

@@ -28,16 +28,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apd.arguments import refuse_unknown
 from apd.config import KNOBS
-from apd.drafter import Drafter
-from apd.models import HUB_ARGUMENTS
-from apd.probability import log_normalise
+from apd.decoding.probability import log_normalise
+from apd.decoding.state import DecodeState, Window
+from apd.decoding.step import Strategy
+from apd.generation.arguments import refuse_unknown
+from apd.generation.stop_strings import StopStrings
+from apd.models.drafter import Drafter
+from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
-from apd.state import DecodeState, Window
-from apd.step import Strategy
-from apd.stop_strings import StopStrings
-from apd.strategies import LeftToRight
+from apd.strategies.unmasking import LeftToRight
 
 try:
     import lm_eval.models  # noqa: F401 (fills the registry, which fills itself only while it is empty)

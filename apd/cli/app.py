@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     from apd import APDSampler, Generated
-    from apd.jsonl import Part, Prompt
+    from apd.cli.results import Part, Prompt
 
 # What only one command needs is imported where it is used.
 
@@ -296,8 +296,8 @@ def _demo(arguments: argparse.Namespace) -> None:
     config = _config(arguments)
     _prepare(embedded=True)
     from apd import APDSampler
-    from apd.demo import run
-    from apd.display import wants_colour
+    from apd.cli.demo import run
+    from apd.show.terminal import wants_colour
 
     sampler = APDSampler.from_embedded(**asdict(config))
     colour = wants_colour(sys.stdout, arguments.color)
@@ -391,7 +391,7 @@ def _flag(name: str) -> str:
 
 def _lm_eval(arguments: argparse.Namespace) -> None:
     _prepare(embedded=any("pair=embedded" in argument for argument in arguments.rest))
-    from apd.harness import main
+    from apd.integrations.lm_eval import main
 
     main(arguments.rest)
 
@@ -448,8 +448,8 @@ def _text(sampler: "APDSampler", tokens: Sequence[int]) -> str:
 
 
 def _answer(sampler: "APDSampler", arguments: argparse.Namespace) -> None:
-    from apd.display import legend, mark, pieces, wants_colour
-    from apd.jsonl import Prompt
+    from apd.cli.results import Prompt
+    from apd.show.terminal import legend, mark, pieces, wants_colour
 
     def refuse(index: int, error: Exception) -> None:
         raise error
@@ -476,7 +476,7 @@ def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "P
     3. It decodes them into its own part file.
     4. When all are done, the first process merges the parts into the output.
     """
-    from apd.jsonl import Part, indices, merge, part_path, take_over
+    from apd.cli.results import Part, indices, merge, part_path, take_over
 
     output, run = arguments.output, _fingerprint(arguments, config)
     paths = [part_path(output, process) for process in range(processes.num_processes)]
@@ -516,7 +516,7 @@ def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "P
 
 
 def _prompts(arguments: argparse.Namespace, *, report: bool) -> "Iterator[Prompt]":
-    from apd.jsonl import BadLine, read_prompts
+    from apd.cli.results import BadLine, read_prompts
 
     for item in read_prompts(arguments.input):
         if not isinstance(item, BadLine):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from apd.state import DecodeState, StepInfo
+from apd.decoding.state import DecodeState, StepInfo
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apd.state import DecodeState, Window
+from apd.decoding.state import DecodeState, Window
 
 LONGEST_SHUFFLE = 8  # 40,320 orders
 _MOST_ENTRIES = 1 << 24  # of the table answer × position × context that is held at once

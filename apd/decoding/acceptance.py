@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from apd.config import check_fraction
-from apd.probability import ACCEPT, RESIDUAL, gather_tokens, log_normalise
-from apd.sampling import Noise, Sampling, Scores
-from apd.state import DecodeState, Window
+from apd.decoding.probability import ACCEPT, RESIDUAL, gather_tokens, log_normalise
+from apd.decoding.sampling import Noise, Sampling, Scores
+from apd.decoding.state import DecodeState, Window
 
 
 @dataclass(frozen=True)

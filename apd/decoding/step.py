@@ -21,13 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apd.acceptance import AcceptanceRule, Accepted
 from apd.config import WindowSize, check_fraction
-from apd.drafter import DrafterSession, LeaveOneOutSession
-from apd.probability import log_normalise, mix
-from apd.processing import Processing
-from apd.sampling import Noise, Sampling, Scores
-from apd.state import (
+from apd.decoding.acceptance import AcceptanceRule, Accepted
+from apd.decoding.probability import log_normalise, mix
+from apd.decoding.processing import Processing
+from apd.decoding.sampling import Noise, Sampling, Scores
+from apd.decoding.state import (
     DecodeState,
     FollowsRows,
     GoesAhead,
@@ -40,7 +39,8 @@ from apd.state import (
     commit,
     next_pace,
 )
-from apd.verifier import VerifierSession
+from apd.models.drafter import DrafterSession, LeaveOneOutSession
+from apd.models.verifier import VerifierSession
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -36,11 +36,11 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from apd.attention import GROUPED, group_heads
-from apd.cache import Span
-from apd.drafter import Drafter, MaskedDiffusionDrafter
-from apd.forward import PlainPasses, input_device
-from apd.verifier import CausalVerifier, Verifier
+from apd.models.attention import GROUPED, group_heads
+from apd.models.cache import Span
+from apd.models.drafter import Drafter, MaskedDiffusionDrafter
+from apd.models.transformer import PlainPasses, input_device
+from apd.models.verifier import CausalVerifier, Verifier
 
 __all__ = [
     "FAMILIES",
@@ -245,7 +245,7 @@ def _recognise(raw: RawConfig, path: str | Path) -> ModelSpec:
     raise ValueError(
         f"{str(path)!r} has model_type {raw.get('model_type')!r} and architectures {raw.get('architectures')!r}, "
         f"which is none of the families that work: {_families()}. If a transformers decoder computes it once it "
-        "attends both ways, describe it by an `apd.models.ModelSpec` and pass that as `spec=`."
+        "attends both ways, describe it by an `apd.models.loading.ModelSpec` and pass that as `spec=`."
     )
 
 
@@ -271,7 +271,7 @@ def load_drafter(
         mask_token_id: id of `[MASK]`; by default that of `config.json`, else that of the tokenizer.
         dtype: by default float32 on a CPU and the stored dtype elsewhere.
         device_map: as in transformers; `None` is the CPU.
-        attn_implementation: "sdpa", "eager" or "grouped_sdpa", the default where heads share keys; see `apd.attention`.
+        attn_implementation: "sdpa", "eager" or "grouped_sdpa", the default where heads share keys; see `apd.models.attention`.
         **hub: `HUB_ARGUMENTS`, as in transformers; also `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`.
     Raises:
         ValueError: unknown family, no mask token, weights that do not fit, unsupported attention.
@@ -472,7 +472,7 @@ def as_drafter(
     """A drafter from a transformers model, or the drafter itself if it already is one.
 
     Args:
-        model: a transformers model that attends both ways, or whatever implements `apd.drafter.Drafter`.
+        model: a transformers model that attends both ways, or whatever implements `apd.models.drafter.Drafter`.
         spec: the model's family. A model in memory does not say it: a Dream is just a `Qwen2ForCausalLM`.
         mask_token_id: id of `[MASK]`; by default `model.config.mask_token_id`, else that of the tokenizer.
         tokenizer: the model's.
@@ -482,7 +482,7 @@ def as_drafter(
     if not isinstance(model, PreTrainedModel):
         if not hasattr(model, "open"):
             raise TypeError(
-                f"`drafter` must be a transformers model or an `apd.drafter.Drafter`, got {type(model).__name__}."
+                f"`drafter` must be a transformers model or an `apd.models.drafter.Drafter`, got {type(model).__name__}."
             )
         if spec is not None or mask_token_id is not None:
             raise ValueError(
@@ -493,7 +493,7 @@ def as_drafter(
     if spec is None:
         raise ValueError(
             f"`spec` must be given with a model in memory: {type(model).__name__} alone does not say at which row it "
-            f"predicts a token. Pass one of {_families()}, or a `ModelSpec`; or use `apd.models.load_drafter`."
+            f"predicts a token. Pass one of {_families()}, or a `ModelSpec`; or use `apd.models.loading.load_drafter`."
         )
     if mask_token_id is None:
         mask_token_id = getattr(model.config, "mask_token_id", None)
@@ -528,7 +528,7 @@ def as_verifier(model: PreTrainedModel | Verifier) -> Verifier:
         return CausalVerifier(_check_causal(model))
     if not hasattr(model, "open"):
         raise TypeError(
-            f"`verifier` must be a transformers model or an `apd.verifier.Verifier`, got {type(model).__name__}."
+            f"`verifier` must be a transformers model or an `apd.models.verifier.Verifier`, got {type(model).__name__}."
         )
     return model
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from apd.cache import ColumnCache, DeviceSpan, Span
-from apd.state import COLUMNS, DecodeState, FollowsRows, Window, round_up, to_device
+from apd.decoding.state import COLUMNS, DecodeState, FollowsRows, Window, round_up, to_device
+from apd.models.cache import ColumnCache, DeviceSpan, Span
 
 
 class Passes(FollowsRows, Protocol):

@@ -1,0 +1,1 @@
+"""The face of transformers' `generate()`: arguments in, tokens, text and traces out."""

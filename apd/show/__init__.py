@@ -1,0 +1,1 @@
+"""Traces as pictures, pages and terminal text."""
