@@ -110,7 +110,6 @@ class APDSampler:
         self.tokenizer: Any = tokenizer
         self.strategy = strategy
         self.fused: Fused = as_it_is
-        self.goes_ahead = False  # see `Decoding`
         self.vocab_size = self.drafter.vocab_size
         if self.verifier is not None:
             self.vocab_size = check_vocabularies(
@@ -254,8 +253,8 @@ class APDSampler:
             tokenizer=tokenizer,
         )
         request, generation = call.request, call.request.generation
-        is_recorded, is_streamed = bool(generation.return_dict_in_generate), streamer is not None
-        decoding = self._open(call, keeps_probs=is_recorded, is_streamed=is_streamed)
+        is_recorded = bool(generation.return_dict_in_generate)
+        decoding = self._open(call, keeps_probs=is_recorded)
         sequences = Sequences(decoding.state, request.pad_token_id)
         recorder = Recorder(scores=bool(generation.output_scores), logits=bool(generation.output_logits))
 
@@ -286,9 +285,6 @@ class APDSampler:
         knob changes for the first time; an acceptance rule of yours is traced with them, and a call with processors,
         criteria or a grammar has none of the three. Tokens are those of the plain path, up to rounding.
 
-        On a GPU a step is then launched before the host has heard how far the one before it got, where that takes no
-        wider passes (as with W = M = 16); streams are told of every step at once.
-
         Args:
             **options: of `torch.compile`, for the passes; what stands between them has their backend. By default
                 `mode="reduce-overhead"` on a GPU, which records CUDA graphs.
@@ -306,8 +302,6 @@ class APDSampler:
                 raise TypeError(f"`{name}` must be a transformers model to be compiled, got {type(model).__name__}.")
         for each in neural:
             each.compile(**options)
-        # Elsewhere the host would only make a step too many.
-        self.goes_ahead = self.drafter.device.type == "cuda"
         # What stands between the passes, without CUDA graphs: rows leave, so shapes change, if rarely.
         self.fused = functools.cache(functools.partial(torch.compile, backend=options.get("backend", "inductor")))
         return self
@@ -350,7 +344,7 @@ class APDSampler:
             tokenizer=tokenizer,
         )
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        steps = self._open(call, keeps_probs=False, is_streamed=True).steps()
+        steps = self._open(call, keeps_probs=False).steps()
         return chunks(steps, tokenizer, skip_special_tokens=skip_special_tokens)
 
     def generate_many(
@@ -529,9 +523,7 @@ class APDSampler:
             self._check_any_order(settings, request)
         return Call(request, settings.config, strategy)
 
-    def _open(
-        self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True, is_streamed: bool = False
-    ) -> Decoding:
+    def _open(self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True) -> Decoding:
         return Decoding(
             self.drafter,
             self.verifier,
@@ -540,7 +532,6 @@ class APDSampler:
             rows=rows,
             keeps_probs=keeps_probs,
             fused=self.fused,
-            ahead=self.goes_ahead and not is_streamed,  # who looks at every step at once waits for it anyway
         )
 
     def _check_any_order(self, settings: Settings, request: Request) -> None:

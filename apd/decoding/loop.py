@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from apd.config import APDConfig
-from apd.decoding.state import FIRST_PACE, DecodeState, Reach, StepInfo, Window
+from apd.decoding.state import FIRST_PACE, DecodeState, StepInfo
 from apd.decoding.step import Fused, Models, Strategy, as_it_is, decode_step
 from apd.generation.arguments import Request
 from apd.models.drafter import Drafter
@@ -38,8 +37,6 @@ class Decoding:
         rows: their numbers; 0, 1, … when not given.
         keeps_probs: see `Models`.
         fused: see `Models`; functions of the caller stay as they are.
-        ahead: launch a step before the host knows where the one before it left the rows, as long as that takes no wider
-            passes. Rows that are done are in one more step then, which changes nothing, and others join behind it.
     """
 
     def __init__(
@@ -52,7 +49,6 @@ class Decoding:
         rows: Tensor | None = None,
         keeps_probs: bool = True,
         fused: Fused = as_it_is,
-        ahead: bool = False,
     ) -> None:
         self.call = call
         self.mask_token_id = drafter.mask_token_id
@@ -70,51 +66,27 @@ class Decoding:
             keeps_scores=bool(call.request.generation.output_scores or call.request.generation.output_logits),
             fused=as_it_is if call.request.asks_the_caller else fused,
         )
-        self.upcoming: tuple[DecodeState, StepInfo] | None = None  # a step that is launched and not told of
         self.newcomers: list[tuple[Request, Tensor]] = []
-        self.is_ahead = ahead and self.models.fused is not as_it_is and call.config.window_size != "auto"
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
         """Step by step until every row is done: what happened, and the rows after it, finished ones included.
 
-        Others may `join` whenever a step is told of.
+        Rows may `join` between two yields.
         """
         while self.newcomers or not all(self.state.layout.done):
-            if self.upcoming is None or all(self.state.layout.done):  # then it was launched in vain
-                self._let_go()
-                self._let_in()
-                self.upcoming = self._step(self.state)
-            after, info = self.upcoming
-            self.upcoming = self._step_ahead(after) if self.is_ahead else None
-            self.state = after
-            if any(after.layout.done):
+            self._let_go()
+            self._let_in()
+            self.state, info = decode_step(
+                self.state,
+                strategy=self.strategy,
+                models=self.models,
+                sampling=self.call.request.sampling,
+                window_size=self.call.config.window_size,
+                stopping=self.call.request.stopping,
+            )
+            if any(self.state.layout.done):
                 _refuse_broken(info)
-            yield info, after
-
-    def _step(self, state: DecodeState, ahead: Window | None = None) -> tuple[DecodeState, StepInfo]:
-        return decode_step(
-            state,
-            strategy=self.strategy,
-            models=self.models,
-            sampling=self.call.request.sampling,
-            window_size=self.call.config.window_size,
-            stopping=self.call.request.stopping,
-            ahead=ahead,
-        )
-
-    def _step_ahead(self, after: DecodeState) -> tuple[DecodeState, StepInfo] | None:
-        """The next step, made before the host knows where this one has left the rows; `None` where it has to know."""
-        window_size, before = self.call.config.window_size, self.state.layout
-        assert window_size != "auto"
-        is_last = max(map(operator.sub, before.end, before.frontier)) == 1
-        if is_last or self.newcomers or any(before.done):
-            return None
-        reach = Reach.of(before, window_size)
-        if not self.models.fit(reach):
-            return None
-        after.send_layout(before)
-        then, info = self._step(after, Window.ahead(after, window_size, reach))
-        return dataclasses.replace(then, done=after.done | then.done), info
+            yield info, self.state
 
     @property
     def num_rows(self) -> int:
@@ -122,7 +94,7 @@ class Decoding:
         return self.state.layout.done.count(False) + sum(len(rows) for _, rows in self.newcomers)
 
     def join(self, request: Request, rows: Tensor) -> None:
-        """Let more rows in. They take part in the next step that is launched; the rows that are here do not notice.
+        """Let more rows in. They take part in the next step; the rows that are here do not notice.
 
         Args:
             request: only its rows count; the rest is that of the call.

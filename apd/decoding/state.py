@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from apd.config import WindowSize
-
-
-class Later(Sequence[int]):
-    """Integers that the host need not know yet: it finds them when it first looks at one, and may have to wait."""
-
-    def __init__(self, find: Callable[[], Sequence[int]]) -> None:
-        self.find = find
-
-    @cached_property
-    def found(self) -> Sequence[int]:
-        return self.find()
-
-    def __len__(self) -> int:
-        return len(self.found)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.found)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.found[index]
 
 
 class Layout(NamedTuple):
@@ -82,16 +62,6 @@ class DecodeState:
         """Where the rows stand, on the host. A step waits for the device here, and else only for what is rare."""
         return Layout(*torch.stack([self.padding, self.frontier, self.end, self.done.long()]).tolist())
 
-    def send_layout(self, before: Layout) -> None:
-        """Have the layout sent now, so that whoever looks at it later does not wait for what the device is given since.
-
-        Args:
-            before: that of the same rows a step ago.
-        """
-        numbers = cache(sent(torch.stack([self.frontier, self.done])))
-        frontier, done = Later(lambda: numbers()[0]), Later(lambda: numbers()[1])
-        vars(self)["layout"] = Layout(before.padding, frontier, before.end, done)
-
     @property
     def width(self) -> int:
         """Columns of the batch, l."""
@@ -130,20 +100,6 @@ def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.dev
     return torch.tensor(values, pin_memory=pins).to(device, non_blocking=True)
 
 
-def sent(values: Tensor) -> Callable[[], Any]:
-    """Copy to the host what the device has made of `values` so far; the result waits for the copy and gives numbers."""
-    if not values.is_cuda:
-        return values.tolist
-    copy, arrived = values.to("cpu", non_blocking=True), torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(values.device))  # by default that of the current device
-
-    def numbers() -> Any:
-        arrived.synchronize()
-        return copy.tolist()
-
-    return numbers
-
-
 #: Columns of a compiled pass, or of a window around it, are rounded up to a multiple of this.
 COLUMNS = 64
 
@@ -167,38 +123,6 @@ class FollowsRows(Protocol):
 
     def join(self, state: DecodeState) -> None:
         """Make room: the next state is this one, its first rows those of the last, the others new, columns maybe more."""
-
-
-@dataclass(frozen=True)
-class Reach:
-    """What the host knows of a step's windows before it knows where the step before it has left the rows.
-
-    Attributes:
-        nearest, furthest: per row, the least and the most that the window's end can be.
-        width: at least as many masks as any window has.
-    """
-
-    nearest: list[int]
-    furthest: list[int]
-    width: int
-
-    @classmethod
-    def of(cls, before: Layout, window_size: int | None) -> Reach:
-        """A step that starts at `before`, with no row done, moves each frontier by a window at most."""
-        size = max(before.end) if window_size is None else window_size
-        nearest, furthest = (
-            [min(t + by, end) for t, end in zip(before.frontier, before.end, strict=True)] for by in (size, 2 * size)
-        )
-        width = max(end - t for t, end in zip(before.frontier, nearest, strict=True))
-        return cls(nearest, furthest, width)
-
-
-@runtime_checkable
-class GoesAhead(Protocol):
-    """A model's session that takes windows whose place in the rows the host does not know yet, from `Window.ahead`."""
-
-    def fits(self, reach: Reach) -> bool:
-        """Whether such a window costs what it would if its place were known, and nothing has to be asked of the host."""
 
 
 #: The first window of `window_size="auto"` has HEADROOM · FIRST_PACE masks, the narrowest LOWEST. Where the k tokens that
@@ -233,14 +157,12 @@ class Window:
             all rows have the same columns.
         starts: per row its first column, on the host.
         ends: per row the first column that the drafter does not see, on the host.
-        reach: of a window that is made before the host knows where the rows stand, what it knows instead.
     """
 
     columns: Tensor
     ragged: Tensor | None
     starts: Sequence[int]
     ends: Sequence[int]
-    reach: Reach | None = None
 
     @classmethod
     def at_frontier(cls, state: DecodeState, window_size: WindowSize, *, is_fixed: bool = False) -> Window:
@@ -267,25 +189,11 @@ class Window:
         columns, inside = counted(first, behind, width)
         return cls(columns % state.width, inside, starts, ends)
 
-    @classmethod
-    def ahead(cls, state: DecodeState, window_size: int | None, reach: Reach) -> Window:
-        """The same, filled up, before the host knows where the rows stand; empty in those that are done."""
-        size = state.width if window_size is None else window_size
-        behind = torch.where(state.done, state.frontier, torch.minimum(state.frontier + size, state.end))
-        width = min(round_up(reach.width, COLUMNS), size, state.width)
-        columns, inside = counted(state.frontier[:, None], behind[:, None], width)
-
-        def ends() -> list[int]:
-            of_rows = zip(*state.layout, strict=True)
-            return [t if is_done else min(t + size, end) for _, t, end, is_done in of_rows]
-
-        return cls(columns % state.width, inside, state.layout.frontier, Later(ends), reach)
-
     def part(self, positions: slice) -> Window:
         """Only some of its masks; what the drafter sees stays the same."""
         if positions == slice(0, self.columns.shape[1]):
             return self
-        starts = Later(lambda: [start + positions.start for start in self.starts])
+        starts = [start + positions.start for start in self.starts]
         ragged = None if self.ragged is None else self.ragged[:, positions]
         return Window(self.columns[:, positions], ragged, starts, self.ends)
 

@@ -29,10 +29,8 @@ from apd.decoding.sampling import Noise, Sampling, Scores
 from apd.decoding.state import (
     DecodeState,
     FollowsRows,
-    GoesAhead,
     Logits,
     Proposal,
-    Reach,
     StepInfo,
     Stopping,
     Window,
@@ -155,11 +153,6 @@ class Models:
         if self.processing.needs_history:
             logits = self.processing.along(logits, state, window, lambda _, position: draft[:, position])
         return logits
-
-    def fit(self, reach: Reach) -> bool:
-        """Whether both models can take windows before the host knows where the rows stand."""
-        sessions = [self.drafter] if self.verifier is None else [self.drafter, self.verifier]
-        return all(isinstance(session, GoesAhead) and session.fits(reach) for session in sessions)
 
     def select(self, rows: Tensor) -> None:
         self.drafter.select(rows)
@@ -366,14 +359,9 @@ def decode_step(
     sampling: Sampling,
     window_size: WindowSize,
     stopping: Stopping,
-    ahead: Window | None = None,
 ) -> tuple[DecodeState, StepInfo]:
-    """One step of every row: the strategy proposes, and 5. what it chose is committed.
-
-    Args:
-        ahead: the window, where it is made before the host knows the layout.
-    """
-    window = ahead or Window.at_frontier(state, window_size, is_fixed=models.fused is not as_it_is)
+    """One step of every row: the strategy proposes, and 5. what it chose is committed."""
+    window = Window.at_frontier(state, window_size, is_fixed=models.fused is not as_it_is)
     proposal = strategy.propose(state, window, models, sampling)
     committed = models.fused(commit)
     after, info = committed(state, window, proposal, stopping=stopping, mask_token_id=models.mask_token_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from apd.decoding.state import DecodeState, StepInfo, sent
+from apd.decoding.state import DecodeState, StepInfo
 
 
 @dataclass
@@ -162,31 +162,18 @@ class Recorder:
     def __init__(self, *, scores: bool = False, logits: bool = False) -> None:
         self.keeps = {name for name, kept in (("scores", scores), ("logits", logits)) if kept}
         self.rows: dict[int, _Row] = {}
-        self.unread: tuple[StepInfo, Callable[[], Any], Callable[[], Any]] | None = None
 
     def record(self, info: StepInfo, after: DecodeState) -> None:
-        """Take in a step. Its numbers are sent now and read when the next one comes, so that nobody waits for them."""
-        self._read()
+        """Take in a step."""
         proposal, before = info.proposal, info.before
         # One transfer of whole numbers and one of probabilities.
         starts = info.window.columns[:, 0] - before.start
         of_row = torch.stack([before.rows, starts, info.window.inside.sum(1), after.num_new_tokens], 1)
         by_position = [info.committed.long(), proposal.tokens, proposal.draft]
         assert proposal.probs is not None  # asked for by whoever records
-        self.unread = info, sent(torch.cat([of_row, *by_position], 1)), sent(proposal.probs)
-        if self.keeps:  # tensors over the vocabulary do not wait for the next step
-            self._read()
-
-    def _read(self) -> None:
-        if self.unread is None:
-            return
-        info, whole, of_positions = self.unread
-        self.unread = None
-        proposal, before, probs = info.proposal, info.before, of_positions()
+        numbers, probs = torch.cat([of_row, *by_position], 1).tolist(), proposal.probs.tolist()
         width = proposal.tokens.shape[1]
-        for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(whole()):
-            if before.layout.done[i]:  # a step ahead has them once more
-                continue
+        for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(numbers):
             if row_id not in self.rows:
                 self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.start[i]].tolist())
             row = self.rows[row_id]
@@ -207,7 +194,6 @@ class Recorder:
 
     def trace(self, row_id: int) -> RowTrace:
         """The trace of a row, its tokens in the order of their positions."""
-        self._read()
         row = self.rows[row_id]
         steps = len(row.drafts)
         trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * steps, prompt=row.prompt)
@@ -228,7 +214,6 @@ class Recorder:
 
     def output(self, sequences: Tensor, tokenizer: Any = None) -> APDOutput:
         """Everything about rows 0, 1, … whose ids are `sequences`, `b l`; `tokenizer` spells the trace."""
-        self._read()
         rows = [self.rows[row] for row in sorted(self.rows)]
         traces = [self.trace(row) for row in sorted(self.rows)]
         new_tokens, drafted, verified = torch.tensor(

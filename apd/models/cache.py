@@ -25,23 +25,19 @@ from apd.decoding.state import counted, to_device
 class Span:
     """The columns that are to be computed: `start … end − 1` of each row, ragged rows filled up on the right.
 
-    The host knows them, so that no shape has to be asked of the device; or at least their width, where it is ahead.
+    The host knows them, so that no shape has to be asked of the device.
 
     Attributes:
         starts: per row, the first column.
         ends: per row, the column behind the last.
         paddings: per row, columns of left padding, which nothing sees. Positions count from the first real token.
         device: where the tensors are.
-        ahead: of a span that the host does not know yet, its `edges`.
-        most: in that case, as many columns as a row may have.
     """
 
     starts: Sequence[int]
     ends: Sequence[int]
     paddings: Sequence[int]
     device: torch.device
-    ahead: Tensor | None = None
-    most: int = 0
 
     @property
     def widths(self) -> list[int]:
@@ -51,7 +47,7 @@ class Span:
     @property
     def width(self) -> int:
         """The most columns of a row, q."""
-        return max(self.widths) if self.ahead is None else self.most
+        return max(self.widths)
 
     @property
     def reach(self) -> int:
@@ -61,15 +57,11 @@ class Span:
     @cached_property
     def is_level(self) -> bool:
         """Whether all rows have the same columns and no padding: then no column needs a mask or a filler."""
-        if self.ahead is not None:
-            return False
         return not any(self.paddings) and len(set(self.starts)) == len(set(self.ends)) == 1
 
     @cached_property
     def edges(self) -> Tensor:
         """Starts, ends and paddings where the tensors are, `3 b` int64."""
-        if self.ahead is not None:
-            return self.ahead
         return to_device([self.starts, self.ends, self.paddings], self.device)
 
     @cached_property

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.decoding.state import COLUMNS, DecodeState, FollowsRows, Later, Logits, Reach, Window, round_up, to_device
-from apd.models.cache import PASS, Span
-from apd.models.transformer import FixedPasses, Neural, Projection, Shadows, shadowed_hidden_states
+from apd.decoding.state import DecodeState, FollowsRows, Logits, Window, to_device
+from apd.models.cache import Span
+from apd.models.transformer import Neural, Projection, Shadows, shadowed_hidden_states
 
 
 class DrafterSession(FollowsRows, Protocol):
@@ -115,21 +115,8 @@ class NeuralDrafterSession:
             of_rows = zip(paddings, starts, window.starts, self.whole_at, strict=True)
             self.whole_at = [t if start == padding else whole_at for padding, start, t, whole_at in of_rows]
         if (size := self.kv_window) is not None:
-            self.starts = Later(lambda: [max(t - size + 1, p) for t, p in zip(window.starts, paddings, strict=True)])
-        if window.reach is None:
-            return Span(starts, window.ends, paddings, device)
-        edges = torch.stack([to_device(starts, device), state.frontier + window.inside.sum(1), state.padding])
-        return Span(starts, window.ends, paddings, device, edges, _widest(starts, window.reach.furthest))
-
-    def fits(self, reach: Reach) -> bool:
-        """Whether no row can be due to be computed anew, and the widest span that may be needed costs no more."""
-        if not isinstance(self.passes, FixedPasses) or self.kv_refresh is not None:
-            return False
-        least, most = (
-            self.passes.num_seats * round_up(_widest(self.starts, ends), COLUMNS)
-            for ends in (reach.nearest, reach.furthest)
-        )
-        return most <= max(least, PASS)
+            self.starts = [max(t - size + 1, p) for t, p in zip(window.starts, paddings, strict=True)]
+        return Span(starts, window.ends, paddings, device)
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Projection:
         """As if each decided column of the window alone were a mask too: `b m v`, in one forward pass, without a cache.
@@ -164,7 +151,3 @@ class NeuralDrafterSession:
         new = state.layout.padding[len(self.starts) :]
         self.starts, self.whole_at = [*self.starts, *new], [*self.whole_at, *new]
         self.passes.join(state)
-
-
-def _widest(starts: Sequence[int], ends: Sequence[int]) -> int:
-    return max(end - start for start, end in zip(starts, ends, strict=True))

@@ -257,7 +257,7 @@ class FixedPasses(PlainPasses):
 
     def groups(self, span: Span) -> list[list[int]]:
         """Whole rows, which are not compiled, and the others; a compiled pass computes every seat anyway."""
-        if not self.is_cached or span.ahead is not None:
+        if not self.is_cached:
             return [list(range(len(self.seats)))]
         groups: dict[bool, list[int]] = {}
         for row, (start, padding) in enumerate(zip(span.starts, span.paddings, strict=True)):
@@ -266,7 +266,7 @@ class FixedPasses(PlainPasses):
 
     def run(self, tokens: Tensor, span: Span, rows: list[int] | None) -> Tensor:
         seats = self.seats if rows is None else [self.seats[row] for row in rows]
-        if self.is_cached and span.ahead is None and span.starts[0] == span.paddings[0]:
+        if self.is_cached and span.starts[0] == span.paddings[0]:
             return self.run_at(tokens, span, seats)
         # Until the graph is launched the device has nothing to do.
         canvas = torch.empty(self.num_seats, self.num_columns, dtype=tokens.dtype, device=self.device)
@@ -361,8 +361,6 @@ class Projection:
     @classmethod
     def of(cls, head: nn.Module, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
         """Of a window's columns, each from the column that is `shift` further; `hidden` is `b q d`, of the span."""
-        if span.ahead is not None:
-            return cls.at(head, hidden, window.columns + shift - span.edges[0][:, None])
         places = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
         width = window.columns.shape[1]
         if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:

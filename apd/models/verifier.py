@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.decoding.state import DecodeState, FollowsRows, Later, Logits, Reach, Window
+from apd.decoding.state import DecodeState, FollowsRows, Logits, Window
 from apd.models.cache import Span
-from apd.models.transformer import FixedPasses, Neural, Projection
+from apd.models.transformer import Neural, Projection
 
 
 class VerifierSession(FollowsRows, Protocol):
@@ -76,21 +75,9 @@ class NeuralVerifierSession:
 
     def span(self, state: DecodeState, window: Window) -> Span:
         """The columns that this step computes."""
-        read, device = self.read, state.tokens.device
-        starts = Later(lambda: [min(r, t - 1) for r, t in zip(read, window.starts, strict=True)])
+        starts = [min(read, t - 1) for read, t in zip(self.read, window.starts, strict=True)]
         # The last drafted token is not read: nothing behind it is scored.
-        ends = Later(lambda: [end - 1 for end in window.ends])
-        if window.reach is None:
-            return Span(starts, ends, state.layout.padding, device)
-        before = state.frontier - 1  # all before it is read, see `fits`
-        edges = torch.stack([before, before + window.inside.sum(1), state.padding])
-        return Span(starts, ends, state.layout.padding, device, edges, window.columns.shape[1])
-
-    def fits(self, reach: Reach) -> bool:
-        """Whether the last draft was read as a whole, so that nothing is left to be read but the window."""
-        return isinstance(self.passes, FixedPasses) and all(
-            read >= end - 1 for read, end in zip(self.read, reach.nearest, strict=True)
-        )
+        return Span(starts, [end - 1 for end in window.ends], state.layout.padding, state.tokens.device)
 
     def select(self, rows: Tensor) -> None:
         self.read = [self.read[row] for row in rows.tolist()]

@@ -22,7 +22,6 @@ are judged on a GPU only.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 import textwrap
@@ -193,15 +192,7 @@ def verdicts(
     )
     wanted = "all wanted" if exact else "all wanted in float32 only"
     text = f"{share:.2%} of the tokens are those of the plain path, {wanted} ({told}). A plain step takes {gains} as long."
-    targets.append(Target("d", share, 1.0, share == 1 if exact else None, text))
-    steps = {(path, rows): found[path, NARROW, rows]["ms_per_step"] for path in AHEAD for rows in (1, BATCH)}
-    gain = steps["waiting", 1] / steps["ahead", 1]
-    told = "; ".join(
-        f"batch {rows}: {steps['waiting', rows] / steps['ahead', rows]:.2f} × as fast, {steps['ahead', rows]:.2f} instead "
-        f"of {steps['waiting', rows]:.2f} ms"
-        for rows in (1, BATCH)
-    )
-    return [*targets, Target("e", gain, 1.0, None, f"steps of M 16 that are launched ahead of the host. {told}.")]
+    return [*targets, Target("d", share, 1.0, share == 1 if exact else None, text)]
 
 
 def _batching(alone: Mapping[str, Any], together: Mapping[str, Any]) -> tuple[float, str, str]:
@@ -222,10 +213,9 @@ def _batching(alone: Mapping[str, Any], together: Mapping[str, Any]) -> tuple[fl
 
 
 def _cases(paths: Sequence[str]) -> Iterator[Case]:
-    first, *others = [path for path in paths if path not in AHEAD]
+    first, *others = paths
     yield first, SEQUENTIAL, 1
-    narrow = [(path, NARROW) for path in paths if path in AHEAD]
-    for path, setting in [(first, OURS), (first, AUTO), *((path, OURS) for path in others), *narrow]:
+    for path, setting in [(first, OURS), (first, AUTO), *((path, OURS) for path in others)]:
         yield path, setting, 1
         yield path, setting, BATCH
 
@@ -236,8 +226,6 @@ def _label(case: Case) -> str:
 
 
 _NAMES = {SEQUENTIAL: "1/step", OURS: "APD", AUTO: "APD auto", NARROW: "APD M 16"}
-#: The compiled path, whose steps are launched ahead of the host, or each wait for the one before.
-AHEAD = {"ahead": True, "waiting": False}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -257,10 +245,6 @@ def main(arguments: Sequence[str]) -> int:
     # First what matters most and has most to go wrong.
     paths = ({"compiled": compiled(plain)} if options.compile else {}) | {"plain": plain}
     path = next(iter(paths))
-    if options.compile:
-        for name, goes_ahead in AHEAD.items():
-            paths[name] = replace(paths["compiled"], sampler=copy.copy(paths["compiled"].sampler))
-            paths[name].sampler.goes_ahead = goes_ahead
     sizes = sizes_of(plain.models)
     rates = measure_rates(sizes, options.device, loading.weights)
 
@@ -277,7 +261,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{results[case].tokens_per_second:.1f} tokens/s"
         )
     agreements = []
-    for name, setting in (("compiled", OURS), ("ahead", NARROW)) if options.compile else ():
+    for name, setting in (("compiled", OURS), ("compiled", NARROW)) if options.compile else ():
         for rows in (1, BATCH):
             progress(f"comparing tokens, {_label((name, setting, rows))}")
             agreements.append(agreement(plain, paths[name], setting, max(rows, 2), rows))
