@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apd.config import APDConfig
+    from apd.decoding.protocols import Drafter, Verifier
     from apd.embedded.tasks import EXAMPLE_PROMPTS
     from apd.generation.many import Generated
     from apd.generation.output import APDOutput, RowTrace, Trace
     from apd.generation.streaming import Chunk
-    from apd.models.drafter import Drafter, MaskedDiffusionDrafter
+    from apd.models.drafter import MaskedDiffusionDrafter
     from apd.models.ideal import IdealListModel
     from apd.models.loading import FAMILIES, ModelSpec, load_drafter, load_verifier
-    from apd.models.verifier import CausalVerifier, Verifier
+    from apd.models.verifier import CausalVerifier
     from apd.sampler import APDSampler
-    from apd.strategies.unmasking import (
+    from apd.strategies import (
         KLASS,
         WINO,
         Autoregressive,
@@ -39,33 +40,33 @@ _HOMES = {
     "APDConfig": "apd.config",
     "APDOutput": "apd.generation.output",
     "APDSampler": "apd.sampler",
-    "Autoregressive": "apd.strategies.unmasking",
-    "Blocks": "apd.strategies.unmasking",
+    "Autoregressive": "apd.strategies",
+    "Blocks": "apd.strategies",
     "CausalVerifier": "apd.models.verifier",
     "Chunk": "apd.generation.streaming",
-    "Confidence": "apd.strategies.unmasking",
-    "Drafter": "apd.models.drafter",
+    "Confidence": "apd.strategies",
+    "Drafter": "apd.decoding.protocols",
     "EXAMPLE_PROMPTS": "apd.embedded.tasks",
-    "Entropy": "apd.strategies.unmasking",
-    "EntropyBound": "apd.strategies.unmasking",
-    "FAMILIES": "apd.models.loading",
-    "Factor": "apd.strategies.unmasking",
+    "Entropy": "apd.strategies",
+    "EntropyBound": "apd.strategies",
+    "FAMILIES": "apd.models",
+    "Factor": "apd.strategies",
     "Generated": "apd.generation.many",
     "IdealListModel": "apd.models.ideal",
-    "KLASS": "apd.strategies.unmasking",
-    "LeftToRight": "apd.strategies.unmasking",
-    "Margin": "apd.strategies.unmasking",
+    "KLASS": "apd.strategies",
+    "LeftToRight": "apd.strategies",
+    "Margin": "apd.strategies",
     "MaskedDiffusionDrafter": "apd.models.drafter",
-    "ModelSpec": "apd.models.loading",
-    "OneStep": "apd.strategies.unmasking",
-    "RandomOrder": "apd.strategies.unmasking",
+    "ModelSpec": "apd.models",
+    "OneStep": "apd.strategies",
+    "RandomOrder": "apd.strategies",
     "RowTrace": "apd.generation.output",
-    "Threshold": "apd.strategies.unmasking",
+    "Threshold": "apd.strategies",
     "Trace": "apd.generation.output",
-    "Verifier": "apd.models.verifier",
-    "WINO": "apd.strategies.unmasking",
-    "load_drafter": "apd.models.loading",
-    "load_verifier": "apd.models.loading",
+    "Verifier": "apd.decoding.protocols",
+    "WINO": "apd.strategies",
+    "load_drafter": "apd.models",
+    "load_verifier": "apd.models",
 }
 
 __all__ = [

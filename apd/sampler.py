@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import torch
@@ -22,14 +21,16 @@ from transformers import (
 
 from apd.config import KNOBS, APDConfig
 from apd.decoding.acceptance import Coupling, Rejection
-from apd.decoding.loop import Call, Decoding
-from apd.decoding.probability import mix_seed
+from apd.decoding.loop import DecodeLoop
+from apd.decoding.noise import mix_seed
 from apd.decoding.processing import AllowedTokens
-from apd.decoding.step import APD, Fused, Strategy, as_it_is
+from apd.decoding.protocols import Drafter, Verifier
+from apd.decoding.request import Request
+from apd.decoding.step import APD, PLAIN
+from apd.decoding.strategy import Strategy
 from apd.generation.arguments import (
     PREPARED_BY_TRANSFORMERS,
     Limits,
-    Request,
     effective_config,
     fresh_seed,
     one_prompt,
@@ -43,7 +44,6 @@ from apd.generation.arguments import (
 from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.streaming import Chunk, chunks, feed
-from apd.models.drafter import Drafter
 from apd.models.loading import (
     HUB_ARGUMENTS,
     PLACING_ARGUMENTS,
@@ -56,8 +56,6 @@ from apd.models.loading import (
     load_tokenizer,
     load_verifier,
 )
-from apd.models.transformer import Neural
-from apd.models.verifier import Verifier
 
 
 class APDSampler:
@@ -109,7 +107,7 @@ class APDSampler:
         self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
         self.tokenizer: Any = tokenizer
         self.strategy = strategy
-        self.fused: Fused = as_it_is
+        self.kernels = PLAIN
         self.vocab_size = self.drafter.vocab_size
         if self.verifier is not None:
             self.vocab_size = check_vocabularies(
@@ -242,7 +240,7 @@ class APDSampler:
         """
         # 1. Resolve the arguments and lay out the rows.
         prompt = one_prompt(inputs, kwargs)
-        call = self._call(
+        request = self._request(
             self._settings(generation_config, strategy, kwargs),
             prompt,
             attention_mask=attention_mask,
@@ -252,24 +250,22 @@ class APDSampler:
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             tokenizer=tokenizer,
         )
-        request, generation = call.request, call.request.generation
-        is_recorded = bool(generation.return_dict_in_generate)
-        decoding = self._open(call, keeps_probs=is_recorded)
-        sequences = Sequences(decoding.state, request.pad_token_id)
-        recorder = Recorder(scores=bool(generation.output_scores), logits=bool(generation.output_logits))
+        loop = self._open(request, record_probs=request.is_recorded)
+        sequences = Sequences(loop.state, request.pad_token_id)
+        recorder = Recorder(scores=request.record_scores, logits=request.record_logits)
 
         # 2. While a row is not done.
-        steps = decoding.steps()
+        steps = loop.steps()
         if streamer is not None:
             steps = feed(streamer, _only_row(request.prompt), steps)
         for info, state in steps:
             if any(state.layout.done):
                 sequences.take(state)
-            if is_recorded:
+            if request.is_recorded:
                 recorder.record(info, state)
 
         # 3. Put the output together.
-        if not is_recorded:
+        if not request.is_recorded:
             return sequences.ids()
         return recorder.output(sequences.ids(), self.tokenizer if tokenizer is None else tokenizer)
 
@@ -294,16 +290,10 @@ class APDSampler:
         """
         if not options and self.drafter.device.type == "cuda":
             options = {"mode": "reduce-overhead"}
-        neural: list[Neural] = []
-        for name, model in (("drafter", self.drafter), ("verifier", self.verifier)):
-            if isinstance(model, Neural):
-                neural.append(model)
-            elif model is not None:
-                raise TypeError(f"`{name}` must be a transformers model to be compiled, got {type(model).__name__}.")
-        for each in neural:
-            each.compile(**options)
-        # What stands between the passes, without CUDA graphs: rows leave, so shapes change, if rarely.
-        self.fused = functools.cache(functools.partial(torch.compile, backend=options.get("backend", "inductor")))
+        models = {"drafter": self.drafter, "verifier": self.verifier}
+        from apd.models.graphs import compile_pair  # imports inductor's machinery
+
+        self.kernels = compile_pair({role: model for role, model in models.items() if model is not None}, **options)
         return self
 
     def stream(
@@ -333,7 +323,7 @@ class APDSampler:
         """
         refuse_for("stream()", kwargs, "streamer", "return_dict_in_generate")
         prompt = one_prompt(inputs, kwargs)
-        call = self._call(
+        request = self._request(
             self._settings(generation_config, strategy, kwargs),
             prompt,
             attention_mask=attention_mask,
@@ -344,7 +334,7 @@ class APDSampler:
             tokenizer=tokenizer,
         )
         tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        steps = self._open(call, keeps_probs=False).steps()
+        steps = self._open(request, record_probs=False).steps()
         return chunks(steps, tokenizer, skip_special_tokens=skip_special_tokens)
 
     def generate_many(
@@ -407,15 +397,15 @@ class APDSampler:
             "tokenizer": tokenizer,
         }
 
-        def call_of(index: int, prompt: Prompt) -> Call:
+        def request_of(index: int, prompt: Prompt) -> Request:
             ids = encode(prompt, self.tokenizer)
-            return self._call(
+            return self._request(
                 settings, ids, attention_mask=torch.ones_like(ids), seed=[mix_seed(run_seed, index)], **given
             )
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
-        queue = Queue(numbered, call_of, on_error)
-        found = answers(queue, batch_size=batch_size, open_decoding=self._open, tokenizer=self.tokenizer)
+        queue = Queue(numbered, request_of, on_error)
+        found = answers(queue, batch_size=batch_size, open_loop=self._open, tokenizer=self.tokenizer)
         total = len(prompts) if isinstance(prompts, Sized) else None
         found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
@@ -492,9 +482,9 @@ class APDSampler:
         generation = effective_config(generation_config, [*defaults, of_tokenizer], kwargs)
         return Settings(config, strategy or self.strategy or _apd(config), generation)
 
-    def _call(
+    def _request(
         self, settings: Settings, prompt: Any, *, attention_mask: Tensor | None, tokenizer: Any, **of_request: Any
-    ) -> Call:
+    ) -> Request:
         """All arguments of `generate`, checked."""
         strategy = settings.strategy
         if strategy.needs_verifier and self.verifier is None:
@@ -513,25 +503,29 @@ class APDSampler:
                 max_lengths={name: model.max_length for name, model in running.items() if model is not None},
                 device=self.drafter.device,
             ),
-            redraw=settings.config.noise == "step",
-            is_random=getattr(strategy, "is_random", False),
+            config=settings.config,
+            strategy=strategy,
             tokenizer=self.tokenizer if tokenizer is None else tokenizer,
             **of_request,
         )
         warn_of_unknown_words(request, self.tokenizer)
         if not strategy.left_to_right:
             self._check_any_order(settings, request)
-        return Call(request, settings.config, strategy)
+        return request
 
-    def _open(self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True) -> Decoding:
-        return Decoding(
+    def _open(self, request: Request, rows: Tensor | None = None, *, record_probs: bool = True) -> DecodeLoop:
+        if self.kernels is not PLAIN and not request.calls_user_code:
+            from apd.models.graphs import BucketedWindow
+
+            request = replace(request, policy=BucketedWindow(request.policy))
+        return DecodeLoop(
             self.drafter,
             self.verifier,
+            request,
             vocab_size=self.vocab_size,
-            call=call,
             rows=rows,
-            keeps_probs=keeps_probs,
-            fused=self.fused,
+            record_probs=record_probs,
+            kernels=self.kernels,
         )
 
     def _check_any_order(self, settings: Settings, request: Request) -> None:

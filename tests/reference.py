@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from apd.decoding.probability import DRAFT, keyed_gumbel
+from apd.decoding.noise import DRAFT, keyed_gumbel
 
 
 def reference_generate(

@@ -25,9 +25,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import apd.models.attention
 from apd import ModelSpec, load_drafter, load_verifier
 from apd.models.attention import GROUPED, grouped_sdpa
-from apd.models.cache import ColumnCache, Span
+from apd.models.cache import ColumnCache
+from apd.models.graphs import forward_slots
 from apd.models.loading import as_drafter, as_verifier
-from apd.models.transformer import PlainPasses, run_seated
+from apd.models.span import Span
+from apd.models.transformer import EagerPasses
 
 ROWS, QUERIES, KEYS, SIZE = 3, 5, 19, 8
 # Of outputs of unit scale: some ten times the rounding of their type.
@@ -187,7 +189,7 @@ def test_a_model_computes_the_same_and_repeats_no_keys(family, is_cached, causal
 
     def hidden_states(implementation: str) -> list[Tensor]:
         model.set_attn_implementation(implementation)
-        passes = PlainPasses(model, causal=causal, num_rows=3, num_columns=30 if is_cached else None)
+        passes = EagerPasses(model, causal=causal, num_rows=3, num_columns=30 if is_cached else None)
         states = [passes(TOKENS, span)[span.real] for span in spans]
         assert bool(packed) == (implementation == GROUPED)
         if passes.cache is not None:
@@ -225,7 +227,7 @@ def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
         hidden = run(tokens, edges, seating, 64, cache)
         return torch.cat([row[: end - start] for row, start, end in zip(hidden, starts, ends, strict=True)])
 
-    plain = partial(run_seated, model, causal)
+    plain = partial(forward_slots, model, causal)
     expected = hidden_states("sdpa", plain)
     torch._dynamo.reset()
     compiled = hidden_states(GROUPED, torch.compile(plain, backend=backend, fullgraph=True, dynamic=False))

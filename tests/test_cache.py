@@ -16,8 +16,9 @@ from apd import KLASS, Confidence, LeftToRight
 from apd.decoding.acceptance import Coupling
 from apd.decoding.loop import Decoding
 from apd.decoding.step import APD
-from apd.models.cache import PASS, ColumnCache, Span
-from apd.models.transformer import PlainPasses
+from apd.models.cache import PASS, ColumnCache
+from apd.models.span import Span
+from apd.models.transformer import EagerPasses
 
 
 def span_of(widths: list[int]) -> Span:
@@ -53,7 +54,7 @@ def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached)
 
     def hidden_states(cost: int) -> list[torch.Tensor]:
         monkeypatch.setattr("apd.models.cache.PASS", cost)
-        passes = PlainPasses(model, causal=causal, num_rows=4, num_columns=40 if is_cached else None)
+        passes = EagerPasses(model, causal=causal, num_rows=4, num_columns=40 if is_cached else None)
         spans = [Span(*edges, paddings, tokens.device) for edges in (first, second)]
         assert [len(span.passes()) > 1 for span in spans] == [cost == 0] * 2
         return [passes(tokens, s)[s.real] for s in spans]
@@ -126,7 +127,7 @@ def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
     tokens = torch.randint(0, 100, (3, 40), generator=torch.Generator().manual_seed(0))
 
     def hidden_states(is_level: bool) -> list[torch.Tensor]:
-        passes = PlainPasses(model, causal=causal, num_rows=3, num_columns=40)
+        passes = EagerPasses(model, causal=causal, num_rows=3, num_columns=40)
         spans = [Span([start] * 3, [end] * 3, [0] * 3, tokens.device) for start, end in ((0, 20), (17, 25), (5, 40))]
         for span in spans:
             assert span.is_level

@@ -16,7 +16,7 @@ from apd import EXAMPLE_PROMPTS, APDSampler, Confidence, LeftToRight
 from apd.cli.app import main
 from apd.cli.demo import Comparison, Run, compare, play, table
 from apd.cli.results import BadLine, Part, part_path, read_results
-from apd.decoding.step import Strategy
+from apd.decoding.strategy import Strategy
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import EXAMPLES
 from apd.show.terminal import align, legend, mark, pieces, wants_colour

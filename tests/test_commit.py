@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
-from apd.decoding.state import DecodeState, Proposal, Stopping, Window, commit
+from apd.decoding.commit import Proposal, Stopping, commit
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 
 MASK, STOP, OLD, NEW = 9, 1, 3, 4
 PROMPT, WIDTH = [STOP, MASK, OLD], 8  # what stands in a prompt stops nothing and is no mask

@@ -1,4 +1,4 @@
-"""Compiled passes: the plain path's tokens, in a few shapes, whoever comes and goes."""
+"""CompiledModel passes: the plain path's tokens, in a few shapes, whoever comes and goes."""
 
 import statistics
 
@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, Stoppin
 from apd import APDSampler, IdealListModel, Threshold
 from apd.decoding.step import as_it_is
 from apd.models.cache import ColumnCache
-from apd.models.transformer import run_seated
+from apd.models.graphs import forward_slots
 
 
 class Counting:
@@ -288,7 +288,7 @@ def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> Non
 
     def run(*args):
         between.append(watching.count - waited[-1])
-        return run_seated(passes.model, False, *args)
+        return forward_slots(passes.model, False, *args)
 
     passes.run = run
     with Watching() as watching, Waiting():
@@ -312,7 +312,7 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
             cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 64)] * 2)
         tokens, edges, seating = (torch.empty(n, of, dtype=torch.int64) for n, of in ((3, 256), (3, 3), (2, 3)))
     with Watching() as watching, torch.no_grad():
-        assert run_seated(model, causal, tokens, edges, seating, 64, cache).shape == (3, 64, 128)
+        assert forward_slots(model, causal, tokens, edges, seating, 64, cache).shape == (3, 64, 128)
     assert watching.devices == {"meta"}
 
 

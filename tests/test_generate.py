@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from apd import EXAMPLE_PROMPTS, KLASS, WINO, APDSampler, Confidence
-from apd.decoding.probability import mix_seed
+from apd.decoding.noise import mix_seed
 from apd.generation.arguments import REFUSED, SUPPORTED, effective_config
 from apd.generation.stop_strings import StopStrings
 

@@ -28,7 +28,7 @@ from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDSampler, LeftToRight, MaskedDiffusionDrafter
 from apd.cli.app import main
-from apd.decoding.probability import mix_seed
+from apd.decoding.noise import mix_seed
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import instances
 from apd.integrations.lm_eval import APDLM, StopInAnswer, sequential_logprobs

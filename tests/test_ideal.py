@@ -9,7 +9,8 @@ from torch import Tensor
 from toy import toy
 
 from apd import APDSampler, Drafter, LeftToRight, Verifier
-from apd.decoding.state import DecodeState, Window
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 from apd.models.ideal import IdealListModel
 
 TASKS = {

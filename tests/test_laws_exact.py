@@ -15,10 +15,10 @@ from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDSampler, Confidence, LeftToRight
 from apd.decoding.acceptance import Judgement, Rejection
-from apd.decoding.probability import DRAFT
-from apd.decoding.sampling import Noise, Sampling
-from apd.decoding.state import Window
+from apd.decoding.noise import DRAFT, Noise
+from apd.decoding.sampling import Sampling
 from apd.decoding.step import APD
+from apd.decoding.window import Window
 from apd.models.ideal import IdealListModel
 
 FALSE_ALARM = 1e-6

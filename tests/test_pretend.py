@@ -17,7 +17,8 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from apd import EXAMPLE_PROMPTS, APDOutput, APDSampler, IdealListModel, strategies
-from apd.decoding.step import Strategy, decode_step
+from apd.decoding.step import decode_step
+from apd.decoding.strategy import Strategy
 
 
 def moved(sampler: APDSampler) -> APDSampler:

@@ -5,19 +5,8 @@ import math
 import pytest
 import torch
 
-from apd.decoding.probability import (
-    ACCEPT,
-    DRAFT,
-    RESIDUAL,
-    keyed_bits,
-    keyed_gumbel,
-    keyed_uniform,
-    largest,
-    log_normalise,
-    mix,
-    mix_seed,
-    step_seeds,
-)
+from apd.decoding.noise import ACCEPT, DRAFT, RESIDUAL, keyed_bits, keyed_gumbel, keyed_uniform, mix_seed, step_seeds
+from apd.decoding.probability import largest, log_normalise, mix
 
 M64 = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

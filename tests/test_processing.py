@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from apd import Confidence, LeftToRight
-from apd.decoding.probability import DRAFT, keyed_gumbel
+from apd.decoding.noise import DRAFT, keyed_gumbel
 
 PROMPTS = left_padded(trace_prompts())
 HISTORY = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "bad_words_ids": [[5], [118, 79]]}

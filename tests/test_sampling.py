@@ -14,7 +14,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from apd.decoding.sampling import Noise, Sampling, Scores
+from apd.decoding.noise import Noise
+from apd.decoding.sampling import Sampling, Scores
 
 
 class Twisted(TopKLogitsWarper):

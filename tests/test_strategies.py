@@ -25,10 +25,11 @@ from apd import (
     Threshold,
     load_drafter,
 )
-from apd.decoding.probability import DRAFT
-from apd.decoding.sampling import Noise, Sampling, Scores
-from apd.decoding.state import DecodeState, Window
-from apd.decoding.step import Draft
+from apd.decoding.noise import DRAFT, Noise
+from apd.decoding.pair import Draft
+from apd.decoding.sampling import Sampling, Scores
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 
 ANY_ORDER = [
     RandomOrder(2),

@@ -6,7 +6,8 @@ import torch
 from pairs import trace_prompts, trace_sampler
 from torch import Tensor
 
-from apd.decoding.state import FIRST_PACE, HEADROOM, LOWEST, DecodeState, Window, next_pace
+from apd.decoding.state import FIRST_PACE, HEADROOM, LOWEST, DecodeState, next_pace
+from apd.decoding.window import Window
 
 LENGTH, ROWS = 512, 200
 STEP = 64  # columns that a step costs beside its masks

@@ -14,7 +14,8 @@ from toy import tiny_pair, toy
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from apd import WINO, APDSampler, Blocks, Confidence, MaskedDiffusionDrafter, Threshold, load_drafter
-from apd.decoding.state import DecodeState, Window
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 from apd.embedded.tasks import instances
 from apd.models.ideal import IdealListModel
 from benchmarks.parallelbench.theory import shuffle_accuracy

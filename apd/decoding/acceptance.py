@@ -1,125 +1,160 @@
-"""Acceptance: which drafted tokens a rule keeps, and the prefix that is accepted."""
+"""4. Accept: the rules that judge a draft, and the prefix that is accepted."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from apd.config import check_fraction
-from apd.decoding.probability import ACCEPT, RESIDUAL, gather_tokens, log_normalise
-from apd.decoding.sampling import Noise, Sampling, Scores
-from apd.decoding.state import DecodeState, Window
+from apd.decoding.noise import ACCEPT, DRAFT, RESIDUAL, Noise
+from apd.decoding.probability import gather_tokens, log_normalise
+from apd.decoding.sampling import Sampling, Scores
+from apd.decoding.window import Window
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A model's distribution at every position of a window, or of a part of it.
+
+    Attributes:
+        logits: `b m v` float32, log p up to a constant, before temperature and truncation; −∞ removes a token.
+        scores: log p after temperature and truncation, which tokens are drawn from; `None` of the verifier.
+    """
+
+    logits: Tensor
+    scores: Scores | None = None
+
+    @cached_property
+    def logprobs(self) -> Tensor:
+        """log p, `b m v` float32, before temperature and truncation."""
+        return log_normalise(self.logits)
+
+    def logprob(self, tokens: Tensor) -> Tensor:
+        """log p of one token per position: `b m` int64 → `b m` float32."""
+        return gather_tokens(self.logprobs, tokens)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule may base its judgement on.
+
+    Attributes:
+        draft: `b m` int64, x.
+        drafter: p_D.
+        verifier: p_AR given the drafted tokens before each position; `None` at R = 1 and for rules with `scores_only`.
+        target: p_T, the mixture; for rules with `scores_only` it is p_D.
+        verifier_logprobs: `b m` float32, log p_AR of the drafted tokens; for rules with `scores_only`.
+        sampling: draws tokens: `sampling.sample(scores, noise(stream)).tokens`.
+        noise: keyed noise of the positions, by stream; `DRAFT` is the noise that the draft was drawn with.
+    """
+
+    draft: Tensor
+    drafter: Distribution
+    verifier: Distribution | None
+    target: Distribution
+    verifier_logprobs: Tensor | None
+    sampling: Sampling
+    noise: Callable[[int], Noise]
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a rule says of each drafted token, given that all before it were kept.
+    """What a rule decides about each drafted token, given that all before it were accepted.
 
     Attributes:
-        kept: `b m` bool, whether it is kept too.
-        instead: `b m` int64, what stands there if it is not.
-        replaced: `b m` bool, whether that is committed; `None`: nowhere.
-        best: `b m` float32, the best score of the target; see `Picked`.
+        accept: `b m` bool, whether the token is accepted.
+        replacement: `b m` int64, the token to commit at the first position that is not accepted; `None`: none.
+        use_replacement: `b m` bool, where the replacement may be committed; `None`: everywhere.
     """
 
-    kept: Tensor
-    instead: Tensor
-    replaced: Tensor | None
-    best: Tensor
+    accept: Tensor
+    replacement: Tensor | None = None
+    use_replacement: Tensor | None = None
 
 
+@runtime_checkable
 class AcceptanceRule(Protocol):
     """Judges a draft, or a part of one, position by position.
 
-    The very first position of a draft is accepted whatever a rule says: there p_D is the drafter's exact conditional.
-
-    Args:
-        draft: `b m` int64.
-        draft_scores: warped log p_D.
-        target_scores: warped log p_T.
-        target_logits: `b m v`, log p_T up to a constant, before temperature and truncation.
-        noise: the Gumbel noise that the draft was drawn with.
-        sampling: draws further keyed noise, for `key`.
+    The very first position of a draft is accepted whatever a rule says: p_D is the drafter's exact conditional there.
+    A rule with a true attribute `scores_only` needs p_AR of the drafted tokens alone.
     """
 
-    def __call__(
-        self,
-        *,
-        draft: Tensor,
-        draft_scores: Scores,
-        target_scores: Scores,
-        target_logits: Tensor,
-        noise: Noise,
-        sampling: Sampling,
-        key: tuple[DecodeState, Window],
-    ) -> Judgement: ...
+    def __call__(self, evidence: Evidence, /) -> Judgement: ...
 
 
-class Accepted(NamedTuple):
-    """What became of a part of the window.
+@dataclass(frozen=True)
+class Accepted:
+    """The prefix of a window, or of a part of it, that is committed.
 
     Attributes:
-        tokens, chosen, decisive, probs, logits, scores: as in `Proposal`, of this part.
-        draft_best, target_best: `b c`, the best scores.
-        misses: `b c` int64, how many drafted tokens up to here, in the parts before too, were not kept.
+        tokens, chosen, decisive, fault, probs, logits, scores: as in `Proposal`, of this part.
+        misses: `b c` int64, drafted tokens up to here, earlier parts included, that were not accepted.
     """
 
     tokens: Tensor
     chosen: Tensor
     decisive: Tensor
-    draft_best: Tensor
-    target_best: Tensor
+    fault: Tensor
     misses: Tensor
     probs: Tensor | None = None
     logits: Tensor | None = None
     scores: Tensor | None = None
 
-    @classmethod
-    def of(
-        cls,
-        judgement: Judgement,
-        draft: Tensor,
-        draft_best: Tensor,
-        window: Window,
-        logits: list[Tensor],
-        before: list[Accepted],
-        *,
-        keeps_probs: bool,
-    ) -> Accepted:
-        """The prefix that is kept, and what stands instead of the token behind it, if the rule replaces that.
 
-        Args:
-            draft: `b c` int64.
-            draft_best: `b c`, its best scores.
-            logits: of each model, `b c v`.
-            before: the part before this one, none for the first.
-            keeps_probs: see `Models`.
-        """
-        missed = ~window.within(judgement.kept)
-        misses = missed.cumsum(1)
-        # The very first position is no miss: there p_D is the drafter's exact conditional.
-        misses = misses + before[0].misses[:, -1:] if before else misses - misses[:, :1]
-        tokens, chosen = draft, misses == 0
-        decisive = window.within(misses <= missed)  # none before it
-        if judgement.replaced is not None:
-            replaced = judgement.replaced & decisive & ~chosen
-            tokens, chosen = torch.where(replaced, judgement.instead, draft), chosen | replaced
-        probs = None
-        if keeps_probs:
-            probs = torch.stack([gather_tokens(log_normalise(of_model), tokens) for of_model in logits], -1).exp()
-        return cls(tokens, chosen, decisive, draft_best, judgement.best, misses, probs)
+def accepted_prefix(
+    judgement: Judgement, draft: Tensor, fault: Tensor, window: Window, previous: Accepted | None
+) -> Accepted:
+    """The longest accepted prefix, and the rule's replacement behind it.
+
+    Args:
+        draft: `b c` int64.
+        fault: `b c` int64, see `Proposal.fault`.
+        previous: the part before this one, `None` for the first.
+    """
+    missed = ~window.within(judgement.accept)
+    misses = missed.cumsum(1)
+    # The very first position is never a miss: p_D is the drafter's exact conditional there.
+    misses = misses - misses[:, :1] if previous is None else misses + previous.misses[:, -1:]
+    tokens, chosen = draft, misses == 0
+    decisive = window.within(misses <= missed)  # up to and including the first miss
+    if judgement.replacement is not None:
+        replaced = decisive & ~chosen
+        if judgement.use_replacement is not None:
+            replaced = replaced & judgement.use_replacement
+        tokens, chosen = torch.where(replaced, judgement.replacement, draft), chosen | replaced
+    return Accepted(tokens, chosen, decisive, fault, misses)
+
+
+def record(accepted: Accepted, evidence: Evidence, *, probs: bool, scores: bool) -> Accepted:
+    """`accepted` with the untempered probabilities of its tokens, and with the scores that decided each position."""
+    if probs:
+        models = [evidence.target, evidence.drafter, evidence.verifier]
+        logprobs = [model.logprob(accepted.tokens) for model in models if model is not None]
+        if evidence.verifier_logprobs is not None:
+            logprobs.append(evidence.verifier_logprobs)
+        accepted = dataclasses.replace(accepted, probs=torch.stack(logprobs, -1).exp())
+    if scores:
+        # The drafter alone decides the first position, the mixture the others.
+        logits = log_normalise(torch.cat([evidence.drafter.logits[:, :1], evidence.target.logits[:, 1:]], 1))
+        warped = evidence.sampling.warp(logits).dense(logits.shape[-1])
+        accepted = dataclasses.replace(accepted, logits=logits, scores=warped)
+    return accepted
 
 
 @dataclass(frozen=True)
 class Coupling:
-    """The paper's rule: keep the prefix on which draft and target, drawn with the same noise, are the same token.
+    """The paper's rule: accept the prefix on which draft and target, drawn with the same noise, are the same token.
 
     Args:
-        threshold: τ; beyond position 0 every committed token has p_T ≥ τ, before temperature and truncation.
-        correction: also commit the target's token at the first mismatch, a draw from p_T given the accepted prefix.
+        threshold: τ in [0, 1]; beyond position 0 every committed token has p_T ≥ τ, before temperature and truncation.
+        correction: at the first mismatch commit the target's token, a draw from p_T given the accepted prefix.
 
     Source: arXiv:2506.00413, universal coupling of draft and target.
     """
@@ -130,56 +165,39 @@ class Coupling:
     def __post_init__(self) -> None:
         check_fraction("threshold", self.threshold, "0 is the paper, 1 one token per step")
 
-    def __call__(
-        self,
-        *,
-        draft: Tensor,
-        target_scores: Scores,
-        target_logits: Tensor,
-        noise: Noise,
-        sampling: Sampling,
-        **_: object,
-    ) -> Judgement:
-        target, best = sampling.pick(target_scores, noise)
-        kept = draft == target
-        if self.threshold > 0:
-            sure = gather_tokens(log_normalise(target_logits), target).exp() >= self.threshold
-            return Judgement(kept & sure, target, sure if self.correction else None, best)
-        return Judgement(kept, target, torch.ones_like(kept) if self.correction else None, best)
+    def __call__(self, evidence: Evidence, /) -> Judgement:
+        assert evidence.target.scores is not None
+        target = evidence.sampling.sample(evidence.target.scores, evidence.noise(DRAFT)).tokens
+        accept, replacement = evidence.draft == target, target if self.correction else None
+        if self.threshold == 0:
+            return Judgement(accept, replacement)
+        is_sure = evidence.target.logprob(target).exp() >= self.threshold
+        return Judgement(accept & is_sure, replacement, is_sure)
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Speculative sampling toward p_T: keep x with probability min(1, p_T(x) / p_D(x)), else draw from the residual.
+    """Speculative sampling toward p_T: accept x with probability min(1, p_T(x) / p_D(x)), else draw from the residual.
 
     At the first rejection a draw from the residual ∝ max(p_T − p_D, 0) is always committed; without it the rule does
-    not follow p_T. Accepting and the residual have keyed noise of their own: the draft's would tie them to the draft.
+    not follow p_T. Accepting and the residual have noise streams of their own: the draft's would bias them.
 
     Source: PoE-Bridge, arXiv:2606.08048; Leviathan et al. 2023, arXiv:2211.17192.
     """
 
-    def __call__(
-        self,
-        *,
-        draft: Tensor,
-        draft_scores: Scores,
-        target_scores: Scores,
-        target_logits: Tensor,
-        sampling: Sampling,
-        key: tuple[DecodeState, Window],
-        **_: object,
-    ) -> Judgement:
-        vocab_size = target_logits.shape[-1]
-        p_target = sampling.probs(target_scores)
-        all_draft, all_target = (p.of_all(vocab_size, missing=0.0) for p in (sampling.probs(draft_scores), p_target))
-        ratio = gather_tokens(all_target, draft) / gather_tokens(all_draft, draft)
-        kept = sampling.uniform(*key, stream=ACCEPT) < ratio
+    def __call__(self, evidence: Evidence, /) -> Judgement:
+        sampling, target, drafter = evidence.sampling, evidence.target.scores, evidence.drafter.scores
+        assert target is not None and drafter is not None
+        vocab_size = evidence.target.logits.shape[-1]
+        p_target = sampling.probs(target)
+        dense_draft, dense_target = (p.dense(vocab_size, missing=0.0) for p in (sampling.probs(drafter), p_target))
+        ratio = gather_tokens(dense_target, evidence.draft) / gather_tokens(dense_draft, evidence.draft)
+        accept = evidence.noise(ACCEPT).uniform() < ratio
 
-        # The residual is positive only where p_T is, so it is over p_T's tokens.
-        residual = (all_target - all_draft).clamp(min=0)
+        # The residual is positive only where p_T is, so it has p_T's tokens.
+        residual = (dense_target - dense_draft).clamp(min=0)
         # Rounding can leave nothing of a residual that is almost zero; p_T is its limit then.
-        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, all_target)
+        residual = torch.where(residual.sum(-1, keepdim=True) > 0, residual, dense_target)
         over_target = residual if p_target.ids is None else residual.gather(-1, p_target.ids)
-        residual_scores = Scores(over_target.log(), p_target.ids)
-        instead = sampling.pick(residual_scores, sampling.noise(*key, stream=RESIDUAL)).tokens
-        return Judgement(kept, instead, torch.ones_like(kept), target_scores.values.amax(-1))
+        scores = Scores(over_target.log(), p_target.ids)
+        return Judgement(accept, sampling.sample(scores, evidence.noise(RESIDUAL)).tokens)

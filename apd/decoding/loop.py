@@ -1,88 +1,84 @@
-"""The one loop: rows come in, make steps, and leave when they are done."""
+"""`DecodeLoop`, the one loop: rows join, make decode steps, and leave when they are done."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from apd.config import APDConfig
-from apd.decoding.state import FIRST_PACE, DecodeState, StepInfo
-from apd.decoding.step import Fused, Models, Strategy, as_it_is, decode_step
-from apd.generation.arguments import Request
-from apd.models.drafter import Drafter
-from apd.models.verifier import Verifier
+from apd.decoding.commit import DRAFTER_FAULT, VALID, VERIFIER_FAULT, StepInfo
+from apd.decoding.pair import Kernels, ModelPair, Support
+from apd.decoding.protocols import CachingDrafter, Drafter, DrafterSession, Verifier
+from apd.decoding.request import Request
+from apd.decoding.state import DecodeState
+from apd.decoding.step import PLAIN, decode_step
 
 
-@dataclass(frozen=True)
-class Call:
-    """What is asked of the models: the rows and how to decode them, all checked."""
-
-    request: Request
-    config: APDConfig
-    strategy: Strategy
-
-
-class Decoding:
-    """Rows that are being decoded together. Holds all that belongs to one call.
+class DecodeLoop:
+    """Rows that are decoded together, and everything that belongs to one call.
 
     Args:
-        drafter: the models, and the ids they share, below `vocab_size`.
-        verifier: may be `None` when the strategy needs none.
-        vocab_size: see `Models`.
-        call: its request has the first rows.
-        rows: their numbers; 0, 1, … when not given.
-        keeps_probs: see `Models`.
-        fused: see `Models`; functions of the caller stay as they are.
+        drafter: the diffusion LM.
+        verifier: the causal LM; may be `None` if the strategy needs none.
+        request: the first rows, and the settings of the call.
+        vocab_size: ids below it exist in both models.
+        rows: `b` int64, numbers of the first rows; 0, 1, … if not given.
+        record_probs: proposals hold the probabilities of their tokens.
+        kernels: the pure functions of a step, as they are or compiled. Requests that call user code use the plain ones.
+
+    Attributes:
+        state: the rows as they are now.
     """
 
     def __init__(
         self,
         drafter: Drafter,
         verifier: Verifier | None,
+        request: Request,
         *,
         vocab_size: int,
-        call: Call,
         rows: Tensor | None = None,
-        keeps_probs: bool = True,
-        fused: Fused = as_it_is,
+        record_probs: bool = True,
+        kernels: Kernels = PLAIN,
     ) -> None:
-        self.call = call
+        self.request = request
         self.mask_token_id = drafter.mask_token_id
-        self.state = lay_out(call.request, drafter.mask_token_id, rows)
-        self.strategy = call.strategy.open(self.state)
+        self.state = self._start(request, rows)
+        strategy = request.strategy
+        self.strategy = strategy.open(self.state)
         masks = [drafter.mask_token_id] if drafter.mask_token_id < vocab_size else []
-        self.models = Models(
-            drafter=drafter.open(self.state, call.config.kv_window, call.config.kv_refresh),
-            verifier=verifier.open(self.state) if verifier is not None and call.strategy.needs_verifier else None,
-            removed=torch.tensor(masks, dtype=torch.int64, device=drafter.device),
+        removed = torch.tensor(masks, dtype=torch.int64, device=drafter.device)
+        self.pair = ModelPair(
+            self._open(drafter) if strategy.needs_drafter else None,
+            verifier.open(self.state) if verifier is not None and strategy.needs_verifier else None,
+            Support(vocab_size, removed, request.processing),
             mask_token_id=drafter.mask_token_id,
-            vocab_size=vocab_size,
-            processing=call.request.processing,
-            keeps_probs=keeps_probs,
-            keeps_scores=bool(call.request.generation.output_scores or call.request.generation.output_logits),
-            fused=as_it_is if call.request.asks_the_caller else fused,
+            kernels=PLAIN if request.calls_user_code else kernels,
+            record_probs=record_probs,
+            record_scores=request.record_scores or request.record_logits,
         )
         self.newcomers: list[tuple[Request, Tensor]] = []
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
-        """Step by step until every row is done: what happened, and the rows after it, finished ones included.
+        """Steps until every row is done: what happened in each, and the rows after it, finished ones included.
 
         Rows may `join` between two yields.
+
+        Raises:
+            FloatingPointError: a model gave no valid distribution where a token had to be decided.
         """
         while self.newcomers or not all(self.state.layout.done):
-            self._let_go()
-            self._let_in()
+            self._drop_finished()
+            self._admit_newcomers()
+            request = self.request
             self.state, info = decode_step(
                 self.state,
                 strategy=self.strategy,
-                models=self.models,
-                sampling=self.call.request.sampling,
-                window_size=self.call.config.window_size,
-                stopping=self.call.request.stopping,
+                pair=self.pair,
+                sampling=request.sampling,
+                policy=request.policy,
+                stopping=request.stopping,
             )
             if any(self.state.layout.done):
                 _refuse_broken(info)
@@ -90,84 +86,59 @@ class Decoding:
 
     @property
     def num_rows(self) -> int:
-        """Rows that are not done."""
+        """Rows that are not done, those that will join included."""
         return self.state.layout.done.count(False) + sum(len(rows) for _, rows in self.newcomers)
 
     def join(self, request: Request, rows: Tensor) -> None:
-        """Let more rows in. They take part in the next step; the rows that are here do not notice.
+        """Add rows from the next step on; the rows that are here do not change by it.
 
         Args:
-            request: only its rows count; the rest is that of the call.
+            request: only its rows count; the settings are those of the first request.
             rows: `n` int64, their numbers.
         """
         self.newcomers.append((request, rows))
 
-    def _let_in(self) -> None:
-        """Rows that were told to join."""
+    def _start(self, request: Request, rows: Tensor | None) -> DecodeState:
+        return DecodeState.start(
+            request.prompt,
+            max_new_tokens=request.max_new_tokens,
+            mask_token_id=self.mask_token_id,
+            padding=request.padding,
+            seeds=request.seeds,
+            rows=rows,
+        )
+
+    def _open(self, drafter: Drafter) -> DrafterSession:
+        if self.request.kv_window is None or not isinstance(drafter, CachingDrafter):
+            return drafter.open(self.state)  # an exact drafter has no cache to limit
+        return drafter.open_cached(self.state, self.request.kv_window, self.request.kv_refresh)
+
+    def _admit_newcomers(self) -> None:
         for request, rows in self.newcomers:
-            self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
-            self.models.join(self.state)
+            self.state = self.state.stack(self._start(request, rows), self.mask_token_id)
+            self.pair.join(self.state)
             self.strategy.join(self.state)
         self.newcomers = []
 
-    def _let_go(self) -> None:
-        """Forget the rows that are done, and the columns that only they had."""
+    def _drop_finished(self) -> None:
+        """Forget finished rows, and the columns that only they had."""
         if any(self.state.layout.done):
-            going_on = (~self.state.done).nonzero().squeeze(1)
-            self.state = self.state.select(going_on).narrowed()
-            self.models.select(going_on)
-            self.strategy.select(going_on)
-
-
-def lay_out(request: Request, mask_token_id: int, rows: Tensor | None = None) -> DecodeState:
-    """Rows before their first step: the prompt decided, masks behind it."""
-    prompt = request.prompt
-    masks = prompt.new_full((len(prompt), request.max_new_tokens), mask_token_id)
-    decided = torch.cat([torch.ones_like(prompt), torch.zeros_like(masks)], 1).bool()
-    return DecodeState(
-        tokens=torch.cat([prompt, masks], 1),
-        decided=decided,
-        frontier=torch.full_like(request.padding, prompt.shape[1]),
-        done=torch.zeros_like(request.padding, dtype=torch.bool),
-        padding=request.padding,
-        start=torch.full_like(request.padding, prompt.shape[1]),
-        end=torch.full_like(request.padding, decided.shape[1]),
-        seeds=request.seeds,
-        steps=torch.zeros_like(request.padding),
-        rows=torch.arange(len(prompt), device=prompt.device) if rows is None else rows,
-        pace=torch.full_like(request.padding, FIRST_PACE, dtype=torch.float32),
-    )
-
-
-def stack(above: DecodeState, below: DecodeState, mask_token_id: int) -> DecodeState:
-    """Both batches as one, the narrower widened by columns that are behind the end of its rows."""
-    width = max(above.width, below.width)
-    above, below = (_widened(state, width, mask_token_id) for state in (above, below))
-    return DecodeState(
-        *(torch.cat([getattr(above, f.name), getattr(below, f.name)]) for f in dataclasses.fields(DecodeState))
-    )
-
-
-def _widened(state: DecodeState, width: int, mask_token_id: int) -> DecodeState:
-    more = (0, width - state.width)
-    return dataclasses.replace(
-        state,
-        tokens=torch.nn.functional.pad(state.tokens, more, value=mask_token_id),
-        decided=torch.nn.functional.pad(state.decided, more, value=True),
-    )
+            unfinished = (~self.state.done).nonzero().squeeze(1)
+            self.state = self.state.select(unfinished).narrowed()
+            self.pair.select(unfinished)
+            self.strategy.select(unfinished)
 
 
 def _refuse_broken(info: StepInfo) -> None:
     if not info.broken.any():
         return
     row, proposal = int(info.broken.long().argmax()), info.proposal
-    best = [of[row][proposal.decisive[row]] for of in proposal.best]
-    model, gave = proposal.models[1], "NaN, infinite or no finite logits"
-    if best[0].isfinite().all():
-        # The draft is sound, so it is what the verifier makes of it.
-        model, gave = "mixture", "no token that both models allow, or the verifier none at all,"
-        if (best[-1].isnan() | best[-1].isposinf()).any():
-            model, gave = "verifier", "NaN or infinite logits"
+    faults = proposal.fault[row][proposal.decisive[row]].tolist()
+    fault = min(code for code in faults if code != VALID)
+    model, gave = {
+        DRAFTER_FAULT: (proposal.models[1], "NaN, infinite or no finite logits"),
+        VERIFIER_FAULT: ("verifier", "NaN or infinite logits"),
+    }.get(fault, ("mixture", "no token that both models allow, or the verifier none at all,"))
     raise FloatingPointError(
         f"The {model} gave {gave} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where a token "
         "had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "

@@ -28,7 +28,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from apd.decoding.state import DecodeState, Window, to_device
+from apd.decoding.state import DecodeState, to_device
+from apd.decoding.window import Window
 
 #: Warpers say how a token is drawn; they act on the mixture too, and are therefore kept apart from processors.
 WARPERS = (
@@ -82,11 +83,11 @@ class Processing:
         """Whether some processor looks at the tokens before a position."""
         return self.allowed_tokens is not None or not all(map(_is_history_free, self.processors))
 
-    def at_once(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
+    def apply_vectorised(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
         """Everything that does not depend on other tokens, at all positions at once: `b m v` → `b m v`."""
         if not (self.min_new_tokens or self.suppressed_first or len(self.processors)):
             return logits
-        position = window.columns - state.start[:, None]
+        position = window.columns - state.prompt_end[:, None]
         if self.min_new_tokens and len(self.stop_token_ids):
             logits = _remove(logits, self.stop_token_ids, position < self.min_new_tokens)
         if self.suppressed_first:
@@ -97,17 +98,17 @@ class Processing:
             logits = rearrange(flat, "(b m) v -> b m v", m=window.columns.shape[1])
         return logits
 
-    def along(
-        self, logits: Tensor, state: DecodeState, window: Window, pick: Callable[[Tensor, int], Tensor]
+    def apply_per_position(
+        self, logits: Tensor, state: DecodeState, window: Window, sample: Callable[[Tensor, int], Tensor]
     ) -> Tensor:
         """Everything else, position by position, each with exactly the tokens that precede it.
 
         Args:
-            logits: `b m v`, processed `at_once`.
-            pick: from the logits of one position, `b v`, and its number: the token there, `b`, which the following
+            logits: `b m v`, processed by `apply_vectorised`.
+            sample: from the logits of one position, `b v`, and its number: the token there, `b`, which the following
                 positions see.
         Returns:
-            `b m v`; behind a picked stop token nothing is processed.
+            `b m v`; behind a drafted stop token nothing is processed.
         """
         logits = logits.clone()
         frontier = window.columns[:, 0]
@@ -117,7 +118,7 @@ class Processing:
             going_on = going_on & window.inside[:, j]
             for i in going_on.nonzero().flatten().tolist():
                 logits[i, j] = self._processed(logits[i, j], rows[i], int(state.rows[i]))
-            tokens = pick(logits[:, j], j)
+            tokens = sample(logits[:, j], j)
             rows = [torch.cat([ids, token[None]]) for ids, token in zip(rows, tokens, strict=True)]
             going_on = going_on & ~torch.isin(tokens, self.stop_token_ids)
         return logits

@@ -10,8 +10,10 @@ from einops import rearrange
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from apd.decoding.probability import DRAFT, gather_tokens, keyed_gumbel, keyed_uniform, largest, step_seeds
-from apd.decoding.state import DecodeState, Window
+from apd.decoding.noise import DRAFT, Noise, step_seeds
+from apd.decoding.probability import gather_tokens, largest
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 
 
 @dataclass(frozen=True)
@@ -20,63 +22,35 @@ class Scores:
 
     Attributes:
         values: `b m n` float32; −∞ for a token that is removed.
-        ids: `b m n` int64, whose they are; `None`: of every token in turn, n = v.
+        ids: `b m n` int64, the tokens that `values` belong to; `None`: every token in order, n = v.
     """
 
     values: Tensor
     ids: Tensor | None = None
 
-    def named(self, places: Tensor) -> Tensor:
-        """The tokens at these places of `values`: `b m` → `b m` int64."""
-        return places if self.ids is None else gather_tokens(self.ids, places)
+    def tokens(self, index: Tensor) -> Tensor:
+        """The tokens at these indices of `values`: `b m` → `b m` int64."""
+        return index if self.ids is None else gather_tokens(self.ids, index)
 
-    def of_all(self, vocab_size: int, missing: float = -torch.inf) -> Tensor:
-        """The scores of every token, `missing` for those that are left out: `b m v` float32."""
+    def dense(self, vocab_size: int, missing: float = -torch.inf) -> Tensor:
+        """The scores of every token, `missing` where there is none: `b m v` float32."""
         if self.ids is None:
             return self.values
         everything = self.values.new_full((*self.values.shape[:2], vocab_size), missing)
         return everything.scatter_(-1, self.ids, self.values)
 
 
-class Picked(NamedTuple):
-    """What was drawn.
+class Sampled(NamedTuple):
+    """Tokens drawn from scores.
 
     Attributes:
         tokens: `b m` int64.
-        best: `b m` float32, what each won with. Not finite where the warpers left no distribution, but NaN, +∞ or
+        best: `b m` float32, the winning score, noise included. Non-finite if the distribution was invalid: NaN, +∞ or
             nothing finite.
     """
 
     tokens: Tensor
     best: Tensor
-
-
-class Noise:
-    """Keyed Gumbel noise at some positions, for whichever tokens it is asked.
-
-    Args:
-        seeds: `b` int64.
-        columns: `b m` int64.
-        padding: `b` int64; positions are columns, counted from each row's first real token.
-        stream: see `probability`.
-    """
-
-    def __init__(self, seeds: Tensor, columns: Tensor, padding: Tensor, stream: int) -> None:
-        self.seeds, self.columns, self.padding, self.stream = seeds, columns, padding, stream
-        self.of_everything: Tensor | None = None
-
-    def of(self, scores: Scores) -> Tensor:
-        """The noise of each score: `b m n` float32."""
-        positions = self.columns - self.padding[:, None]
-        if scores.ids is not None:
-            return keyed_gumbel(self.seeds, positions, self.stream, scores.ids)
-        if self.of_everything is None:  # draft and target ask for the same
-            tokens = torch.arange(scores.values.shape[-1], device=positions.device)
-            self.of_everything = keyed_gumbel(self.seeds, positions, self.stream, tokens)
-        return self.of_everything
-
-    def at(self, position: int) -> Noise:
-        return Noise(self.seeds, self.columns[:, position : position + 1], self.padding, self.stream)
 
 
 @dataclass(frozen=True)
@@ -131,10 +105,10 @@ class Sampling:
             width *= 4
         return None
 
-    def pick(self, scores: Scores, noise: Noise) -> Picked:
-        """The argmax under noise. Zero noise need not be added."""
-        best, places = largest(scores.values if self.greedy else scores.values + noise.of(scores))
-        return Picked(scores.named(places), best)
+    def sample(self, scores: Scores, noise: Noise) -> Sampled:
+        """The argmax under noise; at temperature 0 the noise is zero."""
+        best, index = largest(scores.values if self.greedy else scores.values + noise.for_scores(scores))
+        return Sampled(scores.tokens(index), best)
 
     def probs(self, scores: Scores) -> Scores:
         """The distribution that warped scores are drawn from; at temperature 0 all of it is on the best."""
@@ -144,17 +118,9 @@ class Sampling:
         return Scores(scores.values.softmax(-1), scores.ids)
 
     def noise(self, state: DecodeState, window: Window, stream: int = DRAFT) -> Noise:
-        """Gumbel noise of the window's positions; at temperature 0 nobody asks it for any."""
-        return Noise(self._seeds(state), window.columns, state.padding, stream)
-
-    def uniform(self, state: DecodeState, window: Window, stream: int) -> Tensor:
-        """A uniform draw in (0, 1) for every position of the window, `b m`."""
-        one = torch.zeros(1, dtype=torch.int64, device=window.columns.device)
-        positions = window.columns - state.padding[:, None]
-        return keyed_uniform(self._seeds(state), positions, stream, one).squeeze(-1)
-
-    def _seeds(self, state: DecodeState) -> Tensor:
-        return step_seeds(state.seeds, state.steps) if self.redraw else state.seeds
+        """Keyed noise of the window's positions; computed when it is asked for, so greedy decoding hashes nothing."""
+        seeds = step_seeds(state.seeds, state.steps) if self.redraw else state.seeds
+        return Noise(seeds, window.columns, state.padding, stream)
 
 
 _FIRST_NUCLEUS = 64  # tokens; four times as many each time that they do not hold the mass
@@ -169,5 +135,5 @@ def _warped(values: Tensor, warpers: LogitsProcessorList) -> Tensor:
 
 def _split(warpers: LogitsProcessorList, at: object) -> tuple[LogitsProcessorList, LogitsProcessorList]:
     """The warpers before `at`, and those behind it."""
-    place = next(i for i, warper in enumerate(warpers) if warper is at)
-    return LogitsProcessorList(warpers[:place]), LogitsProcessorList(warpers[place + 1 :])
+    index = next(i for i, warper in enumerate(warpers) if warper is at)
+    return LogitsProcessorList(warpers[:index]), LogitsProcessorList(warpers[index + 1 :])

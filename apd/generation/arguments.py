@@ -40,11 +40,14 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from apd.config import KNOBS
-from apd.decoding.probability import SEED_MASK, mix_seed
-from apd.decoding.processing import WARPERS, AllowedTokens, Processing, split_processors
+from apd.config import KNOBS, APDConfig
+from apd.decoding.commit import Stopping
+from apd.decoding.noise import SEED_MASK, mix_seed
+from apd.decoding.processing import AllowedTokens, Processing, split_processors
+from apd.decoding.request import Request
 from apd.decoding.sampling import Sampling
-from apd.decoding.state import Stopping
+from apd.decoding.strategy import Strategy
+from apd.decoding.window import window_policy
 from apd.generation.stop_strings import StopStrings
 
 _COLDEST = 1e-5  # below it, scores divided by the temperature overflow, and the best token is drawn all the same
@@ -217,39 +220,6 @@ class Limits:
     device: torch.device
 
 
-@dataclass(frozen=True)
-class Request:
-    """The checked arguments of one call, one row per prompt and returned sequence, on the drafter's device.
-
-    Attributes:
-        prompt: `b l` int64, padded on the left.
-        padding: `b` int64, columns of left padding.
-        max_new_tokens: masks behind each prompt.
-        seeds: `b` int64, the row seeds.
-        pad_token_id: what stands behind a stop token.
-        stopping: when a row is over.
-        processing: the logits processors.
-        sampling: how tokens are drawn.
-        generation: the configuration that all this comes from.
-    """
-
-    prompt: Tensor
-    padding: Tensor
-    max_new_tokens: int
-    seeds: Tensor
-    pad_token_id: int
-    stopping: Stopping
-    processing: Processing
-    sampling: Sampling
-    generation: GenerationConfig
-
-    @property
-    def asks_the_caller(self) -> bool:
-        """Whether a step calls Python that may be the caller's own."""
-        theirs = [warper for warper in self.sampling.warpers if type(warper) not in WARPERS]
-        return bool(theirs or self.stopping.criteria or self.processing.processors or self.processing.allowed_tokens)
-
-
 def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise for the first of `names` that is not `known`, with the nearest that is."""
     known = sorted(known)
@@ -267,9 +237,9 @@ def resolve(
     generation: GenerationConfig,
     limits: Limits,
     *,
+    config: APDConfig,
+    strategy: Strategy,
     seed: int | Sequence[int] | None = None,
-    redraw: bool = False,
-    is_random: bool = False,
     logits_processor: Iterable[LogitsProcessor] | None = None,
     stopping_criteria: Iterable[StoppingCriteria] | None = None,
     prefix_allowed_tokens_fn: AllowedTokens | None = None,
@@ -280,8 +250,8 @@ def resolve(
     Args:
         generation: the effective configuration, see `effective_config`.
         limits: what the models allow.
-        redraw: noise changes with the row's step.
-        is_random: the strategy draws even where tokens are not sampled.
+        config: the knobs.
+        strategy: which tokens a step commits.
         prompt, attention_mask, seed, …: as in `APDSampler.generate`.
     Raises:
         ValueError, TypeError: see `APDSampler.generate`.
@@ -306,8 +276,8 @@ def resolve(
         raise ValueError(
             "`prefix_allowed_tokens_fn` must be given once, got another one in `logits_processor`. Join the two."
         )
-    sampling = _sampling(generation, warpers, redraw)
-    are_drawn = is_random or not sampling.greedy
+    sampling = _sampling(generation, warpers, redraw=config.noise == "step")
+    are_drawn = strategy.is_random or not sampling.greedy
     return Request(
         prompt=prompt,
         padding=padding,
@@ -323,7 +293,13 @@ def resolve(
             suppressed_first=tuple(generation.begin_suppress_tokens or ()),
         ),
         sampling=sampling,
-        generation=generation,
+        strategy=strategy,
+        policy=window_policy(config.window_size),
+        kv_window=config.kv_window,
+        kv_refresh=config.kv_refresh,
+        record_scores=bool(generation.output_scores),
+        record_logits=bool(generation.output_logits),
+        is_recorded=bool(generation.return_dict_in_generate),
     )
 
 

@@ -11,7 +11,8 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from apd.decoding.loop import Call, Decoding
+from apd.decoding.loop import DecodeLoop
+from apd.decoding.request import Request
 from apd.generation.output import Recorder, RowTrace
 
 #: What a prompt may be: text, a chat (a list of messages), or token ids.
@@ -96,7 +97,7 @@ class Queue:
 
     Args:
         prompts: with their numbers, all different.
-        call_of: the checked arguments of a prompt.
+        request_of: the checked arguments of a prompt.
         on_error: told of a prompt that is refused, which is then left out; `None` raises.
 
     Attributes:
@@ -107,49 +108,49 @@ class Queue:
     def __init__(
         self,
         prompts: Iterable[tuple[int, Prompt]],
-        call_of: Callable[[int, Prompt], Call],
+        request_of: Callable[[int, Prompt], Request],
         on_error: Callable[[int, Exception], None] | None,
     ) -> None:
         self.prompts = iter(prompts)
-        self.call_of = call_of
+        self.request_of = request_of
         self.on_error = on_error
         self.places: dict[int, int] = {}
         self.refused: set[int] = set()
 
-    def draw(self) -> tuple[Call, Tensor] | None:
-        """The next prompt as a call and its row number, `1` int64; `None` when there are no more."""
+    def draw(self) -> tuple[Request, Tensor] | None:
+        """The next prompt as a request and its row number, `1` int64; `None` when there are no more."""
         for index, prompt in self.prompts:
             if index in self.places:
                 raise ValueError(f"`indices` must all be different, got {index} twice.")
             self.places[index] = len(self.places)
             try:
-                call = self.call_of(index, prompt)
+                request = self.request_of(index, prompt)
             except (ValueError, TypeError) as error:
                 if self.on_error is None:
                     raise ValueError(f"Prompt {index}: {error}") from error
                 self.refused.add(self.places[index])
                 self.on_error(index, error)
             else:
-                return call, torch.tensor([index], device=call.request.prompt.device)
+                return request, torch.tensor([index], device=request.prompt.device)
         return None
 
 
 @torch.no_grad()
 def answers(
-    queue: Queue, *, batch_size: int, open_decoding: Callable[[Call, Tensor], Decoding], tokenizer: Any
+    queue: Queue, *, batch_size: int, open_loop: Callable[[Request, Tensor], DecodeLoop], tokenizer: Any
 ) -> Iterator[Generated]:
     """Decode the prompts, `batch_size` at a time, each answer as soon as it is there.
 
     Args:
-        open_decoding: starts with the first row.
+        open_loop: starts with the first row.
     """
     if (first := queue.draw()) is None:
         return
-    decoding, recorder = open_decoding(*first), Recorder()
-    _fill(decoding, queue, batch_size)
-    for info, after in decoding.steps():
+    loop, recorder = open_loop(*first), Recorder()
+    _fill(loop, queue, batch_size)
+    for info, after in loop.steps():
         recorder.record(info, after)
-        _fill(decoding, queue, batch_size)
+        _fill(loop, queue, batch_size)
         of_rows = zip(info.before.layout.done, after.layout.done, strict=True)
         ended = [is_done and not was_done for was_done, is_done in of_rows]
         if any(ended):
@@ -171,10 +172,9 @@ def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:
     yield from (early[place] for place in sorted(early))
 
 
-def _fill(decoding: Decoding, queue: Queue, batch_size: int) -> None:
-    while decoding.num_rows < batch_size and (newcomer := queue.draw()) is not None:
-        call, rows = newcomer
-        decoding.join(call.request, rows)
+def _fill(loop: DecodeLoop, queue: Queue, batch_size: int) -> None:
+    while loop.num_rows < batch_size and (newcomer := queue.draw()) is not None:
+        loop.join(*newcomer)
 
 
 def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> Generated:

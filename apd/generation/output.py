@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from apd.decoding.state import DecodeState, StepInfo
+from apd.decoding.commit import StepInfo
+from apd.decoding.state import DecodeState
 
 
 @dataclass
@@ -167,7 +168,7 @@ class Recorder:
         """Take in a step."""
         proposal, before = info.proposal, info.before
         # One transfer of whole numbers and one of probabilities.
-        starts = info.window.columns[:, 0] - before.start
+        starts = info.window.columns[:, 0] - before.prompt_end
         of_row = torch.stack([before.rows, starts, info.window.inside.sum(1), after.num_new_tokens], 1)
         by_position = [info.committed.long(), proposal.tokens, proposal.draft]
         assert proposal.probs is not None  # asked for by whoever records
@@ -175,7 +176,7 @@ class Recorder:
         width = proposal.tokens.shape[1]
         for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(numbers):
             if row_id not in self.rows:
-                self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.start[i]].tolist())
+                self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.prompt_end[i]].tolist())
             row = self.rows[row_id]
             committed, tokens, draft = positions[:width], positions[width : 2 * width], positions[2 * width :]
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
@@ -186,8 +187,8 @@ class Recorder:
             row.starts.append(start)
             row.drafts.append(draft[:num_drafted])
             row.num_tokens = num_tokens
-            row.num_drafted += "drafter" in proposal.models
-            row.num_verified += "verifier" in proposal.models
+            row.num_drafted += info.drafter_forwards
+            row.num_verified += info.verifier_forwards
             for name in self.keeps:
                 deciding = getattr(proposal, name)
                 getattr(row, name).update({start + j: deciding[i, j].clone() for j in kept})
@@ -252,7 +253,7 @@ class Sequences:
 
     def __init__(self, state: DecodeState, pad_token_id: int) -> None:
         self.tokens = state.tokens.clone()
-        self.ends = state.start.clone()
+        self.ends = state.prompt_end.clone()
         self.pad_token_id = pad_token_id
 
     def take(self, state: DecodeState) -> None:

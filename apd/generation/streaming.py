@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from apd.decoding.state import DecodeState, StepInfo
+from apd.decoding.commit import StepInfo
+from apd.decoding.state import DecodeState
 
 
 @dataclass(frozen=True)

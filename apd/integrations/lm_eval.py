@@ -13,6 +13,7 @@ is the probability with which sequential decoding writes them on a canvas of jus
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -30,14 +31,15 @@ from tqdm import tqdm
 
 from apd.config import KNOBS
 from apd.decoding.probability import log_normalise
-from apd.decoding.state import DecodeState, Window
-from apd.decoding.step import Strategy
+from apd.decoding.protocols import Drafter
+from apd.decoding.state import DecodeState
+from apd.decoding.strategy import Strategy
+from apd.decoding.window import AllMasks
 from apd.generation.arguments import refuse_unknown
 from apd.generation.stop_strings import StopStrings
-from apd.models.drafter import Drafter
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
-from apd.strategies.unmasking import LeftToRight
+from apd.strategies import LeftToRight
 
 try:
     import lm_eval.models  # noqa: F401 (fills the registry, which fills itself only while it is empty)
@@ -468,9 +470,8 @@ def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
     """log p_D at the first mask of each row, `b v` float32, under the sampler's rule of support."""
     state = _canvases(rows, drafter.mask_token_id, drafter.device)
     # One column, although all are seen: logits of the masks behind it are never computed.
-    layout = state.layout
-    window = Window(state.frontier[:, None], torch.ones_like(state.decided[:, :1]), layout.frontier, layout.end)
-    logits = drafter.open(state, None, None).logits(state, window)[:, :1][:, 0, :vocab_size].float()
+    window = dataclasses.replace(AllMasks().window(state).first(), ends=state.layout.end)
+    logits = drafter.open(state).logits(state, window)[:, :1][:, 0, :vocab_size].float()
     if drafter.mask_token_id < vocab_size:
         logits[:, drafter.mask_token_id] = -torch.inf
     logprobs = log_normalise(logits)
@@ -489,21 +490,17 @@ def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> Dec
     masks = torch.tensor([row.masks for row in rows])
     padding = torch.tensor([width - len(ids) - row.masks for ids, row in zip(known, rows, strict=True)])
     tokens = [[0] * (width - len(ids) - row.masks) + [*ids] for ids, row in zip(known, rows, strict=True)]
-    nothing = torch.zeros(len(rows), dtype=torch.int64)
-    state = DecodeState(
-        tokens=torch.tensor([ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)]),
-        decided=torch.arange(width) < width - masks[:, None],
-        frontier=width - masks,
-        done=nothing.bool(),
-        padding=padding,
-        start=width - masks - torch.tensor([len(row.before) for row in rows]),
-        end=nothing + width,
-        seeds=nothing,
-        steps=nothing,
-        rows=torch.arange(len(rows)),
-        pace=nothing.float(),
+    state = DecodeState.start(
+        torch.tensor(
+            [ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)], device=device
+        ),
+        max_new_tokens=0,
+        mask_token_id=mask_token_id,
+        padding=padding.to(device),
     )
-    return DecodeState(**{name: value.to(device) for name, value in vars(state).items()})
+    decided = torch.arange(width, device=device) < width - masks.to(device)[:, None]
+    starts = width - masks - torch.tensor([len(row.before) for row in rows])
+    return dataclasses.replace(state, prompt_end=starts.to(device)).with_decided(state.tokens, decided)
 
 
 def _by_setting(requests: Iterable[Any]) -> Iterator[tuple[dict[str, Any], list[int]]]:

@@ -3,71 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from apd.decoding.state import DecodeState, FollowsRows, Logits, Window, to_device
-from apd.models.cache import Span
-from apd.models.transformer import Neural, Projection, Shadows, shadowed_hidden_states
+from apd.decoding.state import DecodeState, to_device
+from apd.decoding.window import Window
+from apd.models.leave_one_out import Shadows, shadowed_hidden_states
+from apd.models.span import Span
+from apd.models.transformer import Projection, TransformersModel
 
 
-class DrafterSession(FollowsRows, Protocol):
-    """A drafter's memory for the length of one `generate` call."""
-
-    def logits(self, state: DecodeState, window: Window) -> Logits:
-        """Raw logits of every column of the window given all decided columns before the window's end: `b m v`.
-
-        Columns outside the window's `inside` may hold anything.
-        """
-
-
-@runtime_checkable
-class LeaveOneOutSession(DrafterSession, Protocol):
-    """One that also tells what it would say where it is shown a token."""
-
-    def leave_one_out_logits(self, state: DecodeState, window: Window) -> Logits:
-        """Raw logits of every column of the window given all *other* decided columns before its end: `b m v`."""
-
-
-@runtime_checkable
-class Drafter(Protocol):
-    """A model of p_D: marginals of masked tokens given all decided ones.
-
-    Attributes:
-        vocab_size: v, entries of its logits.
-        mask_token_id: the id that stands for an undecided token.
-        max_length: tokens a row may have, or `None` for no limit.
-        device: where its inputs are.
-    """
-
-    vocab_size: int
-    mask_token_id: int
-    max_length: int | None
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> DrafterSession:
-        """Start a session for these rows; `kv_window` is W, `kv_refresh` N (see `APDConfig`)."""
-
-
-class MaskedDiffusionDrafter(Neural):
+class MaskedDiffusionDrafter(TransformersModel):
     """A transformers decoder that attends both ways, as a drafter.
 
     Args:
         model: a causal-LM class with `config.is_causal=False`; see `load_drafter`.
         mask_token_id: id of the mask token, below the model's vocabulary size.
         logit_shift: row i of the logits predicts token i + `logit_shift`: 1 for Dream, 0 for LLaDA.
+        block_size: b of a block-causal model: tokens attend within their block and to earlier blocks. `None`: both ways.
 
     Raises:
         ValueError: `mask_token_id` is not in the vocabulary.
     """
 
-    def __init__(self, model: PreTrainedModel, *, mask_token_id: int, logit_shift: int) -> None:
-        super().__init__(model, causal=False)
+    def __init__(
+        self, model: PreTrainedModel, *, mask_token_id: int, logit_shift: int, block_size: int | None = None
+    ) -> None:
+        super().__init__(model, block_size=block_size)
         self.mask_token_id = mask_token_id
         self.logit_shift = logit_shift
         self.generation_config = model.generation_config
@@ -77,7 +41,10 @@ class MaskedDiffusionDrafter(Neural):
                 "Give the id of its mask token."
             )
 
-    def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> NeuralDrafterSession:
+    def open(self, state: DecodeState) -> NeuralDrafterSession:
+        return NeuralDrafterSession(self, state, None, None)
+
+    def open_cached(self, state: DecodeState, kv_window: int, kv_refresh: int | None) -> NeuralDrafterSession:
         return NeuralDrafterSession(self, state, kv_window, kv_refresh)
 
 
@@ -85,8 +52,8 @@ class NeuralDrafterSession:
     """Recomputes the last W committed tokens and the masks each step; older keys and values stay as they were.
 
     After the first pass the span starts at (frontier of the previous step) − W + 1, so whatever the last step
-    committed is always recomputed as real tokens. A row that has got N tokens further since it was last computed as a
-    whole is computed as a whole again. Exact when W is `None` (no cache) or covers the row, or when N is 1.
+    committed is always recomputed as real tokens. With N, a row is recomputed as a whole once N tokens were committed since
+    it last was. Exact when W is `None` (no cache) or covers the row, or when N is 1.
     """
 
     def __init__(
@@ -96,42 +63,41 @@ class NeuralDrafterSession:
         self.head = drafter.model.get_output_embeddings()
         self.kv_window = kv_window
         self.kv_refresh = kv_refresh
-        self.starts: Sequence[int] = state.layout.padding
-        # Where the frontier was when the row was last computed as a whole.
-        self.whole_at: Sequence[int] = state.layout.padding
+        self.starts: Sequence[int] = state.layout.padding  # per row, the first column of the next span
+        self.refreshed_at: Sequence[int] = state.layout.padding  # per row, its frontier at the last full refresh
         self.passes = drafter.passes(state, is_cached=kv_window is not None)
 
     def logits(self, state: DecodeState, window: Window) -> Projection:
-        span = self.span(state, window)
+        span = self.next_span(state, window)
         hidden = self.passes(state.tokens, span)
-        return Projection.of(self.head, hidden, span, window, -self.drafter.logit_shift)
+        return Projection.of_window(self.head, hidden, span, window, -self.drafter.logit_shift)
 
-    def span(self, state: DecodeState, window: Window) -> Span:
-        """The columns that this step computes; asked once per step."""
-        paddings, starts, device = state.layout.padding, self.starts, state.tokens.device
+    def next_span(self, state: DecodeState, window: Window) -> Span:
+        """The columns that this pass computes; called once per pass."""
+        paddings, starts = state.layout.padding, self.starts
         if (limit := self.kv_refresh) is not None:
-            of_rows = zip(paddings, starts, window.starts, self.whole_at, strict=True)
-            starts = [padding if t - whole_at >= limit else start for padding, start, t, whole_at in of_rows]
-            of_rows = zip(paddings, starts, window.starts, self.whole_at, strict=True)
-            self.whole_at = [t if start == padding else whole_at for padding, start, t, whole_at in of_rows]
+            rows = zip(paddings, starts, window.starts, self.refreshed_at, strict=True)
+            starts = [padding if t - refreshed >= limit else start for padding, start, t, refreshed in rows]
+            rows = zip(paddings, starts, window.starts, self.refreshed_at, strict=True)
+            self.refreshed_at = [t if start == padding else refreshed for padding, start, t, refreshed in rows]
         if (size := self.kv_window) is not None:
-            self.starts = [max(t - size + 1, p) for t, p in zip(window.starts, paddings, strict=True)]
-        return Span(starts, window.ends, paddings, device)
+            self.starts = [max(t - size + 1, padding) for t, padding in zip(window.starts, paddings, strict=True)]
+        return Span.of_rows(starts, window.ends, paddings, state.tokens.device)
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Projection:
-        """As if each decided column of the window alone were a mask too: `b m v`, in one forward pass, without a cache.
+        """Logits of decided columns as if each alone were masked, in one pass without a cache: `b m v`.
 
-        A mask is read as in `logits`. A decided column is read at shadows of the columns that predict it, its own a
-        mask, which see the row without these. Exact for one layer; in deeper models the other columns have already seen
-        the token, and some of it leaks.
+        A mask is read as in `logits`. A decided column is read at a shadow of the columns that predict it, which attends
+        to the row without these. Exact for one layer; in deeper models the other columns have already seen the token,
+        and some of it leaks.
         """
         assert self.kv_window is None
-        decided = window.within(window.of(state.decided))
+        decided = window.within(window.gather(state.decided))
         num_shadows = int(decided.sum(1).max())
         if not num_shadows:
             return self.logits(state, window)
         shift = self.drafter.logit_shift
-        span = self.span(state, window)
+        span = self.next_span(state, window)
         decided_first = decided.long().argsort(dim=1, descending=True, stable=True)[:, :num_shadows]
         last = to_device(window.ends, decided.device)[:, None] - 1
         shadowed = torch.where(window.inside, window.columns, last).gather(1, decided_first)
@@ -144,10 +110,11 @@ class NeuralDrafterSession:
         return Projection.at(self.head, hidden, index)
 
     def select(self, rows: Tensor) -> None:
-        self.starts, self.whole_at = ([of[row] for row in rows.tolist()] for of in (self.starts, self.whole_at))
+        kept = rows.tolist()
+        self.starts, self.refreshed_at = ([of_row[row] for row in kept] for of_row in (self.starts, self.refreshed_at))
         self.passes.select(rows)
 
     def join(self, state: DecodeState) -> None:
         new = state.layout.padding[len(self.starts) :]
-        self.starts, self.whole_at = [*self.starts, *new], [*self.whole_at, *new]
+        self.starts, self.refreshed_at = [*self.starts, *new], [*self.refreshed_at, *new]
         self.passes.join(state)

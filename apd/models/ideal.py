@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apd.decoding.state import DecodeState, Window
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 
 LONGEST_SHUFFLE = 8  # 40,320 orders
 _MOST_ENTRIES = 1 << 24  # of the table answer × position × context that is held at once
@@ -157,7 +158,7 @@ class _Ideal:
         pass
 
     def _check_length(self, state: DecodeState) -> None:
-        new_tokens = int((state.end - state.start).max())
+        new_tokens = int((state.end - state.prompt_end).max())
         if new_tokens != self.model.length:
             raise ValueError(
                 f"`max_new_tokens` must be {self.model.length}, the length of every answer, got {new_tokens}: an exact "
@@ -165,18 +166,18 @@ class _Ideal:
             )
 
     def _positions(self, state: DecodeState, window: Window) -> Tensor:
-        return (window.columns - state.start[:, None]).clamp(0, self.model.length - 1)
+        return (window.columns - state.prompt_end[:, None]).clamp(0, self.model.length - 1)
 
     def _answer(self, tokens: Tensor, state: DecodeState) -> Tensor:
         """The columns behind each row's prompt, `b l` → `b n`."""
-        columns = state.start[:, None] + torch.arange(self.model.length, device=tokens.device)
+        columns = state.prompt_end[:, None] + torch.arange(self.model.length, device=tokens.device)
         return tokens.gather(1, columns)
 
 
 class IdealDrafter(_Ideal):
     """Exact marginals: p(token at a column | all decided new tokens), whatever the window and the cache."""
 
-    def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> IdealDrafter:
+    def open(self, state: DecodeState) -> IdealDrafter:
         self._check_length(state)
         return self
 

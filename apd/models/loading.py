@@ -36,11 +36,12 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
+from apd.decoding.protocols import Drafter, Verifier
 from apd.models.attention import GROUPED, group_heads
-from apd.models.cache import Span
-from apd.models.drafter import Drafter, MaskedDiffusionDrafter
-from apd.models.transformer import PlainPasses, input_device
-from apd.models.verifier import CausalVerifier, Verifier
+from apd.models.drafter import MaskedDiffusionDrafter
+from apd.models.span import Span
+from apd.models.transformer import EagerPasses, input_device
+from apd.models.verifier import CausalVerifier
 
 __all__ = [
     "FAMILIES",
@@ -595,10 +596,10 @@ def _check_computation(model: PreTrainedModel) -> None:
     rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
     tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
     paddings = [5 - len(row) for row in rows]
-    passes = PlainPasses(model, causal=True, num_rows=len(rows), num_columns=5)
+    passes = EagerPasses(model, block_size=1, cache_shape=(len(rows), 5))
     parts = []
     for starts, ends in ((paddings, [4, 3]), ([4, 3], [5, 5])):
-        span = Span(starts, ends, paddings, tokens.device)
+        span = Span.of_rows(starts, ends, paddings, tokens.device)
         hidden = passes(tokens, span)
         parts.append((span.real, model.get_output_embeddings()(hidden)))
     for i, row in enumerate(rows):

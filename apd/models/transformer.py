@@ -1,90 +1,118 @@
-"""The forward passes of drafter and verifier: the columns of a span in, their hidden states out."""
+"""A transformers decoder's forward passes: the columns of a span in, their hidden states or logits out."""
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Callable
+import inspect
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from apd.decoding.state import COLUMNS, DecodeState, FollowsRows, Window, round_up, to_device
-from apd.models.cache import ColumnCache, DeviceSpan, Span
+from apd.decoding.protocols import RowMemory
+from apd.decoding.state import DecodeState, to_device
+from apd.decoding.window import Window
+from apd.models.cache import ColumnCache
+from apd.models.span import Span
 
 
-class Passes(FollowsRows, Protocol):
+class TransformersModel:
+    """A transformers decoder with an output layer: what drafter and verifier have in common.
+
+    Args:
+        model: the decoder.
+        block_size: how it attends: 1 is causal, `None` both ways, b within blocks of b tokens and to earlier blocks.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, block_size: int | None) -> None:
+        self.model = model
+        self.block_size = block_size
+        self.compiled: PassFactory | None = None
+        self.vocab_size: int = model.config.vocab_size
+        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+
+    @property
+    def device(self) -> torch.device:
+        return input_device(self.model)
+
+    def passes(self, state: DecodeState, *, is_cached: bool) -> Passes:
+        """The model's forward passes over these rows, compiled where `apd.models.graphs` has compiled the model."""
+        if self.compiled is not None:
+            return self.compiled.passes(state, is_cached=is_cached)
+        shape = (state.tokens.shape[0], state.width) if is_cached else None
+        return EagerPasses(self.model, block_size=self.block_size, cache_shape=shape)
+
+
+class Passes(RowMemory, Protocol):
     """A model's forward passes over some rows, for the length of one call."""
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
-        """Last hidden states of the columns in `span`, each seeing real columns before the span's end.
+        """Last hidden states of the columns in `span`, each attending to real columns before the span's end.
 
         Args:
             tokens: `b l` int64.
             span: without a cache it starts at the first real column.
         Returns:
-            `b q d`, float dtype of the model; fillers hold numbers without meaning.
+            `b q d`, float dtype of the model; fillers hold arbitrary numbers.
         """
 
 
-class PlainPasses:
+class PassFactory(Protocol):
+    """Makes the passes of a compiled model."""
+
+    def passes(self, state: DecodeState, *, is_cached: bool) -> Passes: ...
+
+
+class EagerPasses:
     """Passes as wide as they need to be.
 
     Args:
         model: a transformers decoder with an output layer.
-        causal: whether a column sees only columns up to itself.
-        num_rows, num_columns: of a cache, columns of a row when everything is decided; `None` computes everything each
-            time.
+        block_size: see `TransformersModel`.
+        cache_shape: rows and columns of a cache that keeps keys and values from pass to pass; `None`: each pass computes
+            everything.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, causal: bool, num_rows: int = 0, num_columns: int | None = None
+        self, model: PreTrainedModel, *, block_size: int | None, cache_shape: tuple[int, int] | None = None
     ) -> None:
         self.model = model
         self.device = input_device(model)
-        self.causal = causal
+        self.block_size = block_size
         self.cache: ColumnCache | None = None
-        if num_columns is not None:
-            self.cache = ColumnCache(model.config.num_hidden_layers, num_rows, num_columns)
+        self.cache_argument = cache_argument(model)
+        if cache_shape is not None:
+            self.cache = ColumnCache(model.config.num_hidden_layers, *cache_shape)
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
-        groups = self.groups(span)
+        groups = [list(range(len(tokens)))] if self.cache is None else span.groups()
         if len(groups) == 1:
-            return self.run(tokens, span, None)
-        whole: Tensor | None = None
-        for numbers in groups:
-            rows = to_device(numbers, tokens.device)
-            hidden = self.run(tokens.index_select(0, rows), span.select(numbers), numbers)
-            if whole is None:
-                whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
-            whole[rows.to(hidden.device), : hidden.shape[1]] = hidden
-        assert whole is not None
-        return whole
+            return self.forward(tokens, span)
+        hidden: Tensor | None = None
+        for group in groups:
+            rows = to_device(group, tokens.device)
+            of_group = self.forward(tokens.index_select(0, rows), span.select(group), rows)
+            if hidden is None:
+                hidden = of_group.new_zeros(len(tokens), span.width, of_group.shape[-1])
+            hidden[rows.to(hidden.device), : of_group.shape[1]] = of_group
+        assert hidden is not None
+        return hidden
 
-    def groups(self, span: Span) -> list[list[int]]:
-        """The rows that are computed together."""
-        return span.passes()
+    def forward(self, tokens: Tensor, span: Span, rows: Tensor | None = None) -> Tensor:
+        """One pass: `n l` → `n q d`.
 
-    def run(self, tokens: Tensor, span: Span, rows: list[int] | None) -> Tensor:
-        """One pass over these rows, `None` for all: `n l` → `n q d`."""
-        return self.run_at(tokens, span, rows)
-
-    def run_at(self, tokens: Tensor, span: Span, places: list[int] | None) -> Tensor:
-        """One pass over rows that are at these places of the cache; `None` where every place is one of them."""
+        Args:
+            rows: `n` int64, their rows of the cache; `None`: all of them.
+        """
+        num_cached = None
         if self.cache is not None:
-            self.cache.aim(span, None if places is None else to_device(places, tokens.device))
-        return run(self.model, *self.inputs(tokens, span), self.cache)
-
-    def inputs(self, tokens: Tensor, span: Span) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Ids, mask and positions, on the model's device."""
-        mask = span.mask(None if self.cache is None else self.cache.visible, causal=self.causal)
-        mask = None if mask is None else _for_attention(mask, self.model).to(self.device)
-        return span.ids(tokens).to(self.device), mask, span.positions.to(self.device)
+            self.cache.set_target(span, rows)
+            num_cached = self.cache.num_readable
+        mask = attention_mask(span.mask(num_cached, self.block_size), self.model)
+        mask = None if mask is None else mask.to(self.device)
+        ids, positions = span.ids(tokens).to(self.device), span.positions.to(self.device)
+        return hidden_states(self.model, ids, mask, positions, {self.cache_argument: self.cache})
 
     def select(self, rows: Tensor) -> None:
         if self.cache is not None:
@@ -95,244 +123,17 @@ class PlainPasses:
             self.cache.grow(*state.tokens.shape)
 
 
-def run(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: ColumnCache | None
+def hidden_states(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: dict[str, ColumnCache | None]
 ) -> Tensor:
-    """The pass itself."""
-    output = model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=False
-    )
+    """The forward pass itself: `n q` ids, `n 1 q k` mask, `n q` positions → `n q d`."""
+    output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **cache)
     return output.last_hidden_state
 
 
-def run_seated(
-    model: PreTrainedModel,
-    causal: bool,
-    tokens: Tensor,
-    edges: Tensor,
-    seating: Tensor,
-    width: int,
-    cache: ColumnCache | None,
-) -> Tensor:
-    """The pass of every seat, `s q d`, and in the same graph all that it needs.
-
-    Args:
-        tokens: `s l` int64, the rows in any order; anything where none is.
-        edges: `3 s` int64, those of the rows; see `Span`.
-        seating: see `FixedPasses.seating`.
-        width: q.
-    """
-    # An empty seat computes what the first row does, or no columns if they would go to a cache.
-    rows = seating[0].clamp(min=0)
-    starts, ends, paddings = edges[:, rows]
-    if cache is not None:
-        starts = torch.where(seating[0] < 0, ends, starts)
-    span = DeviceSpan.of(torch.stack([starts, ends, paddings]), width)
-    if cache is not None:
-        cache.aim_at_all(span)
-    mask = _for_attention(span.mask(None if cache is None else cache.visible, causal=causal), model)
-    hidden = run(model, span.ids(tokens[rows]), mask, span.positions, cache)
-    if cache is not None:
-        cache.lower()
-    return hidden
-
-
-@dataclass(frozen=True)
-class Shadows:
-    """Inputs beside those of a row, which nothing sees but they themselves.
-
-    They come in groups of g neighbours. A group sees itself, and the row without the columns that it stands for.
-
-    Attributes:
-        tokens: `b k g` int64, what stands there instead.
-        columns: `b k g` int64, whom they stand for, whose positions they have.
-    """
-
-    tokens: Tensor
-    columns: Tensor
-
-
-def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
-    """As a pass without a cache, both ways, and behind it the hidden states of the shadows: `b q+k·g d`."""
-    device = input_device(model)
-    padding = to_device(span.paddings, tokens.device)[:, None]
-    visible = (span.columns >= padding) & span.real  # b q
-    seen = visible[:, None] & (span.columns[:, None, None] != shadows.columns[..., None]).all(2)  # b k q
-    num_groups, group = shadows.columns.shape[1:]
-    own = torch.eye(num_groups, device=tokens.device).bool()[None].expand(len(tokens), -1, -1)
-    of_row = pad(visible[:, None].expand(-1, visible.shape[1], -1), (0, num_groups * group))
-    of_shadows = torch.cat([seen, own.repeat_interleave(group, 2)], 2).repeat_interleave(group, 1)
-    mask = torch.cat([of_row, of_shadows], 1)[:, None]
-    positions = torch.cat([span.positions.expand_as(visible), shadows.columns.flatten(1) - padding], 1)
-    ids = torch.cat([span.ids(tokens), shadows.tokens.flatten(1)], 1)
-    return run(model, ids.to(device), _for_attention(mask, model).to(device), positions.to(device), None)
-
-
-#: Columns of the cache of a compiled pass are rounded up to a multiple of this.
-CACHED_COLUMNS = 256
-
-#: Graphs that dynamo may make of a pass, in one process, beyond which a pass is not compiled; caches that nobody uses
-#: but which are kept for the graphs that know them.
-MOST_GRAPHS, MOST_FREE = 64, 4
-
-
-class Compiled:
-    """A model's forward pass, compiled for a few fixed shapes, and the caches that its graphs are tied to.
-
-    Args:
-        model: a transformers decoder.
-        causal: whether a column sees only columns up to itself.
-        **options: of `torch.compile`.
-    """
-
-    def __init__(self, model: PreTrainedModel, *, causal: bool, **options: Any) -> None:
-        self.model = model
-        # torch.compile takes entries out of its options, and the other model is given the same ones.
-        options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
-        # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
-        self.run = torch.compile(partial(run_seated, model, causal), dynamic=False, **options)
-        self.caches: list[_Lent] = []
-        self.lock = threading.Lock()
-
-    def lend(self, borrower: FixedPasses, num_rows: int, num_columns: int) -> ColumnCache:
-        """An empty cache until the borrower is gone or gives it back.
-
-        The memory of one that is free is used again, since graphs know it by its address. Its last pass may still be
-        running, so all calls use the same stream.
-        """
-        kind = (num_rows, num_columns, self.model.dtype, input_device(self.model))
-        with self.lock:
-            free = [lent for lent in self.caches if lent.borrower() is None]
-            for lent in free:
-                if lent.kind == kind:
-                    lent.borrower = weakref.ref(borrower)
-                    lent.cache.clear()
-                    return lent.cache
-            for lent in free[: max(0, len(free) - MOST_FREE + 1)]:
-                self.caches.remove(lent)
-            cache = ColumnCache(self.model.config.num_hidden_layers, num_rows, num_columns, is_fixed=True)
-            self.caches.append(_Lent(kind, cache, weakref.ref(borrower)))
-            return cache
-
-    def take_back(self, cache: ColumnCache) -> None:
-        """The borrower needs it no more."""
-        with self.lock:
-            for lent in self.caches:
-                if lent.cache is cache:
-                    lent.borrower = _nobody
-
-
-@dataclass(eq=False)
-class _Lent:
-    kind: tuple[int, int, torch.dtype, torch.device]
-    cache: ColumnCache
-    borrower: Callable[[], object]  # None when the memory is free
-
-
-def _nobody() -> None:
-    return None
-
-
-class FixedPasses(PlainPasses):
-    """Passes in a few shapes only, compiled, with every row in a seat of its own.
-
-    Widths are rounded up, a row keeps its seat as others come and go, and an empty seat computes fillers. With a cache
-    whole rows, as wide as their prompts, are not compiled.
-    """
-
-    def __init__(self, compiled: Compiled, state: DecodeState, *, is_cached: bool, causal: bool) -> None:
-        super().__init__(compiled.model, causal=causal)
-        self.compiled = compiled
-        self.is_cached = is_cached
-        self.seats = list(range(len(state.rows)))  # of each row
-        self.num_seats = len(state.rows)
-        self.num_columns = round_up(state.width, CACHED_COLUMNS)
-        self.seated: tuple[list[int], Tensor] | None = None  # the last seating, and what it was made of
-
-    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
-        if self.is_cached and self.cache is None:
-            self.cache = self.compiled.lend(self, self.num_seats, self.num_columns)
-        return super().__call__(tokens, span)
-
-    def groups(self, span: Span) -> list[list[int]]:
-        """Whole rows, which are not compiled, and the others; a compiled pass computes every seat anyway."""
-        if not self.is_cached:
-            return [list(range(len(self.seats)))]
-        groups: dict[bool, list[int]] = {}
-        for row, (start, padding) in enumerate(zip(span.starts, span.paddings, strict=True)):
-            groups.setdefault(start == padding, []).append(row)
-        return list(groups.values())
-
-    def run(self, tokens: Tensor, span: Span, rows: list[int] | None) -> Tensor:
-        seats = self.seats if rows is None else [self.seats[row] for row in rows]
-        if self.is_cached and span.starts[0] == span.paddings[0]:
-            return self.run_at(tokens, span, seats)
-        # Until the graph is launched the device has nothing to do.
-        canvas = torch.empty(self.num_seats, self.num_columns, dtype=tokens.dtype, device=self.device)
-        canvas[: len(tokens), : tokens.shape[1]] = tokens
-        edges, seating, num_empty = span.edges.to(self.device), self.seating(seats), self.num_seats - len(seats)
-        if num_empty:
-            edges = pad(edges, (0, num_empty))
-        if canvas.is_cuda:  # nothing is left of what earlier graphs gave
-            torch.compiler.cudagraph_mark_step_begin()
-        hidden = self.compiled.run(canvas, edges, seating, round_up(span.width, COLUMNS), self.cache)
-        # A copy, since the next graph, of this model or the other, uses the same memory.
-        return hidden[:, : span.width].index_select(0, seating[1, : len(tokens)].to(hidden.device))
-
-    def seating(self, seats: list[int]) -> Tensor:
-        """Who sits where, `2 s` int64: of each seat its row, −1 where it is empty, and of each row its seat."""
-        of_what = [self.num_seats, *seats]
-        if self.seated is None or self.seated[0] != of_what:
-            rows = [seats.index(seat) if seat in seats else -1 for seat in range(self.num_seats)]
-            self.seated = of_what, to_device([rows, seats + [0] * (self.num_seats - len(seats))], self.device)
-        return self.seated[1]
-
-    def select(self, rows: Tensor) -> None:
-        self.seats = [self.seats[row] for row in rows.tolist()]
-
-    def join(self, state: DecodeState) -> None:
-        free = [seat for seat in range(len(state.rows) + self.num_seats) if seat not in self.seats]
-        self.seats = self.seats + free[: len(state.rows) - len(self.seats)]
-        before = self.num_seats, self.num_columns
-        self.num_seats = max(self.num_seats, *(seat + 1 for seat in self.seats))
-        self.num_columns = max(self.num_columns, round_up(state.width, CACHED_COLUMNS))
-        if self.cache is not None and before != (self.num_seats, self.num_columns):
-            outgrown, self.cache = self.cache, self.compiled.lend(self, self.num_seats, self.num_columns)
-            self.cache.copy_from(outgrown)
-            self.compiled.take_back(outgrown)
-
-
-class Neural:
-    """A transformers decoder, plain or compiled: what drafter and verifier have in common.
-
-    Args:
-        model: with an output layer.
-        causal: whether a column sees only columns up to itself.
-    """
-
-    def __init__(self, model: PreTrainedModel, *, causal: bool) -> None:
-        self.model = model
-        self.causal = causal
-        self.compiled: Compiled | None = None
-        self.vocab_size: int = model.config.vocab_size
-        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
-
-    @property
-    def device(self) -> torch.device:
-        return input_device(self.model)
-
-    def compile(self, **options: Any) -> None:
-        """Compile the forward pass for a few fixed shapes, see `APDSampler.compile`; `options` are `torch.compile`'s."""
-        self.compiled = Compiled(self.model, causal=self.causal, **options)
-
-    def passes(self, state: DecodeState, *, is_cached: bool) -> Passes:
-        """The model's forward passes over these rows."""
-        if self.compiled is not None:
-            return FixedPasses(self.compiled, state, is_cached=is_cached, causal=self.causal)
-        num_rows, num_columns = state.tokens.shape
-        columns = num_columns if is_cached else None
-        return PlainPasses(self.model, causal=self.causal, num_rows=num_rows, num_columns=columns)
+def cache_argument(model: PreTrainedModel) -> str:
+    """What the model's forward calls its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -342,9 +143,17 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
 
 
+def attention_mask(mask: Tensor | None, model: PreTrainedModel) -> Tensor | None:
+    """The mask as the model's attention takes it: eager attention adds it to the scores, where a Boolean would add 0 and 1."""
+    if mask is None or model.config._attn_implementation != "eager":
+        return mask
+    dtype = model.get_input_embeddings().weight.dtype
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+
+
 @dataclass(frozen=True)
 class Projection:
-    """Logits of a window's positions, `b m v`, computed when they are asked for: `projection[:, 3:7]`.
+    """Logits of a window's positions, `b m v`, computed on access: `projection[:, 3:7]`.
 
     The output layer is the widest product of a small step, so it sees only the positions that are asked for.
 
@@ -359,31 +168,23 @@ class Projection:
     device: torch.device
 
     @classmethod
-    def of(cls, head: nn.Module, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
-        """Of a window's columns, each from the column that is `shift` further; `hidden` is `b q d`, of the span."""
-        places = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
+    def of_window(cls, head: nn.Module, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
+        """Logits of a window's columns, each predicted by the column `shift` further; `hidden` is `b q d`, of the span."""
+        offsets = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
         width = window.columns.shape[1]
-        if len(places) == 1 and (first := min(places)) >= 0 and first + width <= hidden.shape[1]:
-            return cls(head, hidden[:, first : first + width], span.device)
+        if len(offsets) == 1 and (first := min(offsets)) >= 0 and first + width <= hidden.shape[1]:
+            return cls(head, hidden[:, first : first + width], window.columns.device)
         return cls.at(head, hidden, window.columns + shift - span.columns[:, :1])
 
     @classmethod
     def at(cls, head: nn.Module, hidden: Tensor, index: Tensor) -> Projection:
-        """Of the hidden states at `index`, `b m`."""
-        # Outside the window there may be no such column.
-        place = index.clamp(0, hidden.shape[1] - 1).to(hidden.device)
-        return cls(head, hidden.gather(1, place[..., None].expand(-1, -1, hidden.shape[-1])), index.device)
+        """Logits of the hidden states at `index`, `b m` int64; outside the window it may be out of range."""
+        index = index.clamp(0, hidden.shape[1] - 1)
+        at = index.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
+        return cls(head, hidden.gather(1, at), index.device)
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         hidden = self.hidden[index].contiguous()
-        # With gaps between the rows, even behind the only one, it would be a batch of products, up to twenty times slower
-        # on a CPU. The view has none.
+        # `contiguous` keeps odd strides of a single row, which make the product a batch of products, up to twenty times
+        # slower on a CPU. The view has none.
         return self.head(hidden.view(hidden.shape)).to(self.device)
-
-
-def _for_attention(mask: Tensor, model: PreTrainedModel) -> Tensor:
-    """Eager attention adds its mask to the scores, where a boolean one would silently add 0 and 1."""
-    if model.config._attn_implementation != "eager":
-        return mask
-    dtype = model.get_input_embeddings().weight.dtype
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

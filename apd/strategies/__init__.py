@@ -1,8 +1,8 @@
-"""Decoding strategies other than APD, each behind the protocol `Strategy`."""
+"""Decoding strategies other than APD, each behind the protocol `apd.decoding.strategy.Strategy`."""
 
+from apd.strategies.base import Unmasking
+from apd.strategies.klass import KLASS
 from apd.strategies.unmasking import (
-    KLASS,
-    WINO,
     Autoregressive,
     Blocks,
     Confidence,
@@ -14,8 +14,8 @@ from apd.strategies.unmasking import (
     OneStep,
     RandomOrder,
     Threshold,
-    Unmasking,
 )
+from apd.strategies.wino import WINO
 
 __all__ = [
     "KLASS",

@@ -1,68 +1,26 @@
-"""APD's rivals behind the same step: one loop, one stopping rule, one way of counting.
+"""Strategies that commit drafted tokens by a rule of their own, each under the loop and the count of APD.
 
-Every class here says which masks of the window to commit, given one drafted token for each. All but `LeftToRight` and
-`Autoregressive` commit in any order. With keyed noise a position that was postponed draws the same token again as long
-as its distribution stays the same; published samplers redraw it, which `noise="step"` does too.
+Every class says which masks of the window to commit, given one drafted token for each. All but `LeftToRight` and
+`Autoregressive` commit in any order. With keyed noise a postponed position draws the same token again as long as its
+distribution stays the same; published samplers redraw it, as `noise="step"` does.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from apd.decoding.probability import ORDER, gather_tokens
+from apd.decoding.commit import Proposal
+from apd.decoding.noise import ORDER
+from apd.decoding.pair import Draft, ModelPair
 from apd.decoding.sampling import Sampling
-from apd.decoding.state import DecodeState, Proposal, Window, to_device
-from apd.decoding.step import Draft, Memoryless, Models, joined
-
-
-class Unmasking(Memoryless):
-    """A strategy that drafts the window's masks and commits those that `choose` picks, the drafter alone deciding."""
-
-    needs_verifier = False
-    left_to_right = False
-    is_random = False
-
-    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        drafts = models.draft(state, window, sampling)
-        tokens, best, measures, probs = [], [], [], []
-        for part in drafts.parts:
-            draft = drafts[part]
-            tokens.append(draft.tokens)
-            best.append(draft.best)
-            measures.append(self.measure(draft, window.part(part)))
-            if models.keeps_probs:
-                probs.append(confidence(draft))
-        candidate = window.within(~window.of(state.decided))
-        drafted, measure = joined(tokens), joined(measures)
-        chosen = self.choose(measure, candidate, state, window, sampling) & candidate
-        return alone(
-            "drafter",
-            draft,
-            models,
-            sampling,
-            tokens=drafted,
-            chosen=chosen,
-            decisive=candidate,
-            drafted=drafted,
-            best=joined(best),
-            probs=joined(probs) if probs else None,
-        )
-
-    def measure(self, draft: Draft, window: Window) -> Tensor:
-        """What `choose` wants to know of each distribution, of a window or a part of it: `b m` float."""
-        return confidence(draft)
-
-    def choose(
-        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
-    ) -> Tensor:
-        """Which of the candidates (`b m` bool, at least one in each row that is not done) to commit, `b m` bool."""
-        raise NotImplementedError
+from apd.decoding.state import DecodeState, to_device
+from apd.decoding.strategy import Memoryless
+from apd.decoding.window import Window
+from apd.strategies.base import Unmasking, confidence, entropy, ranks, single_model_proposal
 
 
 class _TopK(Unmasking):
@@ -85,7 +43,7 @@ class _TopK(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        return _places(self.rank(measure, state, window, sampling), candidate) < self.count(state)
+        return ranks(self.rank(measure, state, window, sampling), candidate) < self.count(state)
 
     def count(self, state: DecodeState) -> Tensor | int:
         """K for the next step of each row, `b 1` int64, or of all."""
@@ -113,7 +71,7 @@ class LeftToRight(_TopK):
     left_to_right = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        return draft.best  # nobody looks at it, so it is what is at hand
+        return torch.zeros_like(draft.tokens)  # not used
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
@@ -135,10 +93,10 @@ class RandomOrder(_TopK):
     is_random = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        return draft.best  # nobody looks at it, so it is what is at hand
+        return torch.zeros_like(draft.tokens)  # not used
 
     def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
-        return sampling.uniform(state, window, ORDER)
+        return sampling.noise(state, window, ORDER).uniform()
 
 
 @dataclass(frozen=True)
@@ -206,7 +164,7 @@ class Threshold(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        return (measure >= self.threshold) | (_places(measure, candidate) == 0)
+        return (measure >= self.threshold) | (ranks(measure, candidate) == 0)
 
 
 @dataclass(frozen=True)
@@ -231,7 +189,7 @@ class Factor(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        place = _places(measure, candidate)
+        place = ranks(measure, candidate)
         passes = ((place + 2) * (1 - measure) < self.factor) & candidate
         # n is the largest place that passes, counted from 1; every place before it is committed with it.
         largest = (place + 1).masked_fill(~passes, 1).amax(1, keepdim=True)
@@ -260,7 +218,7 @@ class EntropyBound(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        place = _places(-measure, candidate)
+        place = ranks(-measure, candidate)
         in_order = torch.zeros_like(measure).scatter(1, place, measure)
         # In rising order the largest of the first n is the n-th, so Σ − max is the sum of those before it.
         before = in_order.cumsum(1) - in_order
@@ -312,7 +270,7 @@ class Blocks(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        block = (window.columns - state.start[:, None]) // self.length
+        block = (window.columns - state.prompt_end[:, None]) // self.length
         within = candidate & (block == block[:, :1])  # the frontier is the window's first column
         return self.strategy.choose(measure, within, state, window, sampling) & within
 
@@ -321,272 +279,22 @@ class Blocks(Unmasking):
 class Autoregressive(Memoryless):
     """The verifier alone, one token per step: a plain causal LM under the same loop. The drafter never runs."""
 
+    needs_drafter = False
     needs_verifier = True
     left_to_right = True
 
-    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        first = Window(window.columns[:, :1], window.inside[:, :1], window.starts, [t + 1 for t in window.starts])
-        draft = models.next_token(state, first, sampling)[slice(0, 1)]
-        return alone(
+    def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
+        first = window.first()
+        [(_, draft)] = pair.draft_next_token(state, first, sampling)
+        return single_model_proposal(
             "verifier",
             draft,
-            models,
+            pair,
             sampling,
             tokens=draft.tokens.expand_as(window.columns),
             chosen=window.columns == first.columns,
             decisive=first.inside,
             drafted=draft.tokens,
-            best=draft.best,
-            probs=confidence(draft) if models.keeps_probs else None,
+            fault=draft.fault,
+            probs=confidence(draft) if pair.record_probs else None,
         )
-
-
-@dataclass(frozen=True)
-class KLASS:
-    """Every mask that is confident and whose distribution has stopped changing; else the most confident one.
-
-    A mask is stable when KL(p_now ‖ p_before) stayed below ε for the last h steps.
-
-    Args:
-        threshold: confidence in [0, 1] that a drawn token must exceed.
-        kl_threshold: ε > 0, in nats.
-        history: h, at least 1 step.
-
-    Source: KL-adaptive stability sampling, arXiv:2511.05664.
-    """
-
-    threshold: float = 0.9
-    kl_threshold: float = 0.01
-    history: int = 2
-    needs_verifier = False
-    left_to_right = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
-        if self.kl_threshold <= 0:
-            raise ValueError(f"`kl_threshold` must be above 0 nats, got {self.kl_threshold}.")
-        if self.history < 1:
-            raise ValueError(f"`history` must be at least 1 step, got {self.history}.")
-
-    def open(self, state: DecodeState) -> _KLASSSession:
-        return _KLASSSession(self, state)
-
-
-class _KLASSSession(Unmasking):
-    """Remembers the last distribution of every column, and for how many steps it has hardly changed."""
-
-    def __init__(self, klass: KLASS, state: DecodeState) -> None:
-        self.klass = klass
-        self.before: Tensor | None = None  # b l+1 v, probabilities; the last column takes writes past a row's end
-        self.calm = torch.zeros(len(state.rows), state.width + 1, dtype=torch.int64, device=state.tokens.device)
-
-    def measure(self, draft: Draft, window: Window) -> Tensor:
-        row, column = torch.arange(len(self.calm), device=self.calm.device)[:, None], self._slot(window)
-        now = draft.logprobs.exp()
-        if self.before is None:
-            self.before = now.new_zeros(*self.calm.shape, now.shape[-1])
-        # A column that was never drafted has p_before = 0 and an infinite divergence; x log(x/0) is inf, 0 log 0 is 0.
-        divergence = torch.special.xlogy(now, now / self.before[row, column]).nansum(-1)
-        calm = torch.where(divergence < self.klass.kl_threshold, self.calm[row, column] + 1, 0)
-        self.before[row, column] = now
-        self.calm[row, column] = calm
-        return confidence(draft)
-
-    def choose(
-        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
-    ) -> Tensor:
-        calm = self.calm.gather(1, self._slot(window))
-        stable = (measure > self.klass.threshold) & (calm >= self.klass.history) & candidate
-        return torch.where(stable.any(1, keepdim=True), stable, _places(measure, candidate) == 0)
-
-    def _slot(self, window: Window) -> Tensor:
-        return window.columns.masked_fill(~window.inside, self.calm.shape[1] - 1)
-
-    def select(self, rows: Tensor) -> None:
-        self.calm = self.calm.index_select(0, rows)
-        self.before = None if self.before is None else self.before.index_select(0, rows)
-
-    def join(self, state: DecodeState) -> None:
-        rows, columns = len(state.rows) - len(self.calm), state.width + 1 - self.calm.shape[1]
-        self.calm = pad(self.calm, (0, columns, 0, rows))
-        self.before = None if self.before is None else pad(self.before, (0, 0, 0, columns, 0, rows))
-
-
-@dataclass(frozen=True)
-class WINO:
-    """Wide in, narrow out: tokens are unmasked in haste, and masked again when the others speak against them.
-
-    Block by block from left to right. Each step makes one drafter forward, which gives for every mask the probability of
-    the token drafted there, and for every token that stands its probability given all others ("leave one out").
-
-    1. Wide in. Unmask every mask above τ1, the most confident min(max(⌊0.7·masks⌋, 5), 20) of them at most and the most
-       confident one at least.
-    2. Narrow out. If that were two or more: mask again what stood before and is below τ2, the least probable first,
-       fewer tokens than the step before unmasked.
-    3. Commit the block when it has no masks left up to its first stop token. Until then nothing is committed, since all
-       may still be revoked; what came in last is never reviewed.
-
-    Ends: masks left + tokens unmasked by the last step are the block's length after its first step, and fewer after
-    every further one. So a block takes no more forwards than it has tokens.
-
-    The limits in 1 and 2 are those of the published code. Two things are done otherwise. There all shadows, which are
-    masks, see each other; here a shadow sees only the tokens of the others (`leave_one_out_logits`). And there a block is
-    filled to its end; here, as with all strategies, a row is over with its stop token. Probabilities in the trace are
-    those of the step that committed, given all others.
-
-    Args:
-        threshold: τ1 in [0, 1].
-        revoke_below: τ2 in [0, 1]; 0 revokes nothing.
-        length: of a block in tokens, at least 1, counted from the end of the prompt; a window is a block's end too.
-
-    Source: Hong et al. 2025, arXiv:2507.18578, and its published code.
-    """
-
-    threshold: float = 0.6
-    revoke_below: float = 0.9
-    length: int = 128
-    needs_verifier = False
-    left_to_right = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
-        if not 0 <= self.revoke_below <= 1:
-            raise ValueError(f"`revoke_below` must be in [0, 1], got {self.revoke_below}. Use 0 to revoke nothing.")
-        if self.length < 1:
-            raise ValueError(f"`length` must be at least 1, got {self.length}. Use 1 for sequential decoding.")
-
-    def open(self, state: DecodeState) -> _WINOSession:
-        return _WINOSession(self, state)
-
-
-class _WINOSession:
-    """Remembers the tokens that stand in each row's block but are not committed."""
-
-    def __init__(self, wino: WINO, state: DecodeState) -> None:
-        self.wino = wino
-        self.tokens = torch.zeros_like(state.tokens)  # b l
-        self.stands = torch.zeros_like(state.decided)  # b l
-        self.last_unmasked = torch.zeros_like(state.steps)  # b
-
-    def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
-        # Columns that no row needs any more are dropped.
-        self.tokens, self.stands = self.tokens[:, : state.width], self.stands[:, : state.width]
-        canvas = dataclasses.replace(
-            state,
-            tokens=torch.where(self.stands, self.tokens, state.tokens),
-            decided=state.decided | self.stands,
-        )
-        block = (window.columns - state.start[:, None]) // self.wino.length
-        inside = window.within(block == block[:, :1])  # nothing in it is committed: it starts at the frontier
-        stood, standing = inside & window.of(self.stands), window.of(self.tokens)
-        drafts = models.draft_again(canvas, window, sampling)
-        said = []
-        for part in drafts.parts:
-            draft = drafts[part]
-            chosen = torch.where(stood[:, part], standing[:, part], draft.tokens)
-            said.append((chosen, draft.best, gather_tokens(draft.logprobs, chosen).exp()))
-        tokens, best, probs = map(joined, zip(*said, strict=True))
-
-        # 1. Wide in.
-        masks = inside & ~stood
-        place = _places(probs, masks)
-        most = (masks.sum(1) * 7 // 10).clamp(5, 20)[:, None]
-        unmasked = masks & ((place == 0) | (probs > self.wino.threshold) & (place < most))
-        num_unmasked = unmasked.sum(1)
-
-        # 2. Narrow out.
-        doubted = stood & (probs < self.wino.revoke_below)
-        most = torch.where(num_unmasked > 1, self.last_unmasked - 1, 0)[:, None]
-        stands = (stood | unmasked) & ~(doubted & (_places(-probs, doubted) < most))
-        self.last_unmasked = num_unmasked
-        self.tokens = window.place(tokens, stands, self.tokens)
-        self.stands = window.place(stands, inside, self.stands)
-
-        # 3. Commit.
-        stops = stands & torch.isin(tokens, models.processing.stop_token_ids)
-        before_stop = stops.cumsum(1) == 0
-        is_complete = ~(inside & ~stands & before_stop).any(1, keepdim=True)
-        return alone(
-            "drafter",
-            draft,
-            models,
-            sampling,
-            tokens=tokens,
-            chosen=stands & is_complete,
-            decisive=inside,
-            drafted=tokens,
-            best=best,
-            probs=probs,
-        )
-
-    def select(self, rows: Tensor) -> None:
-        self.tokens, self.stands = self.tokens.index_select(0, rows), self.stands.index_select(0, rows)
-        self.last_unmasked = self.last_unmasked.index_select(0, rows)
-
-    def join(self, state: DecodeState) -> None:
-        rows, columns = len(state.rows) - len(self.stands), state.width - self.stands.shape[1]
-        self.tokens, self.stands = (pad(memory, (0, columns, 0, rows)) for memory in (self.tokens, self.stands))
-        self.last_unmasked = pad(self.last_unmasked, (0, rows))
-
-
-def alone(
-    model: str,
-    draft: Draft,
-    models: Models,
-    sampling: Sampling,
-    *,
-    tokens: Tensor,
-    chosen: Tensor,
-    decisive: Tensor,
-    drafted: Tensor,
-    best: Tensor,
-    probs: Tensor | None,
-) -> Proposal:
-    """What one model proposes that decides alone, and so is the target too.
-
-    Args:
-        model: `"drafter"` or `"verifier"`.
-        draft: its draft of the window, or of the last part of it.
-        best: `b m`, the best score of its draft.
-        probs: of the tokens, `b m`.
-        tokens, chosen, decisive, drafted: as in `Proposal`.
-    """
-    keeps = models.keeps_scores  # then there is one part
-    return Proposal(
-        tokens=tokens,
-        chosen=chosen,
-        decisive=decisive,
-        best=(best,),
-        draft=drafted,
-        models=("target", model),
-        probs=None if probs is None else probs[..., None].expand(-1, -1, 2),
-        logits=draft.logprobs if keeps else None,
-        scores=sampling.warp(draft.logprobs).of_all(models.vocab_size) if keeps else None,
-    )
-
-
-def confidence(draft: Draft) -> Tensor:
-    """Untempered probability of each drawn token: `b m`."""
-    return gather_tokens(draft.logprobs, draft.tokens).exp()
-
-
-def entropy(draft: Draft) -> Tensor:
-    """Of each untempered distribution, in nats: `b m`."""
-    # A removed token has log-probability −∞ and contributes nothing.
-    return -(draft.logprobs.exp() * draft.logprobs.clamp(min=torch.finfo(draft.logprobs.dtype).min)).sum(-1)
-
-
-#: Surer than this is as good as certain, and among certain ones the leftmost comes first. Else the tail of stop tokens, a
-#: little surer still, would be decided before the answer.
-CERTAIN = 1 - 2.0**-19
-
-
-def _places(rank: Tensor, candidate: Tensor) -> Tensor:
-    """The place of each position when candidates are ordered by `rank`, highest first, ties from the left: `b m`."""
-    rank = rank.clamp(max=CERTAIN).masked_fill(~candidate, -torch.inf)
-    order = rank.sort(dim=1, descending=True, stable=True).indices
-    return torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )

@@ -17,7 +17,7 @@ from typing import Any
 
 from apd import strategies as rivals
 from apd.config import APDConfig
-from apd.decoding.step import Strategy
+from apd.decoding.strategy import Strategy
 
 __all__ = ["ENDPOINT", "GRAMMAR", "KINDS", "PRESETS", "Setting", "expand", "parse"]
 

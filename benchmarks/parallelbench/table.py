@@ -11,7 +11,7 @@ import torch
 
 from apd import APDSampler
 from apd.models.ideal import IdealListModel
-from apd.strategies.unmasking import (
+from apd.strategies import (
     Autoregressive,
     Blocks,
     Confidence,

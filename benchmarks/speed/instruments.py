@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.models.cache import ColumnCache
-from apd.models.transformer import Compiled
+from apd.models.graphs import CompiledModel
 
 __all__ = ["Clock", "Forward", "Meter", "Timed"]
 
@@ -101,7 +101,7 @@ class Meter:
 
     models: Mapping[str, PreTrainedModel]
     clock: Clock
-    compiled: Mapping[str, Compiled] = field(default_factory=dict)
+    compiled: Mapping[str, CompiledModel] = field(default_factory=dict)
     # Of all that has ended: name, start, end, how many others had ended when it began, what else is to be known of it.
     # Plain tuples of small things: nothing is cheaper, and no tensor is kept alive.
     _log: list[tuple[str, Any, Any, int, Any]] = field(default_factory=list)

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from apd.models.cache import Span
+from apd.models.span import Span
 from benchmarks.speed.options import prepared
 from benchmarks.speed.pairs import SHAPES, Loading, Pair, Shape, compiled, random_pair
 from benchmarks.speed.table import machine, rounded

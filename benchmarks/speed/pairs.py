@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from apd import EXAMPLE_PROMPTS, APDSampler
 from apd.embedded import tasks
 from apd.models.attention import GROUPED
-from apd.models.transformer import Compiled
+from apd.models.graphs import CompiledModel
 
 __all__ = ["PAIRS", "SHAPES", "Pair", "Rows", "Shape", "causal_twin", "compiled", "load", "random_pair"]
 
@@ -115,7 +115,7 @@ class Pair:
         return {"drafter": self.sampler.drafter.model, "verifier": self.sampler.verifier.model}
 
     @property
-    def compiled(self) -> dict[str, Compiled]:
+    def compiled(self) -> dict[str, CompiledModel]:
         """The compiled passes by their role; none where they are plain."""
         passes = {"drafter": self.sampler.drafter.compiled, "verifier": self.sampler.verifier.compiled}
         return {role: each for role, each in passes.items() if each is not None}

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from apd import Threshold
 from apd.decoding.acceptance import AcceptanceRule, Judgement
-from apd.decoding.probability import ORDER, keyed_uniform
+from apd.decoding.noise import ORDER, keyed_uniform
 from apd.decoding.sampling import Sampling
-from apd.decoding.state import DecodeState, Window
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 
 __all__ = ["PAPER_MEAN", "Schedule", "Scheduled", "ScheduledThreshold"]
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from apd import LeftToRight, Threshold
 from apd.decoding.acceptance import Coupling
-from apd.decoding.step import APD, Strategy
+from apd.decoding.step import APD
+from apd.decoding.strategy import Strategy
 from benchmarks.speed.instruments import Meter, Timed
 from benchmarks.speed.pairs import Inputs, Pair, causal_twin
 from benchmarks.speed.schedule import Schedule, Scheduled, ScheduledThreshold

@@ -28,11 +28,12 @@ from tqdm import tqdm
 
 from apd import APDSampler, LeftToRight, MaskedDiffusionDrafter
 from apd.config import WindowSize
-from apd.decoding.state import DecodeState, Window
-from apd.decoding.step import Strategy
+from apd.decoding.state import DecodeState
+from apd.decoding.strategy import Strategy
+from apd.decoding.window import Window
 from apd.embedded import tasks
-from apd.models.cache import Span
 from apd.models.drafter import NeuralDrafterSession
+from apd.models.span import Span
 
 __all__ = ["Point", "main", "measure"]
 

@@ -1,0 +1,243 @@
+"""`ModelPair`: drafter and verifier of one call, restricted to the tokens that may be drawn. Counts their forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from apd.decoding.commit import DRAFTER_FAULT, VALID
+from apd.decoding.noise import Noise
+from apd.decoding.probability import gather_tokens, log_normalise
+from apd.decoding.processing import Processing
+from apd.decoding.protocols import DrafterSession, LeaveOneOutSession, Logits, ScoringSession, VerifierSession
+from apd.decoding.sampling import Sampling, Scores
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
+
+T = TypeVar("T")
+
+#: Entries of the largest tensor of a step, rows × positions × vocabulary: 512 MiB as float32. About eight live at once.
+MAX_LOGIT_ENTRIES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Support:
+    """Which tokens may be drawn: those that both models have, without the mask token, as the processors leave them.
+
+    Attributes:
+        vocab_size: ids below it exist in both models.
+        removed: ids that are never drawn, `n` int64.
+        processing: the caller's logits processors, the same for both models.
+    """
+
+    vocab_size: int
+    removed: Tensor
+    processing: Processing
+
+    def restrict(
+        self, logits: Tensor, state: DecodeState, window: Window, sample: Callable[[Tensor, int], Tensor]
+    ) -> Tensor:
+        """Raw logits `b c v′` → log-probabilities up to a constant, `b c v` float32, −∞ for removed tokens.
+
+        Args:
+            sample: from the logits of one position, `b v`, and its number: the token there, `b`, which processors that
+                look at earlier tokens see at the positions behind it.
+        """
+        logits = logits[..., : self.vocab_size].float()  # processors expect float32, as in transformers
+        logits = self.processing.apply_vectorised(logits.index_fill(-1, self.removed, -torch.inf), state, window)
+        if self.processing.needs_history:
+            logits = self.processing.apply_per_position(logits, state, window, sample)
+        return logits
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One drawn token per mask of the window, or of a part of it.
+
+    Attributes:
+        tokens: `b c` int64.
+        fault: `b c` int64, see `Proposal.fault`.
+        logits: `b c v` float32, log p_D up to a constant, before temperature and truncation.
+        scores: log p_D after temperature and truncation.
+        noise: what was added to the scores before the argmax.
+    """
+
+    tokens: Tensor
+    fault: Tensor
+    logits: Tensor
+    scores: Scores
+    noise: Noise
+
+    @cached_property
+    def logprobs(self) -> Tensor:
+        """log p_D, `b c v` float32; an argmax does not need it."""
+        return log_normalise(self.logits)
+
+
+def draw(logits: Tensor, state: DecodeState, window: Window, sampling: Sampling, support: Support) -> Draft:
+    """x_i = argmax(warp(log p_D)_i + g_i) at every position: raw logits `b c v′` → `Draft`."""
+    noise = sampling.noise(state, window)
+
+    def sample(logits: Tensor, position: int) -> Tensor:
+        return sampling.sample(sampling.warp(logits[:, None]), noise.at(position)).tokens[:, 0]
+
+    logits = support.restrict(logits, state, window, sample)
+    scores = sampling.warp(logits)
+    tokens, best = sampling.sample(scores, noise)
+    fault = torch.where(best.isfinite(), VALID, DRAFTER_FAULT)
+    return Draft(tokens, fault, logits, scores, noise)
+
+
+class Kernels(NamedTuple):
+    """The pure functions of a decode step, as they are or compiled: `draw`, `judge` (`step.py`) and `commit`."""
+
+    draw: Callable[..., Draft]
+    judge: Callable[..., Any]
+    commit: Callable[..., Any]
+
+
+class Drafts:
+    """The draft of a window, in parts where its `b m v` tensors would be too large.
+
+    Args:
+        parts: consecutive slices of the window, all of it together.
+        draw: the draft of one part. Of a single part it is computed once; of several whenever it is used.
+    """
+
+    def __init__(self, parts: list[slice], draw: Callable[[slice], Draft]) -> None:
+        self.parts = parts
+        only = draw(parts[0]) if len(parts) == 1 else None
+        self.draw = draw if only is None else lambda _: only
+
+    def __iter__(self) -> Iterator[tuple[slice, Draft]]:
+        return ((part, self.draw(part)) for part in self.parts)
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """The whole draft, `b m` int64."""
+        return concatenate([draft.tokens for _, draft in self])
+
+    def fold(self, function: Callable[[slice, Draft, T | None], T], is_last: Callable[[T], bool]) -> list[T]:
+        """`function(part, draft, previous result)` of every part up to the first whose result `is_last`."""
+        results: list[T] = []
+        for part, draft in self:
+            results.append(function(part, draft, results[-1] if results else None))
+            if len(self.parts) > 1 and is_last(results[-1]):
+                break
+        return results
+
+
+class ModelPair:
+    """Drafter and verifier of one call. Every method that runs a model counts a forward where it happens.
+
+    Args:
+        drafter: its session; `None` if the strategy needs none.
+        verifier: its session; `None` if the strategy needs none.
+        support: the tokens that may be drawn.
+        mask_token_id: what is in an undecided column.
+        kernels: the pure functions of a step.
+        record_probs: proposals hold the probabilities of their tokens, `b m n`.
+        record_scores: proposals hold what decided each position, `b m v`.
+
+    Attributes:
+        drafter_forwards, verifier_forwards: passes so far; every row of the state took part in each.
+    """
+
+    def __init__(
+        self,
+        drafter: DrafterSession | None,
+        verifier: VerifierSession | None,
+        support: Support,
+        *,
+        mask_token_id: int,
+        kernels: Kernels,
+        record_probs: bool = False,
+        record_scores: bool = False,
+    ) -> None:
+        self.drafter, self.verifier, self.support = drafter, verifier, support
+        self.mask_token_id, self.kernels = mask_token_id, kernels
+        self.record_probs, self.record_scores = record_probs, record_scores
+        self.drafter_forwards = self.verifier_forwards = 0
+
+    def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
+        """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
+        assert self.drafter is not None
+        self.drafter_forwards += 1
+        return self._drafts(self.drafter.logits(state, window), state, window, sampling)
+
+    def draft_leave_one_out(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
+        """A draft of every column of the window from all other columns, as if it alone were masked."""
+        if not isinstance(self.drafter, LeaveOneOutSession):
+            raise TypeError(
+                f"`drafter` must predict columns whose token is known, got {type(self.drafter).__name__} without "
+                "`leave_one_out_logits`. Give its session that method, or use a strategy that revokes nothing."
+            )
+        self.drafter_forwards += 1
+        return self._drafts(self.drafter.leave_one_out_logits(state, window), state, window, sampling)
+
+    def draft_next_token(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
+        """A draft from the verifier for the column at the frontier; `window` is one column wide."""
+        return self._drafts(self.verify(state, window, torch.zeros_like(window.columns)), state, window, sampling)
+
+    def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
+        """The verifier's raw logits at every position, given the drafted tokens before it: `b m v′`."""
+        assert self.verifier is not None
+        self.verifier_forwards += 1
+        return self.verifier.logits(state, window, draft)
+
+    def score(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
+        """log p_AR of every drafted token given the tokens before it, `b m` float32."""
+        if isinstance(self.verifier, ScoringSession):
+            self.verifier_forwards += 1
+            return self.verifier.score(state, window, draft)
+        logits = self.verify(state, window, draft)
+        scored = [
+            gather_tokens(log_normalise(logits[:, part][..., : self.support.vocab_size]), draft[:, part])
+            for part in self.parts(window)
+        ]
+        return concatenate(scored)
+
+    def parts(self, window: Window) -> list[slice]:
+        """The window in parts whose `b c v` tensors are small; whole where history or the caller needs it so."""
+        rows, width = window.columns.shape
+        if self.support.processing.needs_history or self.record_scores:
+            return [slice(0, width)]
+        size = max(1, MAX_LOGIT_ENTRIES // (rows * self.support.vocab_size))
+        return [slice(start, min(start + size, width)) for start in range(0, width, size)]
+
+    def select(self, rows: Tensor) -> None:
+        for session in (self.drafter, self.verifier):
+            if session is not None:
+                session.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        for session in (self.drafter, self.verifier):
+            if session is not None:
+                session.join(state)
+
+    def _drafts(self, logits: Logits, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
+        def draw(part: slice) -> Draft:
+            return self.kernels.draw(logits[:, part], state, window.part(part), sampling, self.support)
+
+        return Drafts(self.parts(window), draw)
+
+
+def concatenate(parts: Sequence[Any], width: int = 0) -> Any:
+    """The parts of a window as one: `b c …` tensors, or dataclasses of them, → `b m …`, at least `width` positions wide.
+
+    Positions without a part are 0. A field that is `None` in the first part is `None`.
+    """
+    if isinstance(parts[0], Tensor):
+        values = parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+        missing = width - values.shape[1]
+        return pad(values, (*[0, 0] * (values.dim() - 2), 0, missing)) if missing > 0 else values
+    if parts[0] is None:
+        return None
+    names = [field.name for field in fields(parts[0])]
+    return type(parts[0])(**{name: concatenate([getattr(part, name) for part in parts], width) for name in names})

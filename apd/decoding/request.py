@@ -1,0 +1,59 @@
+"""`Request`: the checked arguments of one call, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from apd.decoding.commit import Stopping
+from apd.decoding.processing import WARPERS, Processing
+from apd.decoding.sampling import Sampling
+from apd.decoding.strategy import Strategy
+from apd.decoding.window import WindowPolicy
+
+
+@dataclass(frozen=True)
+class Request:
+    """The checked arguments of one call, one row per prompt and returned sequence, on the drafter's device.
+
+    Attributes:
+        prompt: `b l` int64, padded on the left.
+        padding: `b` int64, columns of left padding.
+        max_new_tokens: masks behind each prompt.
+        seeds: `b` int64, the row seeds.
+        pad_token_id: what is written behind a stop token.
+        stopping: when a row is over.
+        processing: the logits processors.
+        sampling: how tokens are drawn.
+        strategy: which tokens a step commits.
+        policy: how many masks a step drafts.
+        kv_window: W, see `APDConfig`.
+        kv_refresh: N, see `APDConfig`.
+        record_scores: keep the scores that decided each position, `v` floats per token.
+        record_logits: keep them before temperature and truncation.
+        is_recorded: return an `APDOutput` with the trace instead of ids alone.
+    """
+
+    prompt: Tensor
+    padding: Tensor
+    max_new_tokens: int
+    seeds: Tensor
+    pad_token_id: int
+    stopping: Stopping
+    processing: Processing
+    sampling: Sampling
+    strategy: Strategy
+    policy: WindowPolicy
+    kv_window: int | None = None
+    kv_refresh: int | None = None
+    record_scores: bool = False
+    record_logits: bool = False
+    is_recorded: bool = False
+
+    @property
+    def calls_user_code(self) -> bool:
+        """Whether a step calls Python functions that the caller may have written."""
+        own_warpers = [warper for warper in self.sampling.warpers if type(warper) not in WARPERS]
+        processing = self.processing
+        return bool(own_warpers or self.stopping.criteria or processing.processors or processing.allowed_tokens)

@@ -1,0 +1,73 @@
+"""What decoding asks of a strategy: which tokens of the window one step commits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from apd.decoding.commit import Proposal
+from apd.decoding.protocols import RowMemory
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from apd.decoding.pair import ModelPair
+
+
+class StrategySession(RowMemory, Protocol):
+    """A strategy's memory for the length of one call."""
+
+    def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
+        """Which tokens of the window to commit.
+
+        A row that is done has no mask in the window, and nothing in it may be decisive.
+        """
+
+
+class Strategy(Protocol):
+    """Decides which tokens a step commits. `APD` is one; the others are in `apd.strategies`.
+
+    Attributes:
+        needs_drafter: whether the drafter ever runs.
+        needs_verifier: whether the verifier ever runs.
+        left_to_right: whether it commits prefixes of the window only. Else it may commit in any order, which needs
+            `kv_window=None` and processors that do not look at earlier tokens.
+        is_random: whether it draws from the row's seed even where tokens are not sampled.
+    """
+
+    @property
+    def needs_drafter(self) -> bool: ...
+
+    @property
+    def needs_verifier(self) -> bool: ...
+
+    @property
+    def left_to_right(self) -> bool: ...
+
+    @property
+    def is_random(self) -> bool: ...
+
+    def open(self, state: DecodeState) -> StrategySession:
+        """Start a session for these rows."""
+
+
+class Memoryless:
+    """A strategy that is its own session: its proposal depends on the state alone. Subclasses define `propose`."""
+
+    needs_drafter = True
+    needs_verifier = False
+    left_to_right = False
+    is_random = False
+
+    def open(self, state: DecodeState) -> Self:
+        return self
+
+    def select(self, rows: Tensor) -> None:
+        pass
+
+    def join(self, state: DecodeState) -> None:
+        pass

@@ -1,0 +1,312 @@
+"""Everything about compilation: passes in a few fixed shapes, the caches that graphs are tied to, compiled kernels.
+
+`compile_pair` is the one door. Nothing here has been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from apd.decoding.commit import StepInfo
+from apd.decoding.pair import Kernels
+from apd.decoding.state import DecodeState, to_device
+from apd.decoding.step import PLAIN
+from apd.decoding.window import FixedWindow, Window, WindowPolicy
+from apd.models.cache import ColumnCache, ColumnLayer, WriteTarget
+from apd.models.span import Span
+from apd.models.transformer import (
+    EagerPasses,
+    TransformersModel,
+    attention_mask,
+    cache_argument,
+    hidden_states,
+    input_device,
+)
+
+#: Columns of a compiled pass, or of a window around it, are rounded up to a multiple of this.
+COLUMN_BUCKET = 64
+
+#: Columns of the cache of a compiled pass are rounded up to a multiple of this.
+CACHE_BUCKET = 256
+
+#: Graphs that dynamo may make of a pass, in one process, beyond which a pass is not compiled; free caches that are kept
+#: for the graphs that are bound to their addresses.
+MAX_GRAPHS, MAX_FREE_CACHES = 64, 4
+
+
+def compile_pair(models: dict[str, Any], **options: Any) -> Kernels:
+    """Compile the forward passes of drafter and verifier, and the pure functions of a step.
+
+    Args:
+        models: by role; every one a `TransformersModel`.
+        **options: of `torch.compile`, for the passes. The functions get their backend and no CUDA graphs: rows leave a
+            batch, so their shapes change, if rarely.
+    Returns:
+        The compiled functions, for `DecodeLoop`.
+    Raises:
+        TypeError: a model is no transformers model. Then nothing is compiled.
+    """
+    for role, model in models.items():
+        if not isinstance(model, TransformersModel):
+            raise TypeError(f"`{role}` must be a transformers model to be compiled, got {type(model).__name__}.")
+    for model in models.values():
+        model.compiled = CompiledModel(model.model, model.block_size, **options)
+    backend = options.get("backend", "inductor")
+    return Kernels(*(torch.compile(function, backend=backend) for function in PLAIN))
+
+
+@dataclass(frozen=True)
+class BucketedWindow:
+    """A policy whose windows are filled up to a multiple of 64 masks or to M, whichever is less, so that shapes are few.
+
+    Args:
+        policy: says where a window ends.
+    """
+
+    policy: WindowPolicy
+
+    def window(self, state: DecodeState) -> Window:
+        exact = self.policy.window(state)
+        most = min(self.policy.size, state.width) if isinstance(self.policy, FixedWindow) else state.width
+        return Window.of_rows(state, exact.ends, width=min(round_up(exact.columns.shape[1], COLUMN_BUCKET), most))
+
+    def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
+        return self.policy.update(state, info)
+
+
+def round_up(value: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-value // step) * step
+
+
+def forward_slots(
+    model: PreTrainedModel,
+    block_size: int | None,
+    cache_name: str,
+    tokens: Tensor,
+    edges: Tensor,
+    slots: Tensor,
+    width: int,
+    cache: FixedCache | None,
+) -> Tensor:
+    """The pass of every slot, `s q d`, with everything that it needs computed in the same graph.
+
+    Empty slots duplicate row 0; with a cache their span is empty, so nothing is written.
+
+    Args:
+        cache_name: what the model's forward calls its cache.
+        tokens: `s l` int64, the rows in any order; anything where there is none.
+        edges: `3 s` int64, those of the rows; see `Span`.
+        slots: `2 s` int64: of each slot its row, −1 where it is empty, and of each row its slot.
+        width: q.
+    """
+    rows = slots[0].clamp(min=0)
+    starts, ends, paddings = edges[:, rows]
+    if cache is not None:
+        starts = torch.where(slots[0] < 0, ends, starts)
+    span = Span((), (), (), torch.stack([starts, ends, paddings]), width)
+    if cache is not None:
+        cache.set_target(span, num_readable=cache.target.num_columns)
+    mask = attention_mask(span.mask(None if cache is None else cache.num_readable, block_size), model)
+    hidden = hidden_states(model, span.ids(tokens[rows]), mask, span.positions, {cache_name: cache})
+    if cache is not None:
+        # Tensors made in a graph that outlive it would be outputs and pin its memory pool.
+        cache.clear_target()
+    return hidden
+
+
+class CompiledModel:
+    """A model's forward pass, compiled for a few fixed shapes, and the caches that its graphs are tied to.
+
+    Args:
+        model: a transformers decoder.
+        block_size: see `TransformersModel`.
+        **options: of `torch.compile`.
+    """
+
+    def __init__(self, model: PreTrainedModel, block_size: int | None, **options: Any) -> None:
+        self.model = model
+        self.block_size = block_size
+        # torch.compile takes entries out of its options, and the other model gets the same ones.
+        options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
+        # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
+        forward = functools.partial(forward_slots, model, block_size, cache_argument(model))
+        self.forward_slots = torch.compile(forward, dynamic=False, **options)
+        self.loans: list[_Loan] = []
+        self.lock = threading.Lock()
+
+    def passes(self, state: DecodeState, *, is_cached: bool) -> GraphPasses:
+        return GraphPasses(self, state, is_cached=is_cached)
+
+    def lend(self, borrower: GraphPasses, num_rows: int, num_columns: int) -> FixedCache:
+        """An empty cache until the borrower is garbage or returns it.
+
+        Free caches are reused: CUDA graphs bind to addresses. Safe because all calls share one stream.
+        """
+        kind = (num_rows, num_columns, self.model.dtype, input_device(self.model))
+        with self.lock:
+            free = [loan for loan in self.loans if loan.borrower() is None]
+            for loan in free:
+                if loan.kind == kind:
+                    loan.borrower = weakref.ref(borrower)
+                    loan.cache.clear()
+                    return loan.cache
+            for loan in free[: max(0, len(free) - MAX_FREE_CACHES + 1)]:
+                self.loans.remove(loan)
+            cache = FixedCache(self.model.config.num_hidden_layers, num_rows, num_columns)
+            self.loans.append(_Loan(kind, cache, weakref.ref(borrower)))
+            return cache
+
+    def take_back(self, cache: FixedCache) -> None:
+        """The borrower needs it no more."""
+        with self.lock:
+            for loan in self.loans:
+                if loan.cache is cache:
+                    loan.borrower = _nobody
+
+
+@dataclass(eq=False)
+class _Loan:
+    kind: tuple[int, int, torch.dtype, torch.device]
+    cache: FixedCache
+    borrower: Callable[[], object]  # returns None when the cache is free
+
+
+def _nobody() -> None:
+    return None
+
+
+class FixedLayer(ColumnLayer):
+    """A layer whose memory keeps its address, so that a graph may be bound to it."""
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        # Not guarded: with memory elsewhere a CUDA graph is recorded again, but nothing compiled.
+        torch._dynamo.mark_static_address(self.keys, guard=False)
+        torch._dynamo.mark_static_address(self.values, guard=False)
+
+    def clear(self) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys.zero_()
+            self.values.zero_()
+
+    def copy_from(self, smaller: FixedLayer) -> None:
+        if smaller.keys is None or smaller.values is None:
+            return
+        if not self.is_initialized:
+            self.lazy_initialization(smaller.keys, smaller.values)
+        assert self.keys is not None and self.values is not None
+        rows, _, slots, _ = smaller.keys.shape
+        self.keys[:rows, :, : slots - 1] = smaller.keys[:, :, :-1]
+        self.values[:rows, :, : slots - 1] = smaller.values[:, :, :-1]
+
+
+class FixedCache(ColumnCache):
+    """A `ColumnCache` whose memory keeps its address."""
+
+    layer_class = FixedLayer
+    target: WriteTarget
+
+    def clear(self) -> None:
+        """Write zeros everywhere: masked entries must be finite too, or they spoil the others."""
+        for layer in self.layers:
+            layer.clear()
+
+    def copy_from(self, smaller: FixedCache) -> None:
+        """Take over the rows and columns of a smaller cache."""
+        for layer, other in zip(self.layers, smaller.layers, strict=True):
+            layer.copy_from(other)
+
+
+class GraphPasses(EagerPasses):
+    """Passes in a few shapes only, compiled, with a slot for every row.
+
+    Widths are rounded up, a row keeps its slot as others come and go, and empty slots compute fillers. With a cache
+    prefill runs eagerly; only decode passes are compiled.
+    """
+
+    def __init__(self, compiled: CompiledModel, state: DecodeState, *, is_cached: bool) -> None:
+        super().__init__(compiled.model, block_size=compiled.block_size)
+        self.compiled = compiled
+        self.is_cached = is_cached
+        self.slots = list(range(len(state.rows)))  # of each row
+        self.num_slots = len(state.rows)
+        self.num_columns = round_up(state.width, CACHE_BUCKET)
+        self.last_slots: tuple[list[int], Tensor] | None = None  # the slots as a tensor, and what it was made of
+        self.fixed: FixedCache | None = None
+
+    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+        if not self.is_cached:
+            return self.forward_compiled(tokens, span, self.slots)
+        if self.fixed is None:
+            self.cache = self.fixed = self.compiled.lend(self, self.num_slots, self.num_columns)
+        prefill, decode = span.prefill_and_decode()
+        hidden: Tensor | None = None
+        for rows, is_compiled in ((prefill, False), (decode, True)):
+            if not rows:
+                continue
+            slots = [self.slots[row] for row in rows]
+            is_all = len(rows) == len(tokens)
+            at = to_device(rows, tokens.device)
+            chosen, part = (tokens, span) if is_all else (tokens.index_select(0, at), span.select(rows))
+            if is_compiled:
+                found = self.forward_compiled(chosen, part, slots)
+            else:
+                found = self.forward(chosen, part, to_device(slots, tokens.device))
+            if is_all:
+                return found
+            if hidden is None:
+                hidden = found.new_zeros(len(tokens), span.width, found.shape[-1])
+            hidden[at.to(hidden.device), : found.shape[1]] = found
+        assert hidden is not None
+        return hidden
+
+    def forward_compiled(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:
+        """One compiled pass over rows in these slots: `n l` → `n q d`."""
+        # The device idles until the graph is launched, so as little as possible is done before.
+        canvas = torch.empty(self.num_slots, self.num_columns, dtype=tokens.dtype, device=self.device)
+        canvas[: len(tokens), : tokens.shape[1]] = tokens
+        edges, by_slot, num_empty = span.edges.to(self.device), self.slot_tensor(slots), self.num_slots - len(slots)
+        if num_empty:
+            edges = pad(edges, (0, num_empty))
+        if canvas.is_cuda:  # outputs of earlier graphs are not used any more
+            torch.compiler.cudagraph_mark_step_begin()
+        hidden = self.compiled.forward_slots(canvas, edges, by_slot, round_up(span.width, COLUMN_BUCKET), self.fixed)
+        # A copy, since the next graph, of this model or the other, uses the same memory.
+        return hidden[:, : span.width].index_select(0, by_slot[1, : len(tokens)].to(hidden.device))
+
+    def slot_tensor(self, slots: list[int]) -> Tensor:
+        """`2 s` int64: of each slot its row, −1 where it is empty, and of each row its slot."""
+        made_of = [self.num_slots, *slots]
+        if self.last_slots is None or self.last_slots[0] != made_of:
+            rows = [slots.index(slot) if slot in slots else -1 for slot in range(self.num_slots)]
+            table = to_device([rows, slots + [0] * (self.num_slots - len(slots))], self.device)
+            self.last_slots = made_of, table
+        return self.last_slots[1]
+
+    def select(self, rows: Tensor) -> None:
+        self.slots = [self.slots[row] for row in rows.tolist()]
+
+    def join(self, state: DecodeState) -> None:
+        free = [slot for slot in range(len(state.rows) + self.num_slots) if slot not in self.slots]
+        self.slots = self.slots + free[: len(state.rows) - len(self.slots)]
+        before = self.num_slots, self.num_columns
+        self.num_slots = max(self.num_slots, *(slot + 1 for slot in self.slots))
+        self.num_columns = max(self.num_columns, round_up(state.width, CACHE_BUCKET))
+        if self.fixed is not None and before != (self.num_slots, self.num_columns):
+            outgrown = self.fixed
+            self.cache = self.fixed = self.compiled.lend(self, self.num_slots, self.num_columns)
+            self.fixed.copy_from(outgrown)
+            self.compiled.take_back(outgrown)

@@ -1,0 +1,46 @@
+"""Leave-one-out passes: predict columns whose token is known, each from all other columns, in one pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from apd.decoding.state import to_device
+from apd.models.span import Span
+from apd.models.transformer import attention_mask, hidden_states, input_device
+
+
+@dataclass(frozen=True)
+class Shadows:
+    """Extra masked inputs, in groups of g tokens.
+
+    Each group stands in for g columns: it attends to itself and to every other column; nothing attends to it.
+
+    Attributes:
+        tokens: `b k g` int64, the tokens of the group.
+        columns: `b k g` int64, the columns that it stands in for, whose positions it has.
+    """
+
+    tokens: Tensor
+    columns: Tensor
+
+
+def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
+    """Hidden states of the span's columns (attention both ways, no cache), then those of the shadows: `b q+k·g d`."""
+    device = input_device(model)
+    padding = to_device(span.paddings, tokens.device)[:, None]
+    visible = (span.columns >= padding) & span.real  # b q
+    seen = visible[:, None] & (span.columns[:, None, None] != shadows.columns[..., None]).all(2)  # b k q
+    num_groups, group = shadows.columns.shape[1:]
+    own = torch.eye(num_groups, device=tokens.device).bool()[None].expand(len(tokens), -1, -1)
+    of_row = pad(visible[:, None].expand(-1, visible.shape[1], -1), (0, num_groups * group))
+    of_shadows = torch.cat([seen, own.repeat_interleave(group, 2)], 2).repeat_interleave(group, 1)
+    mask = attention_mask(torch.cat([of_row, of_shadows], 1)[:, None], model)
+    assert mask is not None
+    positions = torch.cat([span.positions.expand_as(visible), shadows.columns.flatten(1) - padding], 1)
+    ids = torch.cat([span.ids(tokens), shadows.tokens.flatten(1)], 1)
+    return hidden_states(model, ids.to(device), mask.to(device), positions.to(device), {})

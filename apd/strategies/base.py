@@ -1,0 +1,123 @@
+"""`Unmasking`, the base of strategies that the drafter alone decides, and what they measure."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apd.decoding.commit import Proposal
+from apd.decoding.pair import Draft, ModelPair, concatenate
+from apd.decoding.probability import gather_tokens
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState
+from apd.decoding.strategy import Memoryless
+from apd.decoding.window import Window
+
+#: Probabilities above it rank equal, the leftmost first. Else the tail of stop tokens, a little surer still, would be
+#: decided before the answer.
+CERTAIN = 1 - 2.0**-19
+
+
+class Unmasking(Memoryless):
+    """A strategy that drafts the window's masks and commits those that `choose` selects; the drafter alone decides.
+
+    Subclasses define `choose`, and `measure` where they need to know something else than the confidence.
+    """
+
+    def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
+        drafts = pair.draft(state, window, sampling)
+        measures, probs, faults = [], [], []
+        for part, draft in drafts:
+            measures.append(self.measure(draft, window.part(part)))
+            faults.append(draft.fault)
+            if pair.record_probs:
+                probs.append(confidence(draft))
+        candidate = window.within(~window.gather(state.decided))
+        chosen = self.choose(concatenate(measures), candidate, state, window, sampling) & candidate
+        return single_model_proposal(
+            "drafter",
+            draft,
+            pair,
+            sampling,
+            tokens=drafts.tokens,
+            chosen=chosen,
+            decisive=candidate,
+            drafted=drafts.tokens,
+            fault=concatenate(faults),
+            probs=concatenate(probs) if probs else None,
+        )
+
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        """What `choose` needs to know of each distribution, of a window or a part of it: `b m` float."""
+        return confidence(draft)
+
+    def choose(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        """The candidates to commit: `b m` bool.
+
+        A pure function of its arguments, for any batch of rows.
+
+        Args:
+            measure: `b m` float, see `measure`.
+            candidate: `b m` bool, the undecided columns of the window, at least one in each row that is not done.
+            state: the rows.
+            window: the columns.
+            sampling: has keyed noise, `sampling.noise(state, window, ORDER)`.
+        """
+        raise NotImplementedError
+
+
+def single_model_proposal(
+    model: str,
+    draft: Draft,
+    pair: ModelPair,
+    sampling: Sampling,
+    *,
+    tokens: Tensor,
+    chosen: Tensor,
+    decisive: Tensor,
+    drafted: Tensor,
+    fault: Tensor,
+    probs: Tensor | None,
+) -> Proposal:
+    """The proposal of a strategy that one model decides alone; its distribution is the target, too.
+
+    Args:
+        model: `"drafter"` or `"verifier"`.
+        draft: its draft of the window; of the last part where there are several.
+        probs: untempered probabilities of the tokens, `b m`.
+        tokens, chosen, decisive, drafted, fault: as in `Proposal`.
+    """
+    records = pair.record_scores  # then there is one part
+    return Proposal(
+        tokens=tokens,
+        chosen=chosen,
+        decisive=decisive,
+        fault=fault,
+        draft=drafted,
+        models=("target", model),
+        probs=None if probs is None else probs[..., None].expand(-1, -1, 2),
+        logits=draft.logprobs if records else None,
+        scores=sampling.warp(draft.logprobs).dense(pair.support.vocab_size) if records else None,
+    )
+
+
+def confidence(draft: Draft) -> Tensor:
+    """Untempered probability of each drawn token: `b m` float32."""
+    return gather_tokens(draft.logprobs, draft.tokens).exp()
+
+
+def entropy(draft: Draft) -> Tensor:
+    """Entropy of each untempered distribution, in nats: `b m` float32."""
+    # A removed token has log-probability −∞ and contributes nothing.
+    return -(draft.logprobs.exp() * draft.logprobs.clamp(min=torch.finfo(draft.logprobs.dtype).min)).sum(-1)
+
+
+def ranks(measure: Tensor, candidate: Tensor) -> Tensor:
+    """The rank of each position among candidates by `measure`, 0 the highest, ties from the left: `b m` int64."""
+    measure = measure.clamp(max=CERTAIN).masked_fill(~candidate, -torch.inf)
+    order = measure.sort(dim=1, descending=True, stable=True).indices
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )

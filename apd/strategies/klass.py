@@ -1,0 +1,89 @@
+"""KLASS: commit masks that are confident and whose distribution has stopped changing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from apd.decoding.pair import Draft
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
+from apd.strategies.base import Unmasking, confidence, ranks
+
+
+@dataclass(frozen=True)
+class KLASS:
+    """Every mask that is confident and whose distribution has stopped changing; else the most confident one.
+
+    A mask is stable when KL(p_now ‖ p_before) stayed below ε for the last h steps.
+
+    Args:
+        threshold: confidence in [0, 1] that a drawn token must exceed.
+        kl_threshold: ε > 0, in nats.
+        history: h, at least 1 step.
+
+    Source: KL-adaptive stability sampling, arXiv:2511.05664.
+    """
+
+    threshold: float = 0.9
+    kl_threshold: float = 0.01
+    history: int = 2
+    needs_drafter = True
+    needs_verifier = False
+    left_to_right = False
+    is_random = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
+        if self.kl_threshold <= 0:
+            raise ValueError(f"`kl_threshold` must be above 0 nats, got {self.kl_threshold}.")
+        if self.history < 1:
+            raise ValueError(f"`history` must be at least 1 step, got {self.history}.")
+
+    def open(self, state: DecodeState) -> _KLASSSession:
+        return _KLASSSession(self, state)
+
+
+class _KLASSSession(Unmasking):
+    """Remembers the last distribution of every column, and for how many steps it has hardly changed."""
+
+    def __init__(self, klass: KLASS, state: DecodeState) -> None:
+        self.klass = klass
+        self.before: Tensor | None = None  # b l+1 v, probabilities; the last column takes writes past a row's end
+        self.calm = torch.zeros(len(state.rows), state.width + 1, dtype=torch.int64, device=state.tokens.device)
+
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        row, column = torch.arange(len(self.calm), device=self.calm.device)[:, None], self._slot(window)
+        now = draft.logprobs.exp()
+        if self.before is None:
+            self.before = now.new_zeros(*self.calm.shape, now.shape[-1])
+        # A column that was never drafted has p_before = 0 and an infinite divergence; x log(x/0) is inf, 0 log 0 is 0.
+        divergence = torch.special.xlogy(now, now / self.before[row, column]).nansum(-1)
+        calm = torch.where(divergence < self.klass.kl_threshold, self.calm[row, column] + 1, 0)
+        self.before[row, column] = now
+        self.calm[row, column] = calm
+        return confidence(draft)
+
+    def choose(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        calm = self.calm.gather(1, self._slot(window))
+        stable = (measure > self.klass.threshold) & (calm >= self.klass.history) & candidate
+        return torch.where(stable.any(1, keepdim=True), stable, ranks(measure, candidate) == 0)
+
+    def _slot(self, window: Window) -> Tensor:
+        return window.columns.masked_fill(~window.inside, self.calm.shape[1] - 1)
+
+    def select(self, rows: Tensor) -> None:
+        self.calm = self.calm.index_select(0, rows)
+        self.before = None if self.before is None else self.before.index_select(0, rows)
+
+    def join(self, state: DecodeState) -> None:
+        rows, columns = len(state.rows) - len(self.calm), state.width + 1 - self.calm.shape[1]
+        self.calm = pad(self.calm, (0, columns, 0, rows))
+        self.before = None if self.before is None else pad(self.before, (0, 0, 0, columns, 0, rows))
