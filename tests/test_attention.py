@@ -25,11 +25,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import apd.models.attention
 from apd import ModelSpec, load_drafter, load_verifier
 from apd.models.attention import GROUPED, grouped_sdpa
-from apd.models.cache import ColumnCache
-from apd.models.graphs import forward_slots
+from apd.models.graphs import FixedCache, forward_slots
 from apd.models.loading import as_drafter, as_verifier
 from apd.models.span import Span
-from apd.models.transformer import EagerPasses
+from apd.models.transformer import EagerPasses, cache_argument
 
 ROWS, QUERIES, KEYS, SIZE = 3, 5, 19, 8
 # Of outputs of unit scale: some ten times the rounding of their type.
@@ -184,12 +183,12 @@ PADDINGS = [0, 7, 2]
 def test_a_model_computes_the_same_and_repeats_no_keys(family, is_cached, causal, packed: list) -> None:
     """In ragged rows, whose second pass reads what the first has left in the cache."""
     model = model_of(*family, causal)
-    spans = [Span(PADDINGS, [20, 12, 17], PADDINGS, TOKENS.device)]
-    spans.append(Span([18, 12, 11] if is_cached else PADDINGS, [26, 15, 30], PADDINGS, TOKENS.device))
+    spans = [Span.of_rows(PADDINGS, [20, 12, 17], PADDINGS, TOKENS.device)]
+    spans.append(Span.of_rows([18, 12, 11] if is_cached else PADDINGS, [26, 15, 30], PADDINGS, TOKENS.device))
 
     def hidden_states(implementation: str) -> list[Tensor]:
         model.set_attn_implementation(implementation)
-        passes = EagerPasses(model, causal=causal, num_rows=3, num_columns=30 if is_cached else None)
+        passes = EagerPasses(model, block_size=1 if causal else None, cache_shape=(3, 30) if is_cached else None)
         states = [passes(TOKENS, span)[span.real] for span in spans]
         assert bool(packed) == (implementation == GROUPED)
         if passes.cache is not None:
@@ -209,7 +208,7 @@ def test_a_model_computes_the_same_and_repeats_no_keys(family, is_cached, causal
 def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
     model, graphs = model_of(causal=causal), []
     starts, ends, rows = [18, 7, 11], [26, 15, 30], [0, 1, 2]
-    edges, seating, tokens = (
+    edges, slots, tokens = (
         torch.tensor([starts, ends, PADDINGS]),
         torch.tensor([rows] * 2),
         torch.randint(0, 32, (3, 256)),
@@ -221,13 +220,13 @@ def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
 
     def hidden_states(implementation: str, run: Any) -> Tensor:
         model.set_attn_implementation(implementation)
-        cache = ColumnCache(2, 3, 256, is_fixed=True)
+        cache = FixedCache(2, 3, 256)
         for layer in cache.layers:
             layer.lazy_initialization(*[torch.empty(3, 2, 1, 32)] * 2)
-        hidden = run(tokens, edges, seating, 64, cache)
+        hidden = run(tokens, edges, slots, 64, cache)
         return torch.cat([row[: end - start] for row, start, end in zip(hidden, starts, ends, strict=True)])
 
-    plain = partial(forward_slots, model, causal)
+    plain = partial(forward_slots, model, 1 if causal else None, cache_argument(model))
     expected = hidden_states("sdpa", plain)
     torch._dynamo.reset()
     compiled = hidden_states(GROUPED, torch.compile(plain, backend=backend, fullgraph=True, dynamic=False))

@@ -14,32 +14,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import apd.decoding.loop
 from apd import KLASS, Confidence, LeftToRight
 from apd.decoding.acceptance import Coupling
-from apd.decoding.loop import Decoding
+from apd.decoding.loop import DecodeLoop
 from apd.decoding.step import APD
-from apd.models.cache import PASS, ColumnCache
-from apd.models.span import Span
+from apd.models.cache import ColumnCache
+from apd.models.span import PASS_OVERHEAD_COLUMNS, Span
 from apd.models.transformer import EagerPasses
 
 
-def span_of(widths: list[int]) -> Span:
-    return Span([3] * len(widths), [3 + width for width in widths], [0] * len(widths), torch.device("cpu"))
-
-
-def columns_of(widths: list[int], passes: list[list[int]]) -> int:
-    return sum(len(rows) * max(widths[i] for i in rows) for rows in passes)
-
-
-def test_rows_are_parted_only_where_it_pays() -> None:
+def test_prefill_and_decode_are_parted_only_where_it_pays() -> None:
     draw = random.Random(0)
     for _ in range(300):
-        widths = [draw.choice([1, 4, 8, 9, 60, 300, 301]) for _ in range(draw.randint(1, 40))]
-        passes = span_of(widths).passes()
-        assert sorted(i for rows in passes for i in rows) == list(range(len(widths)))
-        whole = len(widths) * max(widths)
-        assert columns_of(widths, passes) + PASS * (len(passes) - 1) <= whole
-    assert span_of([8] * 100).passes() == [list(range(100))]
-    assert span_of([8, 8, 60]).passes() == [[0, 1, 2]]  # 180 columns at once are faster than 76 in two passes
-    assert span_of([9, 300, 8, 9]).passes() == [[2, 0, 3], [1]]
+        rows = draw.randint(1, 40)
+        paddings = [draw.randint(0, 9) for _ in range(rows)]
+        starts = [padding if draw.random() < 0.2 else padding + draw.randint(1, 99) for padding in paddings]
+        ends = [start + draw.choice([1, 4, 8, 9, 60, 300]) for start in starts]
+        span = Span.of_rows(starts, ends, paddings, torch.device("cpu"))
+        widths = [end - start for start, end in zip(starts, ends, strict=True)]
+        groups = span.groups()
+        assert sorted(row for group in groups for row in group) == list(range(rows))
+        computed = sum(len(group) * max(widths[row] for row in group) for group in groups)
+        assert computed + PASS_OVERHEAD_COLUMNS * (len(groups) - 1) <= rows * max(widths)
+        if len(groups) > 1:
+            assert [{starts[row] == paddings[row] for row in group} for group in groups] == [{True}, {False}]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -53,9 +49,9 @@ def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached)
     second = ([18, 12, 20, 0] if is_cached else paddings, [22, 33, 24, 40])
 
     def hidden_states(cost: int) -> list[torch.Tensor]:
-        monkeypatch.setattr("apd.models.cache.PASS", cost)
-        passes = EagerPasses(model, causal=causal, num_rows=4, num_columns=40 if is_cached else None)
-        spans = [Span(*edges, paddings, tokens.device) for edges in (first, second)]
+        monkeypatch.setattr("apd.models.span.PASS_OVERHEAD_COLUMNS", cost)
+        passes = EagerPasses(model, block_size=1 if causal else None, cache_shape=(4, 40) if is_cached else None)
+        spans = [Span.of_rows(*edges, paddings, tokens.device) for edges in (first, second)]
         assert [len(span.passes()) > 1 for span in spans] == [cost == 0] * 2
         return [passes(tokens, s)[s.real] for s in spans]
 
@@ -70,7 +66,7 @@ def test_a_row_does_not_notice_in_which_pass_it_is(monkeypatch, kv_window, sampl
     knobs = {"kv_window": kv_window, "max_new_tokens": 24, "eos_token_id": STOP, "window_size": 6} | sampling
 
     def answers(cost: int) -> list[list[int]]:
-        monkeypatch.setattr("apd.models.cache.PASS", cost)
+        monkeypatch.setattr("apd.models.span.PASS_OVERHEAD_COLUMNS", cost)
         many = trace_sampler().generate_many(prompts * 2, batch_size=5, seed=3, **knobs)
         batch = trace_sampler().generate(
             **left_padded(prompts), seed=list(range(len(prompts))), return_dict_in_generate=True, **knobs
@@ -82,7 +78,7 @@ def test_a_row_does_not_notice_in_which_pass_it_is(monkeypatch, kv_window, sampl
 
 def test_a_newcomer_does_not_widen_the_others(monkeypatch) -> None:
     """A prompt that joins is read in a pass of its own; the batch was as wide as it, for drafter and verifier."""
-    monkeypatch.setattr("apd.models.cache.PASS", 0)
+    monkeypatch.setattr("apd.models.span.PASS_OVERHEAD_COLUMNS", 0)
     pair, fed = trace_sampler(), []
     knobs = {"kv_window": 2, "window_size": 4, "mixture_weight": 1.0, "max_new_tokens": 8, "seed": 0}
     short, long = [prompt[:8] for prompt in trace_prompts()[:3]], trace_prompts()[0] * 4
@@ -100,14 +96,14 @@ def test_a_newcomer_does_not_widen_the_others(monkeypatch) -> None:
 
 def test_columns_that_no_row_needs_any_more_are_dropped(monkeypatch) -> None:
     widths = []
-    narrow = Decoding.steps
+    narrow = DecodeLoop.steps
 
     def steps(self):
         for info, after in narrow(self):
             yield info, after
             widths.append(self.state.width)
 
-    monkeypatch.setattr(Decoding, "steps", steps)
+    monkeypatch.setattr(DecodeLoop, "steps", steps)
     long, short = trace_prompts()[0] * 4, trace_prompts()[1][:5]
     knobs = {"kv_window": 2, "eos_token_id": [], "acceptance_threshold": 1.0, "max_new_tokens": 6, "seed": 0}
     answers = list(trace_sampler().generate_many([short, long, short, short], batch_size=2, **knobs))
@@ -127,8 +123,10 @@ def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
     tokens = torch.randint(0, 100, (3, 40), generator=torch.Generator().manual_seed(0))
 
     def hidden_states(is_level: bool) -> list[torch.Tensor]:
-        passes = EagerPasses(model, causal=causal, num_rows=3, num_columns=40)
-        spans = [Span([start] * 3, [end] * 3, [0] * 3, tokens.device) for start, end in ((0, 20), (17, 25), (5, 40))]
+        passes = EagerPasses(model, block_size=1 if causal else None, cache_shape=(3, 40))
+        spans = [
+            Span.of_rows([start] * 3, [end] * 3, [0] * 3, tokens.device) for start, end in ((0, 20), (17, 25), (5, 40))
+        ]
         for span in spans:
             assert span.is_level
             span.__dict__["is_level"] = is_level

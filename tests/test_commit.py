@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 import torch
+from states import state_of
 
-from apd.decoding.commit import Proposal, Stopping, commit
-from apd.decoding.state import DecodeState
-from apd.decoding.window import Window
+from apd.decoding.commit import DRAFTER_FAULT, MIXTURE_FAULT, VALID, VERIFIER_FAULT, Proposal, Stopping, commit
+from apd.decoding.window import AllMasks, window_policy
+from apd.models.graphs import BucketedWindow
 
 MASK, STOP, OLD, NEW = 9, 1, 3, 4
 PROMPT, WIDTH = [STOP, MASK, OLD], 8  # what stands in a prompt stops nothing and is no mask
@@ -45,9 +46,9 @@ def test_every_small_row_is_committed_as_the_rules_say(window_size, is_fixed) ->
         behind = [old for old, _ in columns] + [MASK] * (left - len(columns))
         tokens[i, : end[i]] = torch.tensor(PROMPT + behind)
         decided[i, len(PROMPT) : end[i]] = torch.tensor([token != MASK for token in behind])
-    zeros, start = torch.zeros_like(end), torch.full_like(end, len(PROMPT))
-    state = DecodeState(tokens, decided, start, zeros > 0, zeros, start, end, zeros, zeros, zeros, zeros.float())
-    window = Window.at_frontier(state, window_size, is_fixed=is_fixed)
+    state = state_of(tokens, decided, prompt_end=len(PROMPT), end=end)
+    policy = window_policy(window_size)
+    window = (BucketedWindow(policy) if is_fixed else policy).window(state)
 
     proposed = torch.full_like(window.columns, STOP)  # nobody may look at what is not chosen
     chosen = torch.zeros_like(window.inside)
@@ -56,8 +57,8 @@ def test_every_small_row_is_committed_as_the_rules_say(window_size, is_fixed) ->
             chosen[i, j] = new is not None
             proposed[i, j] = STOP if new is None else new
     chosen |= ~window.inside  # nor at what is outside
-    best = torch.zeros_like(proposed).float()
-    proposal = Proposal(proposed, chosen, window.inside, (best,), proposed, ("target", "drafter"))
+    fault = torch.zeros_like(proposed)
+    proposal = Proposal(proposed, chosen, window.inside, fault, proposed, ("target", "drafter"))
     after, info = commit(state, window, proposal, stopping=Stopping(torch.tensor([STOP])), mask_token_id=MASK)
 
     for i, (left, columns) in enumerate(rows):
@@ -71,21 +72,13 @@ def test_every_small_row_is_committed_as_the_rules_say(window_size, is_fixed) ->
     assert not info.broken.any()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_only_a_decisive_position_must_have_a_distribution(value) -> None:
-    tokens, zeros, start = (
-        torch.tensor([[OLD, MASK, MASK]] * 2),
-        torch.zeros(2, dtype=torch.int64),
-        torch.tensor([1, 1]),
-    )
-    state = DecodeState(
-        tokens, tokens != MASK, start, zeros > 0, zeros, start, zeros + 3, zeros, zeros, zeros, zeros.float()
-    )
-    window = Window.at_frontier(state, None)
+@pytest.mark.parametrize("fault", [DRAFTER_FAULT, VERIFIER_FAULT, MIXTURE_FAULT])
+def test_only_a_decisive_position_must_have_a_distribution(fault) -> None:
+    tokens = torch.tensor([[OLD, MASK, MASK]] * 2)
+    state = state_of(tokens, tokens != MASK, prompt_end=1)
+    window = AllMasks().window(state)
     first = torch.tensor([[True, False]] * 2)
-    # The least number there is, which processors write for "never", is a number: two of them were taken for −∞.
-    best = torch.full((2, 2), torch.finfo().min), torch.full((2, 2), torch.finfo().min)
-    best[1][0, 0] = best[0][1, 1] = value
-    proposal = Proposal(torch.full((2, 2), NEW), first, first, best, tokens[:, 1:], ("target", "drafter"))
+    faults = torch.tensor([[fault, VALID], [VALID, fault]])
+    proposal = Proposal(torch.full((2, 2), NEW), first, first, faults, tokens[:, 1:], ("target", "drafter"))
     after, info = commit(state, window, proposal, stopping=Stopping(torch.tensor([STOP])), mask_token_id=MASK)
     assert info.broken.tolist() == after.done.tolist() == [True, False]

@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from states import state_of
 from torch import Tensor
 from toy import toy
 
 from apd import APDSampler, Drafter, LeftToRight, Verifier
 from apd.decoding.state import DecodeState
-from apd.decoding.window import Window
+from apd.decoding.window import AllMasks, window_policy
 from apd.models.ideal import IdealListModel
 
 TASKS = {
@@ -27,21 +28,14 @@ PROMPT = 2  # columns
 def lay_out(model: IdealListModel, new_tokens: Tensor) -> DecodeState:
     """Rows with these new tokens, the mask id where nothing is decided."""
     tokens = torch.cat([torch.zeros(len(new_tokens), PROMPT, dtype=torch.int64), new_tokens], 1)
-    decided = tokens != model.mask_token_id
-    counts = torch.zeros(len(tokens), dtype=torch.int64)
-    start, end = counts + PROMPT, counts + tokens.shape[1]
-    rows = torch.arange(len(tokens))
-    frontier, done, pace = decided.long().cumprod(1).sum(1), decided.all(1), counts.float()
-    return DecodeState(
-        tokens, decided, frontier, done, counts, start, end, seeds=counts, steps=counts, rows=rows, pace=pace
-    )
+    return state_of(tokens, tokens != model.mask_token_id, prompt_end=PROMPT)
 
 
 def marginals(model: IdealListModel, new_tokens: Tensor, window_size: int | None = None) -> Tensor:
     """p_D of the window at the frontier, `b m v`."""
     state = lay_out(model, new_tokens)
-    session = model.drafter.open(state, None, None)
-    return session.logits(state, Window.at_frontier(state, window_size)).softmax(-1)
+    session = model.drafter.open(state)
+    return session.logits(state, window_policy(window_size).window(state)).softmax(-1)
 
 
 def by_hand(model: IdealListModel, known: dict[int, int], position: int) -> list[float]:
@@ -77,7 +71,7 @@ def test_the_verifier_gives_the_conditional_of_every_drafted_token(name):
         canvas = drafts.clone()
         canvas[:, start:] = model.mask_token_id
         state = lay_out(model, canvas)
-        window = Window.at_frontier(state, None)
+        window = AllMasks().window(state)
         totals = model.verifier.open(state).logits(state, window, drafts[:, start:]).exp()
         for row, draft in enumerate(drafts.tolist()):
             for position in range(start, model.length):

@@ -14,11 +14,11 @@ from torch import Tensor
 from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDSampler, Confidence, LeftToRight
-from apd.decoding.acceptance import Judgement, Rejection
-from apd.decoding.noise import DRAFT, Noise
+from apd.decoding.acceptance import Evidence, Judgement, Rejection
+from apd.decoding.noise import ACCEPT, DRAFT, RESIDUAL, Noise
 from apd.decoding.sampling import Sampling
 from apd.decoding.step import APD
-from apd.decoding.window import Window
+from apd.decoding.window import Window, window_policy
 from apd.models.ideal import IdealListModel
 
 FALSE_ALARM = 1e-6
@@ -118,7 +118,7 @@ class AskTheDrafter:
         pass
 
     def logits(self, state, window: Window, draft: Tensor) -> Tensor:
-        canvas = window.place(draft, window.inside, state.tokens)
+        canvas = window.write(draft, window.inside, state.tokens)
         logits = torch.zeros(*draft.shape, self.vocab_size)
         for j in range(draft.shape[1]):
             decided = torch.arange(state.width) < window.columns[:, j, None]
@@ -126,8 +126,8 @@ class AskTheDrafter:
             rows = window.inside[:, j].nonzero().squeeze(1)
             frontier = window.columns[:, j]
             there = dataclasses.replace(state, tokens=tokens, decided=decided, frontier=frontier).select(rows)
-            session = self.drafter.open(there, None, None)
-            logits[rows, j] = session.logits(there, Window.at_frontier(there, self.window_size))[:, 0]
+            session = self.drafter.open(there)
+            logits[rows, j] = session.logits(there, window_policy(self.window_size).window(there))[:, 0]
         return logits
 
 
@@ -226,19 +226,18 @@ def test_law_6_redrawn_noise_is_found_biased():
 class NoResidual(Rejection):
     """Known wrong: nothing is committed at the first rejection, so what was rejected is drawn anew."""
 
-    def __call__(self, **step) -> Judgement:
-        judgement = super().__call__(**step)
-        return dataclasses.replace(judgement, replaced=torch.zeros_like(judgement.kept))
+    def __call__(self, evidence: Evidence) -> Judgement:
+        return Judgement(super().__call__(evidence).accept)
 
 
 class OneGumbelStream(Sampling):
     def noise(self, state, window: Window, stream: int = DRAFT) -> Noise:
-        return super().noise(state, window, DRAFT)
+        return super().noise(state, window, DRAFT if stream == RESIDUAL else stream)
 
 
 class OneUniformStream(Sampling):
-    def uniform(self, state, window: Window, stream: int) -> Tensor:
-        return super().uniform(state, window, DRAFT)
+    def noise(self, state, window: Window, stream: int = DRAFT) -> Noise:
+        return super().noise(state, window, DRAFT if stream == ACCEPT else stream)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +246,8 @@ class NoiseAgain(Rejection):
 
     streams: type[Sampling]
 
-    def __call__(self, *, sampling: Sampling, **step) -> Judgement:
-        return super().__call__(sampling=self.streams(**vars(sampling)), **step)
+    def __call__(self, evidence: Evidence) -> Judgement:
+        return super().__call__(dataclasses.replace(evidence, sampling=self.streams(**vars(evidence.sampling))))
 
 
 def test_law_6_the_rejection_rule_is_unbiased_at_the_resolution_that_finds_broken_ones():

@@ -8,9 +8,12 @@ from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from transformers import GenerationConfig
 
 from apd import APDConfig, APDOutput, APDSampler, Autoregressive, Confidence, LeftToRight
-from apd.decoding.state import FIRST_PACE, HEADROOM, LOWEST
+from apd.decoding.state import FIRST_COMMIT_RATE
+from apd.decoding.window import AutoWindow
 
 PROMPTS = left_padded(trace_prompts())
+
+AUTO = AutoWindow()
 
 
 def generate(**kwargs):
@@ -268,20 +271,20 @@ def test_the_window_follows_what_its_own_row_commits(knobs):
     output = generate(window_size="auto", max_new_tokens=60, eos_token_id=[], **knobs)
     widths = set()
     for row in output.trace:
-        pace = FIRST_PACE
+        pace = FIRST_COMMIT_RATE
         for start, draft, committed in zip(row.starts, row.drafts, row.committed, strict=True):
-            assert len(draft) == min(max(LOWEST, -(-pace * HEADROOM // 1)), 60 - start)
+            assert len(draft) == min(max(AUTO.least, -(-pace * AUTO.headroom // 1)), 60 - start)
             widths.add(len(draft))
             pace = (pace + (committed if committed < len(draft) else 2 * committed)) / 2
     assert len(widths) > 5
 
 
 def test_a_strategy_that_counts_its_tokens_gets_a_window_for_them():
-    for strategy, first, last in ((LeftToRight(1), 16, LOWEST), (LeftToRight(12), 16, 24)):
+    for strategy, first, last in ((LeftToRight(1), 16, AUTO.least), (LeftToRight(12), 16, 24)):
         output = generate(window_size="auto", max_new_tokens=200, eos_token_id=[], strategy=strategy)
         widths = [len(draft) for draft in output.trace[0].drafts]
         assert widths[0] == first
-        assert widths[8] == last  # twice the count, at least LOWEST
+        assert widths[8] == last  # twice the count, at least eight
         assert output.committed_per_step[0][8] == strategy.tokens_per_step
     alone = {"strategy": Autoregressive(), "max_new_tokens": 8}
     assert torch.equal(generate(window_size="auto", **alone).sequences, generate(**alone).sequences)

@@ -58,9 +58,9 @@ def test_a_shortlist_is_what_transformers_warpers_leave(chain, scale) -> None:
     sampling = Sampling(LogitsProcessorList(chain), greedy=False)
     expected = sampling.warpers(None, logprobs.flatten(0, 1)).view_as(logprobs)
     scores = sampling.warp(logprobs)
-    torch.testing.assert_close(scores.of_all(1000), expected)
+    torch.testing.assert_close(scores.dense(1000), expected)
     noise = [Noise(torch.arange(2), torch.arange(3).expand(2, -1), torch.zeros(2).long(), 0) for _ in range(2)]
-    assert sampling.pick(scores, noise[0]).tokens.equal(sampling.pick(Scores(expected), noise[1]).tokens)
+    assert sampling.sample(scores, noise[0]).tokens.equal(sampling.sample(Scores(expected), noise[1]).tokens)
 
 
 def test_noise_is_hashed_for_the_shortlist_alone() -> None:
@@ -68,8 +68,8 @@ def test_noise_is_hashed_for_the_shortlist_alone() -> None:
     scores = sampling.warp(torch.randn(1, 2, 32_000))
     assert scores.values.shape == (1, 2, 50)
     noise = Noise(torch.tensor([5]), torch.tensor([[3, 4]]), torch.tensor([0]), 0)
-    everything = noise.of(Scores(torch.zeros(1, 2, 32_000)))
-    assert noise.of(scores).equal(everything.gather(-1, scores.ids))
+    everything = noise.for_scores(Scores(torch.zeros(1, 2, 32_000)))
+    assert noise.for_scores(scores).equal(everything.gather(-1, scores.ids))
 
 
 @pytest.mark.parametrize("entries", [1, 1500])
@@ -90,7 +90,7 @@ def test_parts_of_a_window_are_judged_as_the_whole(monkeypatch, knobs, entries) 
     prompts = left_padded([prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())])
     settings = {"max_new_tokens": 20, "eos_token_id": STOP, "seed": 3, "return_dict_in_generate": True} | knobs
     whole = trace_sampler().generate(**prompts, **settings)
-    monkeypatch.setattr("apd.decoding.step.MOST_ENTRIES", entries)
+    monkeypatch.setattr("apd.decoding.pair.MAX_LOGIT_ENTRIES", entries)
     parts = trace_sampler().generate(**prompts, **settings)
     assert parts.sequences.equal(whole.sequences)
     for ours, theirs in zip(parts.trace, whole.trace, strict=True):
@@ -105,7 +105,7 @@ def test_no_tensor_over_the_vocabulary_is_larger_than_the_bound(monkeypatch, ent
     head = trace_sampler().drafter.model.lm_head, trace_sampler().verifier.model.lm_head
     hooks = [layer.register_forward_hook(lambda _, __, out: sizes.append(out.numel())) for layer in head]
     prompts = left_padded(trace_prompts()[:3])
-    monkeypatch.setattr("apd.decoding.step.MOST_ENTRIES", entries)
+    monkeypatch.setattr("apd.decoding.pair.MAX_LOGIT_ENTRIES", entries)
     try:
         trace_sampler().generate(**prompts, max_new_tokens=20, eos_token_id=[])
     finally:

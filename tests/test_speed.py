@@ -94,9 +94,9 @@ def test_the_schedule_is_cut_at_the_window():
 def test_a_scheduled_rule_asks_the_real_one_and_commits_the_schedule(tiny):
     asked = []
 
-    def rule(**given) -> Judgement:
-        asked.append(given["draft"].shape)
-        return Coupling()(**given)
+    def rule(evidence) -> Judgement:
+        asked.append(evidence.draft.shape)
+        return Coupling()(evidence)
 
     output = counted(tiny, APD(0.5, Scheduled(rule, Schedule())))
     assert len(asked) == max(output.drafter_forwards)

@@ -1,11 +1,13 @@
 """Rival strategies: recorded runs of the published samplers, and each definition on hand-made numbers."""
 
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
 from pairs import STOP, TRACES, left_padded, new_tokens, trace_prompts, trace_sampler
+from states import state_of
 from transformers import LogitsProcessorList
 
 from apd import (
@@ -28,7 +30,6 @@ from apd import (
 from apd.decoding.noise import DRAFT, Noise
 from apd.decoding.pair import Draft
 from apd.decoding.sampling import Sampling, Scores
-from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
 ANY_ORDER = [
@@ -151,25 +152,14 @@ def choose(strategy, rows, *, decided=None, width=None):
     logprobs = torch.tensor(rows).log()[None]
     m = logprobs.shape[1]
     zeros = torch.zeros(1, dtype=torch.int64)
-    state = DecodeState(
-        tokens=torch.zeros(1, m + 1, dtype=torch.int64),
-        decided=torch.tensor([[True] + (decided or [False] * m)]),
-        frontier=zeros + 1,
-        done=torch.zeros(1, dtype=torch.bool),
-        padding=zeros,
-        start=zeros + 1,
-        end=zeros + m + 1,
-        seeds=zeros + 7,
-        steps=zeros,
-        rows=zeros,
-        pace=zeros.float(),
-    )
+    tokens = torch.zeros(1, m + 1, dtype=torch.int64)
+    state = state_of(tokens, torch.tensor([[True] + (decided or [False] * m)]), prompt_end=1, seeds=zeros + 7)
+    state = dataclasses.replace(state, frontier=zeros + 1)
     columns = torch.arange(1, m + 1)[None]
     window = Window(columns, torch.ones(1, m, dtype=torch.bool), [1], [m + 1])
     candidate = ~state.decided[:, 1:]
-    draft = Draft(
-        logprobs.argmax(-1), logprobs.amax(-1), logprobs, Scores(logprobs), Noise(zeros, columns, zeros, DRAFT)
-    )
+    noise = Noise(zeros, columns, zeros, DRAFT)
+    draft = Draft(logprobs.argmax(-1), torch.zeros_like(columns), logprobs, Scores(logprobs), noise)
     sampling = Sampling(LogitsProcessorList(), greedy=True)
     chosen = strategy.choose(strategy.measure(draft, window), candidate, state, window, sampling) & candidate
     return chosen[0].nonzero().flatten().tolist()

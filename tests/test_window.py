@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from pairs import trace_prompts, trace_sampler
+from states import state_of
 from torch import Tensor
 
-from apd.decoding.state import FIRST_PACE, HEADROOM, LOWEST, DecodeState, next_pace
-from apd.decoding.window import Window
+from apd.decoding.state import FIRST_COMMIT_RATE
+from apd.decoding.window import AutoWindow, FixedWindow, window_policy
+from apd.models.graphs import BucketedWindow
 
 LENGTH, ROWS = 512, 200
 STEP = 64  # columns that a step costs beside its masks
@@ -16,16 +18,18 @@ STEP = 64  # columns that a step costs beside its masks
 def tokens_per_column(mean_at, window_size) -> float:
     """Of rows whose steps could commit a geometric number of tokens, the mean given by where the row stands."""
     noise = torch.Generator().manual_seed(0)
-    done, columns = torch.zeros(ROWS), 0.0
-    pace = torch.full((ROWS,), FIRST_PACE)
+    done, columns, auto = torch.zeros(ROWS), 0.0, AutoWindow()
+    rate = torch.full((ROWS,), FIRST_COMMIT_RATE)
     while (going := done < LENGTH).any():
         left = LENGTH - done
-        wanted = (HEADROOM * pace).ceil().clamp(min=LOWEST) if window_size == "auto" else torch.tensor(window_size)
+        wanted = (
+            (auto.headroom * rate).ceil().clamp(min=auto.least) if window_size == "auto" else torch.tensor(window_size)
+        )
         masks = wanted.minimum(left)
         uniform = torch.rand(ROWS, generator=noise).clamp(min=1e-6)
         could = 1 + (uniform.log() / torch.log1p(-1 / mean_at(done))).floor()
         committed = could.minimum(masks)
-        pace = next_pace(pace, committed, masks)
+        rate = auto.next_rate(rate, committed, masks)
         columns += float((STEP + masks)[going].sum())
         done += committed * going
     return ROWS * LENGTH / columns
@@ -61,11 +65,10 @@ def test_a_number_of_numpy_is_a_number() -> None:
 
 
 def test_a_window_is_the_same_whether_or_not_its_rows_are_known_to_be_level() -> None:
-    frontier, end = torch.tensor([5, 5]), torch.tensor([9, 9])
-    tokens, zeros = torch.arange(18).view(2, 9), torch.zeros(2, dtype=torch.int64)
-    decided = torch.arange(9) < frontier[:, None]
-    state = DecodeState(tokens, decided, frontier, zeros > 0, zeros, frontier, end, zeros, zeros, zeros, zeros.float())
-    level, ragged = (Window.at_frontier(state, 3, is_fixed=is_fixed) for is_fixed in (False, True))
+    tokens, end = torch.arange(18).view(2, 9), torch.tensor([9, 9])
+    decided = (torch.arange(9) < 5).expand(2, -1)
+    state = state_of(tokens, decided, prompt_end=5, end=end)
+    level, ragged = (policy.window(state) for policy in (FixedWindow(3), BucketedWindow(FixedWindow(3))))
     assert level.ragged is None and ragged.ragged is not None
     draft = torch.tensor([[1, 2, 3], [4, 5, 6]])
     for window in (level, ragged):
@@ -75,12 +78,11 @@ def test_a_window_is_the_same_whether_or_not_its_rows_are_known_to_be_level() ->
 
 def test_a_fixed_window_is_hardly_wider_than_what_is_left() -> None:
     """It was as wide as M, up to the whole row, prompt included: all of it logits that nobody looks at."""
-    start, end = torch.tensor([500, 500]), torch.tensor([520, 510])
-    tokens, zeros = torch.zeros(2, 520, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
-    decided = torch.arange(520) < start[:, None]
-    state = DecodeState(tokens, decided, start, zeros > 0, zeros, start, end, zeros, zeros, zeros, zeros.float())
+    tokens, end = torch.zeros(2, 520, dtype=torch.int64), torch.tensor([520, 510])
+    decided = (torch.arange(520) < 500).expand(2, -1) | (torch.arange(520) >= end[:, None])
+    state = state_of(tokens, decided, prompt_end=500, end=end)
     for window_size, width in ((None, 64), (400, 64), (100, 64), ("auto", 64), (6, 6)):
-        window = Window.at_frontier(state, window_size, is_fixed=True)
+        window = BucketedWindow(window_policy(window_size)).window(state)
         assert window.columns.shape == (2, width)
         placed = window.fill(torch.ones_like(window.columns), tokens)
         assert placed.sum(1).tolist() == window.inside.sum(1).tolist()

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from pairs import STOP, TRACES, left_padded, new_tokens, trace_prompts, trace_sampler
+from states import state_of
 from torch import Tensor
 from toy import tiny_pair, toy
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from apd import WINO, APDSampler, Blocks, Confidence, MaskedDiffusionDrafter, Threshold, load_drafter
 from apd.decoding.state import DecodeState
-from apd.decoding.window import Window
+from apd.decoding.window import AllMasks, Window
 from apd.embedded.tasks import instances
 from apd.models.ideal import IdealListModel
 from benchmarks.parallelbench.theory import shuffle_accuracy
@@ -59,8 +60,7 @@ def half_decided(drafter, *, length: int = 12, num_ids: int = 30) -> DecodeState
     """A ragged batch with tokens here and there behind the prompt; row 2 has none, row 3 is shorter than the others."""
     generator = torch.Generator().manual_seed(5)
     padding = torch.tensor([0, 3, 1, 4])
-    start = torch.full_like(padding, 7)
-    end = start + torch.tensor([length, length, length, length - 3])
+    end = 7 + torch.tensor([length, length, length, length - 3])
     tokens = torch.randint(num_ids, (4, 7 + length), generator=generator)
     column = torch.arange(tokens.shape[1])
     decided = (torch.rand(tokens.shape, generator=generator) < 0.5) | (column < 7)
@@ -68,20 +68,7 @@ def half_decided(drafter, *, length: int = 12, num_ids: int = 30) -> DecodeState
     decided[:, 7] = False  # so that the window starts there in every row
     decided |= column >= end[:, None]
     tokens[~decided | (column >= end[:, None])] = drafter.mask_token_id
-    zeros = torch.zeros_like(padding)
-    return DecodeState(
-        tokens,
-        decided,
-        start,
-        zeros.bool(),
-        padding,
-        start,
-        end,
-        seeds=zeros,
-        steps=zeros,
-        rows=zeros,
-        pace=zeros.float(),
-    )
+    return state_of(tokens, decided, prompt_end=7, end=end, padding=padding)
 
 
 def masked_in_turn(session, state: DecodeState, window: Window) -> Tensor:
@@ -101,8 +88,8 @@ def test_what_is_masked_does_not_notice_the_shadows(sampler, attention):
     drafter.model.config._attn_implementation = attention
     try:
         state = half_decided(drafter)
-        window, session = Window.at_frontier(state, None), drafter.open(state, None, None)
-        masks = window.inside & ~window.of(state.decided)
+        window, session = AllMasks().window(state), drafter.open(state)
+        masks = window.inside & ~window.gather(state.decided)
         expected, logits = session.logits(state, window)[:, :], session.leave_one_out_logits(state, window)[:, :]
     finally:
         drafter.model.config._attn_implementation = before
@@ -132,7 +119,7 @@ def test_shadows_leave_exactly_one_out_in_one_layer(layers, logit_shift, attenti
     model.config.is_causal = False
     drafter = MaskedDiffusionDrafter(model, mask_token_id=31, logit_shift=logit_shift)
     state = half_decided(drafter)
-    window, session = Window.at_frontier(state, None), drafter.open(state, None, None)
+    window, session = AllMasks().window(state), drafter.open(state)
     exact, shadows = masked_in_turn(session, state, window), session.leave_one_out_logits(state, window)[:, :]
     gap = (exact - shadows)[window.inside].abs().max()
     assert gap < 1e-5 if layers == 1 else gap > 1e-3
@@ -146,11 +133,10 @@ def test_the_exact_model_leaves_exactly_one_out():
     contexts = torch.tensor(list(itertools.product(range(model.vocab_size), repeat=model.length)))
     contexts = contexts[(contexts == model.mask_token_id).any(1)]
     tokens = torch.cat([torch.zeros(len(contexts), 1, dtype=torch.int64), contexts], 1)
-    decided, zeros = tokens != model.mask_token_id, torch.zeros(len(tokens), dtype=torch.int64)
-    frontier, end, pace = decided.long().cumprod(1).sum(1), zeros + 1 + model.length, zeros.float()
-    state = DecodeState(tokens, decided, frontier, decided.all(1), zeros, zeros + 1, end, zeros, zeros, zeros, pace)
-    window = Window.at_frontier(state, None)
-    probs = model.drafter.open(state, None, None).leave_one_out_logits(state, window).softmax(-1)
+    decided = tokens != model.mask_token_id
+    state = state_of(tokens, decided, prompt_end=1)
+    window = AllMasks().window(state)
+    probs = model.drafter.open(state).leave_one_out_logits(state, window).softmax(-1)
     for row, (context, start) in enumerate(zip(contexts.tolist(), state.frontier.tolist(), strict=True)):
         for position in range(start - 1, model.length):
             expected = conditional(model, [*context[:position], model.mask_token_id, *context[position + 1 :]])[
@@ -177,21 +163,17 @@ def wino_by_hand(drafter, prompt: list[int], length: int, wino: WINO) -> tuple[l
     """One row: new tokens, tokens committed by each forward, and how many were revoked."""
     canvas = torch.tensor([prompt + [drafter.mask_token_id] * length])
     counts, revoked = [], 0
-    zeros = torch.zeros(1, dtype=torch.int64)
     for first in range(0, length, wino.length):
         block = range(first, min(first + wino.length, length))
         before = 0
         while True:
             decided = canvas != drafter.mask_token_id
-            start = zeros + len(prompt)
-            end, pace = start + length, zeros.float()
-            state = DecodeState(
-                canvas.clone(), decided, start, zeros.bool(), zeros, start, end, zeros, zeros, zeros, pace
-            )
+            frontier = torch.tensor([len(prompt)])
+            state = state_of(canvas.clone(), decided, prompt_end=len(prompt), frontier=frontier)
             columns = torch.arange(len(prompt), len(prompt) + length)[None]
             window = Window(columns, columns >= 0, [len(prompt)], [len(prompt) + length])
             with torch.no_grad():
-                logits = drafter.open(state, None, None).leave_one_out_logits(state, window)[:, :][0].float()
+                logits = drafter.open(state).leave_one_out_logits(state, window)[:, :][0].float()
             logits[:, drafter.mask_token_id] = -torch.inf
             probs = logits.softmax(-1)
             is_mask = [bool(canvas[0, len(prompt) + i] == drafter.mask_token_id) for i in range(length)]
@@ -479,7 +461,7 @@ def test_a_drafter_that_cannot_leave_one_out_is_told_apart():
             self.vocab_size, self.mask_token_id = model.vocab_size, model.mask_token_id
             self.max_length, self.device, self.model = None, torch.device("cpu"), model
 
-        def open(self, state, kv_window, kv_refresh):
+        def open(self, state):
             return self
 
         def logits(self, state, window):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from apd.config import check_fraction
 from apd.decoding.noise import ACCEPT, DRAFT, RESIDUAL, Noise
 from apd.decoding.probability import gather_tokens, log_normalise
 from apd.decoding.sampling import Sampling, Scores
+from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
 
@@ -50,8 +50,9 @@ class Evidence:
         verifier: p_AR given the drafted tokens before each position; `None` at R = 1 and for rules with `scores_only`.
         target: p_T, the mixture; for rules with `scores_only` it is p_D.
         verifier_logprobs: `b m` float32, log p_AR of the drafted tokens; for rules with `scores_only`.
-        sampling: draws tokens: `sampling.sample(scores, noise(stream)).tokens`.
-        noise: keyed noise of the positions, by stream; `DRAFT` is the noise that the draft was drawn with.
+        draft_noise: the keyed noise that the draft was drawn with.
+        sampling: draws tokens: `sampling.sample(scores, evidence.noise(RESIDUAL)).tokens`.
+        state, window: the rows and their columns; a part of them for a part of a window.
     """
 
     draft: Tensor
@@ -59,8 +60,14 @@ class Evidence:
     verifier: Distribution | None
     target: Distribution
     verifier_logprobs: Tensor | None
+    draft_noise: Noise
     sampling: Sampling
-    noise: Callable[[int], Noise]
+    state: DecodeState
+    window: Window
+
+    def noise(self, stream: int) -> Noise:
+        """Keyed noise of the positions: `DRAFT` is the draft's, every other stream is independent of it."""
+        return self.draft_noise if stream == DRAFT else self.sampling.noise(self.state, self.window, stream)
 
 
 @dataclass(frozen=True)

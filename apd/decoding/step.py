@@ -28,7 +28,6 @@ from apd.decoding.acceptance import (
     record,
 )
 from apd.decoding.commit import MIXTURE_FAULT, VALID, VERIFIER_FAULT, Proposal, StepInfo, Stopping, commit
-from apd.decoding.noise import DRAFT, Noise
 from apd.decoding.pair import Draft, Kernels, ModelPair, concatenate, draw
 from apd.decoding.probability import mix
 from apd.decoding.sampling import Sampling
@@ -121,10 +120,7 @@ def judge(
         fault = torch.where((fault == VALID) & ~best.isfinite(), mixture_fault, fault)
 
     # 4. Accept.
-    def noise(stream: int) -> Noise:
-        return draft.noise if stream == DRAFT else sampling.noise(state, window, stream)
-
-    evidence = Evidence(draft.tokens, drafter, verifier, target, scores, sampling, noise)
+    evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)
     accepted = accepted_prefix(apd.rule(evidence), draft.tokens, fault, window, previous)
     return record(accepted, evidence, probs=pair.record_probs, scores=pair.record_scores)
 

@@ -152,11 +152,14 @@ class AutoWindow(_Stateless):
         return [min(t + n, end) for t, n, end in zip(state.layout.frontier, sizes, state.layout.end, strict=True)]
 
     def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
-        """Each step weighs as much as all steps before it."""
-        committed, drafted = info.committed.sum(1), info.window.inside.sum(1)
+        rate = self.next_rate(state.commit_rate, info.committed.sum(1), info.window.inside.sum(1))
+        return dataclasses.replace(state, commit_rate=rate)
+
+    def next_rate(self, rate: Tensor, committed: Tensor, drafted: Tensor) -> Tensor:
+        """The running mean of tokens per step, each step weighing as much as all before it: `b` each, float32."""
         # A window that was committed as a whole says only that it was too short.
         possible = torch.where(committed == drafted, 2 * drafted, committed)
-        return dataclasses.replace(state, commit_rate=(state.commit_rate + possible) / 2)
+        return (rate + possible) / 2
 
 
 @dataclass(frozen=True)
@@ -180,4 +183,4 @@ def window_policy(window_size: Any) -> WindowPolicy:
         return AllMasks()
     if isinstance(window_size, str):
         return AutoWindow()
-    return window_size if isinstance(window_size, WindowPolicy) else FixedWindow(window_size)
+    return window_size if isinstance(window_size, WindowPolicy) else FixedWindow(int(window_size))

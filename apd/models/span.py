@@ -116,10 +116,11 @@ class Span:
 
     def prefill_and_decode(self) -> tuple[list[int], list[int]]:
         """The rows that are computed from their first real token on, and the others."""
-        kinds: tuple[list[int], list[int]] = [], []
+        prefill: list[int] = []
+        decode: list[int] = []
         for row, (start, padding) in enumerate(zip(self.starts, self.paddings, strict=True)):
-            kinds[start != padding].append(row)
-        return kinds
+            (prefill if start == padding else decode).append(row)
+        return prefill, decode
 
     def select(self, rows: list[int]) -> Span:
         """The span of these rows."""

@@ -117,7 +117,11 @@ class Meter:
                     call = self.timed(role, module._compiled_call_impl or module._call_impl, note)
                     stack.enter_context(_replaced(module, "_compiled_call_impl", call))
                 if (passes := self.compiled.get(role)) is not None:
-                    stack.enter_context(_replaced(passes, "run", self._alone(self.timed(role, passes.run, _of_pass))))
+                    stack.enter_context(
+                        _replaced(
+                            passes, "forward_slots", self._alone(self.timed(role, passes.forward_slots, _of_pass))
+                        )
+                    )
             yield self
 
     @contextmanager
@@ -221,20 +225,22 @@ def _of_decoder(
     attention_mask: Any = None,
     position_ids: Tensor | None = None,
     past_key_values: Any = None,
+    cache: Any = None,
     **_: Any,
 ) -> tuple[Any, int]:
     """Shape and keys; a cache of transformers has been told of its tokens by now, one of ours always knows."""
     if isinstance(attention_mask, Tensor):
         return input_ids.shape, attention_mask.shape[-1]
-    return input_ids.shape, 0 if past_key_values is None else past_key_values.get_seq_length()
+    cache = past_key_values if cache is None else cache
+    return input_ids.shape, 0 if cache is None else cache.get_seq_length()
 
 
 def _of_head(input: Tensor) -> tuple[Any, None]:
     return input.shape, None
 
 
-def _of_pass(tokens: Tensor, edges: Tensor, seating: Tensor, width: int, cache: ColumnCache | None) -> tuple[Any, int]:
-    return (len(tokens), width), width if cache is None else cache.aimed.num_columns
+def _of_pass(tokens: Tensor, edges: Tensor, slots: Tensor, width: int, cache: ColumnCache | None) -> tuple[Any, int]:
+    return (len(tokens), width), width if cache is None else cache.target.num_columns
 
 
 class Timed:

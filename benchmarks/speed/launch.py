@@ -40,7 +40,7 @@ WAYS: dict[str, Any] = {
 #: Between which marks they are, of a compiled pass; the first is all that a plain one has.
 PARTS = {"whole": (0, -1), "inputs": (0, 1), "graph": (1, 2), "copy": (2, 3)}
 COLUMNS, BLOCK = 256, 20  # of the canvas; launches of a repetition
-SPAN = Span([128 - 15], [128 + 100], [0], torch.device("cpu"))  # a prompt of 128 tokens, W = 16, M = 100
+SPAN = Span.of_rows([128 - 15], [128 + 100], [0], torch.device("cpu"))  # a prompt of 128 tokens, W = 16, M = 100
 
 
 class Ready:
@@ -65,7 +65,7 @@ def launcher(pair: Pair, role: str, way: str) -> Callable[[], list[float]]:
     tokens, marks = torch.zeros(1, COLUMNS, dtype=torch.int64), list[float]()
     state = SimpleNamespace(tokens=tokens, rows=tokens[:, 0], width=COLUMNS)  # as much of one as passes look at
     passes = getattr(sampler, role).passes(state, is_cached=True)
-    passes(tokens, Span([0], SPAN.ends, [0], SPAN.device))  # reads the prompt, which is not compiled
+    passes(tokens, Span.of_rows([0], SPAN.ends, [0], tokens.device))  # reads the prompt, which is not compiled
 
     def marked(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
@@ -83,7 +83,7 @@ def launcher(pair: Pair, role: str, way: str) -> Callable[[], list[float]]:
 
     whole, edges = marked(passes), list(PARTS.values())[: 1 if way == "plain" else None]
     if way != "plain":
-        passes.compiled.run = marked(passes.compiled.run)
+        passes.compiled.forward_slots = marked(passes.compiled.forward_slots)
     return launch
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from apd import Threshold
-from apd.decoding.acceptance import AcceptanceRule, Judgement
+from apd.decoding.acceptance import AcceptanceRule, Evidence, Judgement
 from apd.decoding.noise import ORDER, keyed_uniform
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
@@ -48,7 +47,7 @@ class Schedule:
         """Tokens that each row's step commits, before its window cuts them: `b` int64."""
         if self.mean == 1:
             return torch.ones_like(state.seeds)
-        position, one = (state.frontier - state.start)[:, None], torch.zeros_like(state.seeds[:1])
+        position, one = (state.frontier - state.prompt_end)[:, None], torch.zeros_like(state.seeds[:1])
         draw = keyed_uniform(state.seeds + (self.seed << 32), position, ORDER, one)[:, 0, 0].double()
         # P(count > k) = (1 − 1/mean)^k
         return 1 + (draw.log() / math.log(1 - 1 / self.mean)).floor().long()
@@ -70,11 +69,11 @@ class Scheduled:
     rule: AcceptanceRule
     schedule: Schedule
 
-    def __call__(self, *, key: tuple[DecodeState, Window], **given: Any) -> Judgement:
-        judgement = self.rule(key=key, **given)
-        commits = self.schedule.commits(*key)
+    def __call__(self, evidence: Evidence, /) -> Judgement:
+        judgement = self.rule(evidence)
+        commits = self.schedule.commits(evidence.state, evidence.window)
         # Whatever the rule kept is in it, and nothing of it is left: no device may skip the rule's work.
-        return dataclasses.replace(judgement, kept=commits & (judgement.kept | commits), replaced=None)
+        return Judgement(commits & (judgement.accept | commits))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,10 @@ class Watched(MaskedDiffusionDrafter):
         self.widths: list[list[int]] = []
         self.masks: list[int] = []
 
-    def open(self, state: DecodeState, kv_window: int | None, kv_refresh: int | None) -> _WatchedSession:
+    def open(self, state: DecodeState) -> _WatchedSession:
+        return _WatchedSession(self, state, None, None)
+
+    def open_cached(self, state: DecodeState, kv_window: int, kv_refresh: int | None) -> _WatchedSession:
         return _WatchedSession(self, state, kv_window, kv_refresh)
 
 
@@ -96,9 +99,9 @@ class _WatchedSession(NeuralDrafterSession):
         self.watched = drafter
         self.exact = NeuralDrafterSession(drafter, state, None, None)
 
-    def span(self, state: DecodeState, window: Window) -> Span:
-        span = super().span(state, window)
-        self.watched.widths.append(span.widths)
+    def next_span(self, state: DecodeState, window: Window) -> Span:
+        span = super().next_span(state, window)
+        self.watched.widths.append([end - start for start, end in zip(span.starts, span.ends, strict=True)])
         self.watched.masks.append(int(window.inside.sum()))
         return span
 
