@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +56,6 @@ batch nor on the number of processes nor on interruptions."""
 _SAMPLING = {"temperature": (0, float("inf")), "top_k": (0, float("inf")), "top_p": (0, 1), "min_p": (0, 1)}
 _LOADING = ("dtype", "device_map", "attn_implementation", "revision")
 _APD_ONLY = ("mixture_weight", "acceptance_threshold", "acceptance", "correction")
-_PATIENCE = timedelta(days=7)  # how long a process that is done waits for the others
 
 
 class UsageError(ValueError):
@@ -320,19 +318,10 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> "Iterator[PartialState]":
-    """What a launcher has started, a single process without one. Names the device of a pair that has none given.
+    """What a launcher has started, a single process without one. Names the device of a pair that has none given."""
+    from apd.processes import join
 
-    Processes exchange nothing but that they are there, so GPUs too are joined through gloo, in which a process waits
-    without keeping its GPU busy.
-    """
-    import torch
-    from accelerate import PartialState
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    on_cpu = arguments.drafter is None or arguments.device_map == "cpu" or accelerator is None
-    on_cpu = on_cpu or (accelerator is not None and accelerator.type == "mps")  # of which there is never more than one
-    launched = {"backend": "gloo", "timeout": _PATIENCE} if "LOCAL_RANK" in os.environ else {}
-    state = PartialState(cpu=on_cpu, **launched)
+    state = join(on_cpu=arguments.drafter is None or arguments.device_map == "cpu")
     if arguments.drafter is not None and arguments.device_map in (None, state.device.type):
         arguments.device_map = str(state.device)
     try:
@@ -477,6 +466,7 @@ def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "P
     4. When all are done, the first process merges the parts into the output.
     """
     from apd.jsonl import Part, indices, merge, part_path, take_over
+    from apd.processes import meet
 
     output, run = arguments.output, _fingerprint(arguments, config)
     paths = [part_path(output, process) for process in range(processes.num_processes)]
@@ -486,7 +476,7 @@ def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "P
             part = stack.enter_context(Part(paths[0]))
             prompts = list(_prompts(arguments, report=True))
             take_over(part, output, partial(_check_result, prompts={p.index: p.text for p in prompts}, run=run))
-        _meet(processes)
+        meet()
         if not processes.is_main_process:
             if not paths[0].exists():
                 raise FileNotFoundError(f"{paths[0]} is not there: all processes must see the same files.")
@@ -505,7 +495,7 @@ def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "P
             _answer_share(share, part, arguments, config, processes, run)
 
         # 4. Merge.
-        _meet(processes)
+        meet()
         if processes.is_main_process:
             merge(output, paths)
             for path in paths[1:]:
@@ -534,22 +524,6 @@ def _check_result(path: Path, row: dict[str, Any], *, prompts: dict[int, str], r
             f"{path} holds results of another run: line {index + 1} of the input was decoded with another prompt or "
             "other settings. Choose another --output, or repeat the settings."
         )
-
-
-def _meet(processes: "PartialState") -> None:
-    """Wait until every process is here.
-
-    Accelerate's own `wait_for_everyone` touches the GPU with this process's number, which a process on a CPU need not
-    have.
-    """
-    import torch
-
-    if processes.num_processes == 1:
-        return
-    try:
-        torch.distributed.barrier()
-    except RuntimeError as error:
-        raise RuntimeError("another process of this run has ended early; its message says why") from error
 
 
 def _answer_share(

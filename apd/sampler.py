@@ -55,7 +55,7 @@ from apd.models import (
 from apd.output import APDOutput, Recorder, Sequences
 from apd.probability import mix_seed
 from apd.processing import AllowedTokens
-from apd.step import APD, Fused, Strategy, as_it_is
+from apd.step import APD, Fused, Strategy, as_it_is, check_strategy
 from apd.streaming import Chunk, chunks, feed
 from apd.verifier import Verifier
 
@@ -104,6 +104,8 @@ class APDSampler:
         **knobs: Any,
     ) -> None:
         refuse_unknown(knobs, KNOBS, "APDSampler()")
+        if strategy is not None:
+            check_strategy(strategy)
         self.config = (config or APDConfig()).replace(**knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
         self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
@@ -485,8 +487,8 @@ class APDSampler:
         self, generation_config: GenerationConfig | None, strategy: Strategy | None, kwargs: dict[str, Any]
     ) -> Settings:
         """What holds for every row of a call: knobs, strategy, generation configuration."""
-        if isinstance(strategy, type):
-            raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
+        if strategy is not None:
+            check_strategy(strategy)
         knobs = {name: kwargs.pop(name) for name in KNOBS if name in kwargs}
         idle = sorted(knobs.keys() & {"mixture_weight", "acceptance_threshold", "acceptance", "correction"})
         if strategy is not None and idle:

@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -234,6 +234,21 @@ class Strategy(Protocol):
 
     def open(self, state: DecodeState) -> StrategySession:
         """Start a session for these rows."""
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse what cannot be a `Strategy`.
+
+    Raises:
+        TypeError: a class, or an object without the protocol's attributes, such as a name.
+    """
+    if isinstance(strategy, type):
+        raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
+    if not all(hasattr(strategy, name) for name in ("needs_verifier", "left_to_right", "open")):
+        raise TypeError(
+            f"`strategy` must be an object such as `apd.Confidence(2)`, got {strategy!r}. Names are for the command "
+            "line: make the object."
+        )
 
 
 class Memoryless:
