@@ -12,6 +12,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from apd import APDSampler
+from apd.ideal import IdealListModel
 from apd.stop_strings import StopStrings
 from apd.streaming import TextPieces
 from apd.text import whole_text
@@ -183,3 +185,33 @@ def test_an_answer_cut_inside_a_character_has_the_characters_before_it(tokenizer
         if not tokenizer.clean_up_tokenization_spaces:
             assert all(after.startswith(before) for before, after in pairwise(shown))
             assert all(len(after) > len(before) for before, after in zip(shown, shown[5:], strict=False))
+
+
+@pytest.mark.parametrize("window_size", [None, 2])
+def test_every_call_ends_behind_spelled_characters_and_shows_whole_ones(window_size):
+    """A drafter that knows one answer, and the bytes of it as its vocabulary."""
+    spelled = [f"<0x{byte:02X}>" for byte in "你好你\n好".encode()]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys(spelled))}
+    made = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    answer = [vocab[token] for token in spelled]
+    model = IdealListModel(torch.tensor([answer]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    sampler = APDSampler(model.drafter, model.verifier, tokenizer, window_size=window_size)
+    ids = [vocab["<0x0A>"]]
+    prompt = torch.tensor([ids])
+    for stop, until in ((None, 13), ("\n", 10), ("好你", 9), ("好你\n", 10)):
+        common = {"stop_strings": stop, "max_new_tokens": 13, "eos_token_id": None}
+        assert sampler.generate(prompt, **common)[0, 1:].tolist() == answer[:until]
+        chunks = list(sampler.stream(prompt, **common))
+        assert [token for chunk in chunks for token in chunk.tokens] == answer[:until]
+        (single,) = sampler.generate_many([ids], **common)
+        assert single.tokens == answer[:until]
+        assert single.text == "".join(chunk.text for chunk in chunks) == tokenizer.decode(answer[:until])
+        assert single.finish == ("length" if stop is None else "stop")
+    for length in (11, 12):  # within the last character
+        model = IdealListModel(torch.tensor([answer[:length]]))
+        sampler = APDSampler(model.drafter, model.verifier, tokenizer, window_size=window_size)
+        common = {"max_new_tokens": length, "eos_token_id": None}
+        (single,) = sampler.generate_many([ids], **common)
+        assert single.text == "你好你\n" == "".join(chunk.text for chunk in sampler.stream(prompt, **common))
