@@ -368,8 +368,9 @@ def _refuse(arguments: dict[str, Any], *, unless: tuple[str, ...]) -> None:
 
 def warn(message: str) -> None:
     """A warning that points at the caller's own line, whatever stands between."""
+    between = ("apd", "torch", "tqdm", "transformers")
     frame, level = inspect.currentframe(), 1
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("apd", "torch"):
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in between:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 

@@ -378,7 +378,8 @@ class APDSampler:
         Each answer is what `generate` gives for its prompt alone with `seed=mix_seed(seed, index)`.
 
         Args:
-            prompts: text, chats (lists of messages) or lists of ids; any iterable, drawn from as rows become free.
+            prompts: text, chats (lists of messages) or lists of ids; any iterable, drawn from as rows become free. A chat
+                whose last message is the assistant's is continued within that message.
             indices: numbers of the prompts, all different, from which their seeds come; 0, 1, … when not given. With
                 them a part of a run gives what the whole run would have.
             batch_size: rows decoded together, at least 1.
@@ -415,8 +416,10 @@ class APDSampler:
             "tokenizer": tokenizer,
         }
 
+        max_lengths = [length for length in self._limits(settings.strategy).max_lengths.values() if length is not None]
+
         def call_of(index: int, prompt: Prompt) -> Call:
-            ids = encode(prompt, self.tokenizer)
+            ids = encode(prompt, self.tokenizer, min(max_lengths, default=None))
             return self._call(
                 settings, ids, attention_mask=torch.ones_like(ids), seed=[mix_seed(run_seed, index)], **given
             )
@@ -510,17 +513,11 @@ class APDSampler:
                 f"`verifier` must be given with {strategy!r}, got None. Name a causal LM with the drafter's tokenizer; "
                 "mixture_weight=1 needs none."
             )
-        running = {"drafter": self.drafter} | ({"verifier": self.verifier} if strategy.needs_verifier else {})
         request = resolve(
             prompt,
             attention_mask,
             settings.generation,
-            Limits(
-                vocab_size=self.vocab_size,
-                mask_token_id=self.drafter.mask_token_id,
-                max_lengths={name: model.max_length for name, model in running.items() if model is not None},
-                device=self.drafter.device,
-            ),
+            self._limits(strategy),
             redraw=settings.config.noise == "step",
             is_random=getattr(strategy, "is_random", False),
             tokenizer=self.tokenizer if tokenizer is None else tokenizer,
@@ -530,6 +527,15 @@ class APDSampler:
         if not strategy.left_to_right:
             self._check_any_order(settings, request)
         return Call(request, settings.config, strategy)
+
+    def _limits(self, strategy: Strategy) -> Limits:
+        running = {"drafter": self.drafter} | ({"verifier": self.verifier} if strategy.needs_verifier else {})
+        return Limits(
+            vocab_size=self.vocab_size,
+            mask_token_id=self.drafter.mask_token_id,
+            max_lengths={name: model.max_length for name, model in running.items() if model is not None},
+            device=self.drafter.device,
+        )
 
     def _open(
         self, call: Call, rows: Tensor | None = None, *, keeps_probs: bool = True, is_streamed: bool = False
