@@ -7,6 +7,8 @@ attention mask until it is overwritten.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from apd.state import counted, to_device
@@ -282,19 +285,45 @@ class ColumnLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.23
 
 
+@functools.cache
+def cache_argument(model_class: type[PreTrainedModel]) -> str:
+    """The argument of `forward` that takes the cache: `cache` from transformers 5.24 on, `past_key_values` before.
+
+    Raises:
+        ValueError: `forward` takes neither.
+    """
+    arguments = inspect.signature(model_class.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in arguments:
+            return name
+    raise ValueError(
+        f"The model must take its keys and values as `cache` or `past_key_values`, but {model_class.__name__}.forward "
+        f"takes {', '.join(f'`{name}`' for name in arguments if name != 'self')}. Choose a decoder that keeps a cache."
+    )
+
+
 class ColumnCache(Cache):
     """A slot for every column of every row, written where the current span says.
 
     Args:
-        num_layers: attention layers of the model.
+        model: whose keys and values it holds.
         num_rows: of the batch.
         num_columns: columns of a row when everything is decided.
         is_fixed: its memory stays where it is, so that a graph may hold on to it.
+
+    Attributes:
+        argument: the name by which the model's `forward` takes it. It is looked up here, outside of what torch.compile
+            traces.
+
+    Raises:
+        ValueError: the model takes no cache.
     """
 
-    def __init__(self, num_layers: int, num_rows: int, num_columns: int, *, is_fixed: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, num_rows: int, num_columns: int, *, is_fixed: bool = False) -> None:
+        self.argument = cache_argument(model.base_model.__class__)
         self.aimed = Aim(num_rows, num_columns)
-        super().__init__(layers=[ColumnLayer(self.aimed, is_fixed=is_fixed) for _ in range(num_layers)])
+        layers = range(model.config.num_hidden_layers)
+        super().__init__(layers=[ColumnLayer(self.aimed, is_fixed=is_fixed) for _ in layers])
 
     @property
     def visible(self) -> int:

@@ -50,7 +50,7 @@ class PlainPasses:
         self.causal = causal
         self.cache: ColumnCache | None = None
         if num_columns is not None:
-            self.cache = ColumnCache(model.config.num_hidden_layers, num_rows, num_columns)
+            self.cache = ColumnCache(model, num_rows, num_columns)
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
         groups = self.groups(span)
@@ -99,9 +99,8 @@ def run(
     model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: ColumnCache | None
 ) -> Tensor:
     """The pass itself."""
-    output = model.base_model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=False
-    )
+    keys = {} if cache is None else {cache.argument: cache}
+    output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keys)
     return output.last_hidden_state
 
 
@@ -211,7 +210,7 @@ class Compiled:
                     return lent.cache
             for lent in free[: max(0, len(free) - MOST_FREE + 1)]:
                 self.caches.remove(lent)
-            cache = ColumnCache(self.model.config.num_hidden_layers, num_rows, num_columns, is_fixed=True)
+            cache = ColumnCache(self.model, num_rows, num_columns, is_fixed=True)
             self.caches.append(_Lent(kind, cache, weakref.ref(borrower)))
             return cache
 

@@ -43,7 +43,7 @@ WARPERS = (
 _HISTORY_FREE = (SuppressTokensLogitsProcessor, LogitNormalization)
 
 #: Processors that remember what they saw, or expect rows that are not there. They cannot be asked again about a position.
-_STATEFUL = (
+STATEFUL = (
     "AlternatingCodebooksLogitsProcessor",
     "BarkEosPrioritizerLogitsProcessor",
     "ClassifierFreeGuidanceLogitsProcessor",
@@ -153,7 +153,7 @@ def split_processors(
         if isinstance(processor, PrefixConstrainedLogitsProcessor):
             constraint = processor._prefix_allowed_tokens_fn
             continue
-        if type(processor).__name__ in _STATEFUL:
+        if type(processor).__name__ in STATEFUL:
             raise ValueError(
                 f"`logits_processor` must be pure functions of (ids, scores), got {type(processor).__name__}, which "
                 "keeps a state or expects rows of its own; drafted positions are asked about more than once."

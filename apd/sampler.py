@@ -22,9 +22,9 @@ from transformers import (
 
 from apd.acceptance import Coupling, Rejection
 from apd.arguments import (
-    PREPARED_BY_TRANSFORMERS,
     Limits,
     Request,
+    check_prepared,
     effective_config,
     fresh_seed,
     one_prompt,
@@ -459,6 +459,7 @@ class APDSampler:
 
         Raises:
             ValueError: `model` is not the sampler's drafter, or an argument is refused as in `generate`.
+            TypeError: an argument is nearly one of those named here.
         """
         if model is not getattr(self.drafter, "model", None):
             raise ValueError(
@@ -476,13 +477,13 @@ class APDSampler:
         may_be_none = {"window_size": window_size, "kv_window": kv_window, "kv_refresh": kv_refresh}
         knobs |= {name: value for name, value in may_be_none.items() if value is not ...}
         attention_mask = prepared.pop("attention_mask", None)  # transformers would pass it twice, were it named above
-        refuse_unknown(prepared, PREPARED_BY_TRANSFORMERS, "custom_generate")
+        check_prepared(model, prepared, [*KNOBS, "seed", "strategy"])
         return self.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             seed=seed,
             strategy=strategy,
-            **unprepared(generation_config, logits_processor, stopping_criteria, input_ids.shape[1]),
+            **unprepared(model, generation_config, logits_processor, stopping_criteria, input_ids.shape[1]),
             **knobs,
         )
 

@@ -217,7 +217,7 @@ def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
 
     def hidden_states(implementation: str, run: Any) -> Tensor:
         model.set_attn_implementation(implementation)
-        cache = ColumnCache(2, 3, 256, is_fixed=True)
+        cache = ColumnCache(model, 3, 256, is_fixed=True)
         for layer in cache.layers:
             layer.lazy_initialization(*[torch.empty(3, 2, 1, 32)] * 2)
         hidden = run(tokens, edges, seating, 64, cache)
