@@ -73,7 +73,7 @@ def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
         if len(prompt) == 1 and isinstance(prompt[0], list):
             prompt = prompt[0]
     if isinstance(prompt, list) and all(isinstance(token, numbers.Integral) for token in prompt):
-        return torch.tensor([prompt], dtype=torch.int64)
+        return torch.tensor([prompt], dtype=torch.int64, device="cpu")
     is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
     if not is_chat and not isinstance(prompt, str):
         raise TypeError(
@@ -83,12 +83,12 @@ def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
     if tokenizer is None:
         raise ValueError("A prompt must be a list of ids, got text: the sampler has no tokenizer. Give it one.")
     if not is_chat:
-        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+        return torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.int64, device="cpu")
     try:
         ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
     except (TemplateError, KeyError, TypeError) as error:  # templates raise what they like about a message
         raise ValueError(f"The chat must suit the tokenizer's template, got {str(prompt)[:60]!r}: {error}") from error
-    return torch.tensor([ids], dtype=torch.int64)
+    return torch.tensor([ids], dtype=torch.int64, device="cpu")
 
 
 class Queue:
@@ -134,7 +134,6 @@ class Queue:
         return None
 
 
-@torch.no_grad()
 def answers(
     queue: Queue, *, batch_size: int, open_decoding: Callable[[Call, Tensor], Decoding], tokenizer: Any
 ) -> Iterator[Generated]:

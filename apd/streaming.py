@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import TextStreamer
 
@@ -58,7 +57,6 @@ class TextPieces(TextStreamer):
         return text
 
 
-@torch.no_grad()
 def chunks(steps: Iterator[tuple[StepInfo, DecodeState]], tokenizer: Any, **decode_kwargs: Any) -> Iterator[Chunk]:
     """The steps of a decoding as chunks, rows in order within each step."""
     texts: dict[int, TextPieces] = {}
