@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apd.config import check_fraction
 from apd.probability import ACCEPT, RESIDUAL, gather_tokens, log_normalise
+from apd.returned import check_returned, name_of
 from apd.sampling import Noise, Sampling, Scores
 from apd.state import DecodeState, Window
 
@@ -56,6 +57,22 @@ class AcceptanceRule(Protocol):
         sampling: Sampling,
         key: tuple[DecodeState, Window],
     ) -> Judgement: ...
+
+
+def check_judgement(judgement: object, rule: AcceptanceRule, draft: Tensor) -> None:
+    """Refuse what would be broadcast when the prefix is accepted; `draft` is `b c`.
+
+    Raises:
+        TypeError, ValueError: see `check_returned`.
+    """
+    by, shape = name_of(rule), tuple(draft.shape)
+    if not isinstance(judgement, Judgement):
+        raise TypeError(f"`{by}` must return a `Judgement`, got {type(judgement).__name__}.")
+    check_returned(judgement.kept, f"{by}().kept", shape, torch.bool)
+    check_returned(judgement.instead, f"{by}().instead", shape, torch.int64)
+    check_returned(judgement.best, f"{by}().best", shape, torch.float32)
+    if judgement.replaced is not None:
+        check_returned(judgement.replaced, f"{by}().replaced", shape, torch.bool)
 
 
 class Accepted(NamedTuple):

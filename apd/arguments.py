@@ -403,7 +403,7 @@ def warn(message: str) -> None:
 
 def fresh_seed() -> int:
     """63 bits from torch's default generator."""
-    return int(torch.randint(SEED_MASK, ()))
+    return int(torch.randint(SEED_MASK, (), device="cpu"))
 
 
 # Of the forward pass: transformers prepares them whether or not the caller gave them.
@@ -572,7 +572,7 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
 
 def _stop_token_ids(generation: GenerationConfig, limits: Limits) -> list[int]:
     ids = generation.eos_token_id
-    stop_token_ids: list[int] = [] if ids is None else torch.as_tensor(ids).flatten().long().tolist()
+    stop_token_ids: list[int] = [] if ids is None else torch.as_tensor(ids, device="cpu").flatten().long().tolist()
     for stop in stop_token_ids:
         if not 0 <= stop < limits.vocab_size or stop == limits.mask_token_id:
             raise ValueError(

@@ -235,6 +235,9 @@ class ColumnLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         aim, device = self.aim, key_states.device
         assert aim.slots is not None
+        # An iterator may be resumed inside of autocast and outside, so the memory may have another dtype than the pass.
+        dtypes = key_states.dtype, value_states.dtype
+        key_states, value_states = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)
         if isinstance(aim.slots, slice):
             self.keys[:, :, aim.slots] = key_states
             self.values[:, :, aim.slots] = value_states
@@ -244,9 +247,9 @@ class ColumnLayer(CacheLayerMixin):
             self.keys[at] = rearrange(key_states, "n heads q d -> n q heads d")
             self.values[at] = rearrange(value_states, "n heads q d -> n q heads d")
         keys, values = self.keys[:, :, : aim.visible], self.values[:, :, : aim.visible]
-        if aim.rows is None:
-            return keys, values
-        return keys.index_select(0, aim.rows.to(device)), values.index_select(0, aim.rows.to(device))
+        if aim.rows is not None:
+            keys, values = (of.index_select(0, aim.rows.to(device)) for of in (keys, values))
+        return keys.to(dtypes[0]), values.to(dtypes[1])
 
     def select(self, rows: Tensor) -> None:
         if self.keys is not None and self.values is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,9 +14,13 @@ from torch import Tensor
 from apd.arguments import Request
 from apd.config import APDConfig
 from apd.drafter import Drafter
+from apd.returned import check_session, name_of
 from apd.state import FIRST_PACE, DecodeState, Reach, StepInfo, Window
 from apd.step import Fused, Models, Strategy, as_it_is, decode_step
 from apd.verifier import Verifier
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,14 @@ class Call:
     request: Request
     config: APDConfig
     strategy: Strategy
+
+
+def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
+    """Compute without gradients, and with tensors that any later step may write to, whatever mode the caller is in.
+
+    Not a context of a generator: it would be left when the interpreter ends and torch is gone.
+    """
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class Decoding:
@@ -42,6 +55,7 @@ class Decoding:
             passes. Rows that are done are in one more step then, which changes nothing, and others join behind it.
     """
 
+    @without_gradients
     def __init__(
         self,
         drafter: Drafter,
@@ -58,10 +72,17 @@ class Decoding:
         self.mask_token_id = drafter.mask_token_id
         self.state = lay_out(call.request, drafter.mask_token_id, rows)
         self.strategy = call.strategy.open(self.state)
+        check_session(self.strategy, name_of(call.strategy, "open"), "propose")
+        drafting = drafter.open(self.state, call.config.kv_window, call.config.kv_refresh)
+        check_session(drafting, name_of(drafter, "open"), "logits")
+        verifying = None
+        if verifier is not None and call.strategy.needs_verifier:
+            verifying = verifier.open(self.state)
+            check_session(verifying, name_of(verifier, "open"), "logits")
         masks = [drafter.mask_token_id] if drafter.mask_token_id < vocab_size else []
         self.models = Models(
-            drafter=drafter.open(self.state, call.config.kv_window, call.config.kv_refresh),
-            verifier=verifier.open(self.state) if verifier is not None and call.strategy.needs_verifier else None,
+            drafter=drafting,
+            verifier=verifying,
             removed=torch.tensor(masks, dtype=torch.int64, device=drafter.device),
             mask_token_id=drafter.mask_token_id,
             vocab_size=vocab_size,
@@ -72,6 +93,7 @@ class Decoding:
         )
         self.upcoming: tuple[DecodeState, StepInfo] | None = None  # a step that is launched and not told of
         self.newcomers: list[tuple[Request, Tensor]] = []
+        self.idle = [0] * len(self.state.rows)  # steps of each row since a token of it was committed
         self.is_ahead = ahead and self.models.fused is not as_it_is and call.config.window_size != "auto"
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
@@ -89,8 +111,10 @@ class Decoding:
             self.state = after
             if any(after.layout.done):
                 _refuse_broken(info)
+            self._check_progress(info, after)
             yield info, after
 
+    @without_gradients
     def _step(self, state: DecodeState, ahead: Window | None = None) -> tuple[DecodeState, StepInfo]:
         return decode_step(
             state,
@@ -121,6 +145,22 @@ class Decoding:
         """Rows that are not done."""
         return self.state.layout.done.count(False) + sum(len(rows) for _, rows in self.newcomers)
 
+    def _check_progress(self, info: StepInfo, after: DecodeState) -> None:
+        """Refuse a strategy that would go on for ever.
+
+        It may keep back what it is not sure of, but not for as many steps as the row has masks: one token each is enough.
+        """
+        of_rows = zip(self.idle, info.before.layout.decided, after.layout.decided, strict=True)
+        self.idle = [idle + 1 if decided == before else 0 for idle, before, decided in of_rows]
+        for row, idle in enumerate(self.idle):
+            masks = after.width - after.layout.decided[row]
+            if idle >= masks and not after.layout.done[row]:
+                raise RuntimeError(
+                    f"`{name_of(self.call.strategy)}` must commit a token of every row within as many steps as it has "
+                    f"masks, got none in {idle} steps of row {int(after.rows[row])}, which has {masks}. Choose at least "
+                    "one candidate of each row, the likeliest if none is good enough."
+                )
+
     def join(self, request: Request, rows: Tensor) -> None:
         """Let more rows in. They take part in the next step that is launched; the rows that are here do not notice.
 
@@ -130,17 +170,21 @@ class Decoding:
         """
         self.newcomers.append((request, rows))
 
+    @without_gradients
     def _let_in(self) -> None:
         """Rows that were told to join."""
         for request, rows in self.newcomers:
             self.state = stack(self.state, lay_out(request, self.mask_token_id, rows), self.mask_token_id)
             self.models.join(self.state)
             self.strategy.join(self.state)
+            self.idle += [0] * len(rows)
         self.newcomers = []
 
+    @without_gradients
     def _let_go(self) -> None:
         """Forget the rows that are done, and the columns that only they had."""
         if any(self.state.layout.done):
+            self.idle = [idle for idle, done in zip(self.idle, self.state.layout.done, strict=True) if not done]
             going_on = (~self.state.done).nonzero().squeeze(1)
             self.state = self.state.select(going_on).narrowed()
             self.models.select(going_on)

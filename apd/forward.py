@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from apd.cache import ColumnCache, DeviceSpan, Span
 from apd.state import COLUMNS, DecodeState, FollowsRows, Window, round_up, to_device
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Passes(FollowsRows, Protocol):
@@ -48,11 +51,13 @@ class PlainPasses:
         self.model = model
         self.device = input_device(model)
         self.causal = causal
+        check_evaluating(model, model.named_modules(), causal=causal)
         self.cache: ColumnCache | None = None
         if num_columns is not None:
             self.cache = ColumnCache(model, num_rows, num_columns)
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+        check_evaluating(self.model, [("", self.model)], causal=self.causal)  # `train()` sets the flag here too
         groups = self.groups(span)
         if len(groups) == 1:
             return self.run(tokens, span, None)
@@ -93,6 +98,29 @@ class PlainPasses:
     def join(self, state: DecodeState) -> None:
         if self.cache is not None:
             self.cache.grow(*state.tokens.shape)
+
+
+def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]], *, causal: bool) -> None:
+    """Refuse a model in training mode, where dropout draws and gradient checkpointing may drop the cache.
+
+    The mode is not switched here: it belongs to the module, which other threads share, and a suspended iterator would
+    leave it switched while the caller trains.
+
+    Args:
+        modules: those of the model to look at, with their names.
+        causal: whether the model is the verifier.
+
+    Raises:
+        ValueError: one of them is in training mode.
+    """
+    name = next((name for name, module in modules if module.training), None)
+    if name is not None:
+        role = "verifier" if causal else "drafter"
+        what = f"its module `{name}`" if name else f"the {type(model).__name__}"
+        raise ValueError(
+            f"The {role} must be in evaluation mode, got {what} in training mode: dropout and gradient checkpointing "
+            "change what it computes. Call `model.eval()` before decoding, and `model.train()` to go on training."
+        )
 
 
 def run(
@@ -153,6 +181,7 @@ class Shadows:
 
 def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
     """As a pass without a cache, both ways, and behind it the hidden states of the shadows: `b q+k·g d`."""
+    check_evaluating(model, [("", model)], causal=False)
     device = input_device(model)
     padding = to_device(span.paddings, tokens.device)[:, None]
     visible = (span.columns >= padding) & span.real  # b q
@@ -185,7 +214,7 @@ class Compiled:
     """
 
     def __init__(self, model: PreTrainedModel, *, causal: bool, **options: Any) -> None:
-        self.model = model
+        self.model, self.causal, self.options = model, causal, options
         # torch.compile takes entries out of its options, and the other model is given the same ones.
         options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
         # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
@@ -194,13 +223,23 @@ class Compiled:
         self.caches: list[_Lent] = []
         self.lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy is made from. It compiles anew and has caches of its own, since graphs belong to their model."""
+        return {"model": self.model, "causal": self.causal, **self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     def lend(self, borrower: FixedPasses, num_rows: int, num_columns: int) -> ColumnCache:
         """An empty cache until the borrower is gone or gives it back.
 
         The memory of one that is free is used again, since graphs know it by its address. Its last pass may still be
         running, so all calls use the same stream.
         """
-        kind = (num_rows, num_columns, self.model.dtype, input_device(self.model))
+        device = input_device(self.model)
+        # The dtypes of keys and values, which need not be the same, follow from these.
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        kind = (num_rows, num_columns, self.model.dtype, autocast, device)
         with self.lock:
             free = [lent for lent in self.caches if lent.borrower() is None]
             for lent in free:
@@ -222,9 +261,29 @@ class Compiled:
                     lent.borrower = _nobody
 
 
+class Compiling:
+    """Compiles functions, each once; see `Fused`.
+
+    Args:
+        backend: of `torch.compile`.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def __call__(self, function: Callable[P, T], /) -> Callable[P, T]:
+        if function not in self.compiled:
+            self.compiled[function] = torch.compile(function, backend=self.backend)
+        return self.compiled[function]
+
+    def __reduce__(self) -> tuple[type[Compiling], tuple[Any]]:
+        return Compiling, (self.backend,)  # a copy compiles anew
+
+
 @dataclass(eq=False)
 class _Lent:
-    kind: tuple[int, int, torch.dtype, torch.device]
+    kind: tuple[int, int, torch.dtype, torch.dtype | None, torch.device]
     cache: ColumnCache
     borrower: Callable[[], object]  # None when the memory is free
 
@@ -315,7 +374,7 @@ class Neural:
         self.causal = causal
         self.compiled: Compiled | None = None
         self.vocab_size: int = model.config.vocab_size
-        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.max_length = most_positions(model.config)
 
     @property
     def device(self) -> torch.device:
@@ -332,6 +391,24 @@ class Neural:
         num_rows, num_columns = state.tokens.shape
         columns = num_columns if is_cached else None
         return PlainPasses(self.model, causal=self.causal, num_rows=num_rows, num_columns=columns)
+
+
+def most_positions(config: PreTrainedConfig) -> int | None:
+    """Positions that a row may have without changing what the model computes for others, `None` for no limit.
+
+    Rope types whose angles depend on the longest row of a batch change them beyond some position, for all rows of the
+    batch and not for keys that are cached: "longrope" beyond `original_max_position_embeddings`, "dynamic" beyond
+    `max_position_embeddings`.
+    """
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    of_layers = [each for each in parameters.values() if isinstance(each, Mapping)]  # by the type of layer
+    originals = [
+        each.get("original_max_position_embeddings")
+        for each in (parameters, *of_layers)
+        if each.get("rope_type") == "longrope"
+    ]
+    return min(filter(None, [limit, *originals]), default=None)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -36,6 +36,7 @@ from apd.config import KNOBS
 from apd.drafter import Drafter
 from apd.models import HUB_ARGUMENTS
 from apd.probability import SEED_MASK, log_normalise
+from apd.returned import CheckedLogits, check_session, name_of
 from apd.sampler import APDSampler
 from apd.state import DecodeState, Window
 from apd.step import Strategy, check_strategy
@@ -509,7 +510,6 @@ class _Row:
     requests: list[int]
 
 
-@torch.inference_mode()
 def sequential_logprobs(
     drafter: Drafter, pairs: Sequence[tuple[list[int], list[int]]], *, vocab_size: int, batch_size: int
 ) -> Iterator[tuple[int, float, bool, int]]:
@@ -563,13 +563,17 @@ def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:
                 yield _Row(known, before, length - position, requests)
 
 
+@torch.inference_mode()
 def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
     """log p_D at the first mask of each row, `b v` float32, under the sampler's rule of support."""
     state = _canvases(rows, drafter.mask_token_id, drafter.device)
     # One column, although all are seen: logits of the masks behind it are never computed.
     layout = state.layout
     window = Window(state.frontier[:, None], torch.ones_like(state.decided[:, :1]), layout.frontier, layout.end)
-    logits = drafter.open(state, None, None).logits(state, window)[:, :1][:, 0, :vocab_size].float()
+    session = drafter.open(state, None, None)
+    check_session(session, name_of(drafter, "open"), "logits")
+    of_window = CheckedLogits(session.logits(state, window), name_of(session, "logits"), (len(rows), 1), vocab_size)
+    logits = of_window[:, :1][:, 0, :vocab_size].float()
     if drafter.mask_token_id < vocab_size:
         logits[:, drafter.mask_token_id] = -torch.inf
     logprobs = log_normalise(logits)
@@ -585,21 +589,21 @@ def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> Dec
     """The rows level at their right end."""
     known = [row.context + row.before for row in rows]
     width = max(len(ids) + row.masks for ids, row in zip(known, rows, strict=True))
-    masks = torch.tensor([row.masks for row in rows])
-    padding = torch.tensor([width - len(ids) - row.masks for ids, row in zip(known, rows, strict=True)])
+    masks = torch.tensor([row.masks for row in rows], device="cpu")
+    padding = masks.new_tensor([width - len(ids) - row.masks for ids, row in zip(known, rows, strict=True)])
     tokens = [[0] * (width - len(ids) - row.masks) + [*ids] for ids, row in zip(known, rows, strict=True)]
-    nothing = torch.zeros(len(rows), dtype=torch.int64)
+    nothing = torch.zeros_like(masks)
     state = DecodeState(
-        tokens=torch.tensor([ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)]),
-        decided=torch.arange(width) < width - masks[:, None],
+        tokens=masks.new_tensor([ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)]),
+        decided=torch.arange(width, device="cpu") < width - masks[:, None],
         frontier=width - masks,
         done=nothing.bool(),
         padding=padding,
-        start=width - masks - torch.tensor([len(row.before) for row in rows]),
+        start=width - masks - masks.new_tensor([len(row.before) for row in rows]),
         end=nothing + width,
         seeds=nothing,
         steps=nothing,
-        rows=torch.arange(len(rows)),
+        rows=torch.arange(len(rows), device="cpu"),
         pace=nothing.float(),
     )
     return DecodeState(**{name: value.to(device) for name, value in vars(state).items()})

@@ -81,7 +81,7 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
         if len(prompt) == 1 and isinstance(prompt[0], list):
             prompt = prompt[0]
     if isinstance(prompt, list) and all(isinstance(token, numbers.Integral) for token in prompt):
-        return torch.tensor([prompt], dtype=torch.int64)
+        return torch.tensor([prompt], dtype=torch.int64, device="cpu")
     is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
     if not is_chat and not isinstance(prompt, str):
         raise TypeError(
@@ -92,7 +92,7 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
         raise ValueError("A prompt must be a list of ids, got text: the sampler has no tokenizer. Give it one.")
     if isinstance(prompt, str):
         _check_text_of_prompt(prompt, tokenizer, most_tokens)
-        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+        return torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.int64, device="cpu")
     chat: Any = prompt
     is_begun = chat[-1].get("role") == "assistant"
     render = partial(
@@ -109,7 +109,7 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
             f"The chat must suit the tokenizer's template, got {reprlib.repr(prompt)}: {type(error).__name__}: {error}"
         ) from error
     _check_text_of_prompt(text, tokenizer, most_tokens, add_special_tokens=False)
-    return torch.tensor([render(tokenize=True)], dtype=torch.int64)
+    return torch.tensor([render(tokenize=True)], dtype=torch.int64, device="cpu")
 
 
 def _check_text_of_prompt(text: str, tokenizer: Any, most_tokens: int | None, **kwargs: Any) -> None:
@@ -170,7 +170,6 @@ class Queue:
         return None
 
 
-@torch.no_grad()
 def answers(
     queue: Queue, *, batch_size: int, open_decoding: Callable[[Call, Tensor], Decoding], tokenizer: Any
 ) -> Iterator[Generated]:

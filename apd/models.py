@@ -480,7 +480,7 @@ def as_drafter(
         ValueError: no family, no mask token, or a model that attends one way only.
     """
     if not isinstance(model, PreTrainedModel):
-        if not hasattr(model, "open"):
+        if not callable(getattr(model, "open", None)):
             raise TypeError(
                 f"`drafter` must be a transformers model or an `apd.drafter.Drafter`, got {type(model).__name__}."
             )
@@ -526,7 +526,7 @@ def as_verifier(model: PreTrainedModel | Verifier) -> Verifier:
     """
     if isinstance(model, PreTrainedModel):
         return CausalVerifier(_check_causal(model))
-    if not hasattr(model, "open"):
+    if not callable(getattr(model, "open", None)):
         raise TypeError(
             f"`verifier` must be a transformers model or an `apd.verifier.Verifier`, got {type(model).__name__}."
         )
@@ -593,7 +593,7 @@ def _check_computation(model: PreTrainedModel) -> None:
             "rotary or learned positions."
         )
     rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
-    tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
+    tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows], device="cpu")
     paddings = [5 - len(row) for row in rows]
     passes = PlainPasses(model, causal=True, num_rows=len(rows), num_columns=5)
     parts = []

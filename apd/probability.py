@@ -82,7 +82,7 @@ def mix_seed(seed: int, index: int) -> int:
     """
     if index == 0:
         return seed & SEED_MASK
-    return int(_finalise(torch.tensor(_wrap(seed + index * _GOLDEN)))) & SEED_MASK
+    return int(_finalise(torch.tensor(_wrap(seed + index * _GOLDEN), device="cpu"))) & SEED_MASK
 
 
 def keyed_bits(seeds: Tensor, positions: Tensor, stream: int, tokens: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from apd.returned import processed
 from apd.state import DecodeState, Window, to_device
 
 #: Warpers say how a token is drawn; they act on the mixture too, and are therefore kept apart from processors.
@@ -93,7 +94,7 @@ class Processing:
             suppressed = to_device(list(self.suppressed_first), logits.device)
             logits = _remove(logits, suppressed, position == 0)
         if self.processors and not self.needs_history:
-            flat = self.processors(None, rearrange(logits, "b m v -> (b m) v"))
+            flat = processed(self.processors, None, rearrange(logits, "b m v -> (b m) v"))
             logits = rearrange(flat, "(b m) v -> b m v", m=window.columns.shape[1])
         return logits
 
@@ -124,7 +125,7 @@ class Processing:
 
     def _processed(self, scores: Tensor, ids: Tensor, row: int) -> Tensor:
         if self.processors:
-            scores = self.processors(ids[None], scores[None])[0]
+            scores = processed(self.processors, ids[None], scores[None])[0]
         if self.allowed_tokens is None:
             return scores
         allowed = torch.as_tensor(self.allowed_tokens(row, ids), dtype=torch.int64, device=scores.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -38,7 +37,7 @@ from apd.arguments import (
 from apd.config import KNOBS, APDConfig
 from apd.decoding import Call, Decoding
 from apd.drafter import Drafter
-from apd.forward import Neural
+from apd.forward import Compiling, Neural
 from apd.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.models import (
     HUB_ARGUMENTS,
@@ -198,7 +197,6 @@ class APDSampler:
     @overload
     def generate(self, inputs: Tensor | None = ..., **kwargs: Any) -> Tensor: ...
 
-    @torch.no_grad()
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -239,8 +237,9 @@ class APDSampler:
             `b·num_return_sequences l` int64 ids, prompt included, padded behind the stop token; with
             `return_dict_in_generate=True` an `APDOutput`.
         Raises:
-            ValueError: an argument is out of its range, or is refused with the reason.
+            ValueError: an argument is out of its range, or is refused with the reason; a model is in training mode.
             TypeError: an argument is unknown or of the wrong type.
+            RuntimeError: a strategy has committed nothing of a row in as many steps as the row has masks.
             FloatingPointError: a model gave NaN, +∞ or nothing finite where a token had to be decided.
         """
         # 1. Resolve the arguments and lay out the rows.
@@ -311,7 +310,7 @@ class APDSampler:
         # Elsewhere the host would only make a step too many.
         self.goes_ahead = self.drafter.device.type == "cuda"
         # What stands between the passes, without CUDA graphs: rows leave, so shapes change, if rarely.
-        self.fused = functools.cache(functools.partial(torch.compile, backend=options.get("backend", "inductor")))
+        self.fused = Compiling(options.get("backend", "inductor"))
         return self
 
     def stream(
@@ -431,7 +430,6 @@ class APDSampler:
         found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
-    @torch.no_grad()
     def __call__(
         self,
         model: PreTrainedModel,
@@ -502,7 +500,10 @@ class APDSampler:
         of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
         defaults = [{name: value for name, value in vars(of_model).items() if name[0] != "_"} if of_model else {}]
         generation = effective_config(generation_config, [*defaults, of_tokenizer], kwargs)
-        return Settings(config, strategy or self.strategy or _apd(config), generation)
+        strategy = strategy or self.strategy or _apd(config)
+        if not callable(getattr(strategy, "open", None)):
+            raise TypeError(f"`strategy` must be an `apd.step.Strategy`, got {strategy!r} without a method `open`.")
+        return Settings(config, strategy, generation)
 
     def _call(
         self, settings: Settings, prompt: Any, *, attention_mask: Tensor | None, tokenizer: Any, **of_request: Any

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from apd.probability import DRAFT, gather_tokens, keyed_gumbel, keyed_uniform, largest, step_seeds
+from apd.returned import processed
 from apd.state import DecodeState, Window
 
 
@@ -163,7 +164,7 @@ _FIRST_NUCLEUS = 64  # tokens; four times as many each time that they do not hol
 def _warped(values: Tensor, warpers: LogitsProcessorList) -> Tensor:
     if len(warpers) == 0:
         return values
-    flat = warpers(None, rearrange(values, "b m n -> (b m) n"))
+    flat = processed(warpers, None, rearrange(values, "b m n -> (b m) n"))
     return rearrange(flat, "(b m) n -> b m n", m=values.shape[1])
 
 

@@ -43,6 +43,7 @@ class Layout(NamedTuple):
     frontier: Sequence[int]
     end: Sequence[int]
     done: Sequence[int]
+    decided: Sequence[int]  # number of columns
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class DecodeState:
     @cached_property
     def layout(self) -> Layout:
         """Where the rows stand, on the host. A step waits for the device here, and else only for what is rare."""
-        return Layout(*torch.stack([self.padding, self.frontier, self.end, self.done.long()]).tolist())
+        numbers = [self.padding, self.frontier, self.end, self.done.long(), self.decided.sum(1)]
+        return Layout(*torch.stack(numbers).tolist())
 
     def send_layout(self, before: Layout) -> None:
         """Have the layout sent now, so that whoever looks at it later does not wait for what the device is given since.
@@ -88,9 +90,10 @@ class DecodeState:
         Args:
             before: that of the same rows a step ago.
         """
-        numbers = cache(sent(torch.stack([self.frontier, self.done])))
+        numbers = cache(sent(torch.stack([self.frontier, self.done.long(), self.decided.sum(1)])))
         frontier, done = Later(lambda: numbers()[0]), Later(lambda: numbers()[1])
-        vars(self)["layout"] = Layout(before.padding, frontier, before.end, done)
+        decided = Later(lambda: numbers()[2])
+        vars(self)["layout"] = Layout(before.padding, frontier, before.end, done, decided)
 
     @property
     def width(self) -> int:
@@ -127,7 +130,7 @@ def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.dev
     """As a tensor; the device is not waited for."""
     # CUDA may wait for the stream before it copies what is not pinned. In a graph it is a constant.
     pins = device.type == "cuda" and not torch.compiler.is_compiling()
-    return torch.tensor(values, pin_memory=pins).to(device, non_blocking=True)
+    return torch.tensor(values, device="cpu", pin_memory=pins).to(device, non_blocking=True)
 
 
 def sent(values: Tensor) -> Callable[[], Any]:
@@ -277,7 +280,7 @@ class Window:
 
         def ends() -> list[int]:
             of_rows = zip(*state.layout, strict=True)
-            return [t if is_done else min(t + size, end) for _, t, end, is_done in of_rows]
+            return [t if is_done else min(t + size, end) for _, t, end, is_done, _ in of_rows]
 
         return cls(columns % state.width, inside, state.layout.frontier, Later(ends), reach)
 

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apd.acceptance import AcceptanceRule, Accepted
+from apd.acceptance import AcceptanceRule, Accepted, check_judgement
 from apd.config import WindowSize, check_fraction
 from apd.drafter import DrafterSession, LeaveOneOutSession
 from apd.probability import log_normalise, mix
 from apd.processing import Processing
+from apd.returned import CheckedLogits, check_returned, name_of
 from apd.sampling import Noise, Sampling, Scores
 from apd.state import (
     DecodeState,
@@ -111,7 +112,8 @@ class Models:
 
     def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
-        return self._drafts(self.drafter.logits(state, window), state, window, sampling)
+        logits = self._checked(self.drafter, "logits", self.drafter.logits(state, window), window)
+        return self._drafts(logits, state, window, sampling)
 
     def draft_again(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """The same at every column of the window, given all others: at a decided one as if it alone were a mask too."""
@@ -120,13 +122,13 @@ class Models:
                 f"`drafter` must tell what it would say where it is shown a token, got {type(self.drafter).__name__} "
                 "without `leave_one_out_logits`. Give its session that method, or use a strategy that revokes nothing."
             )
-        return self._drafts(self.drafter.leave_one_out_logits(state, window), state, window, sampling)
+        logits = self.drafter.leave_one_out_logits(state, window)
+        logits = self._checked(self.drafter, "leave_one_out_logits", logits, window)
+        return self._drafts(logits, state, window, sampling)
 
     def next_token(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """The same from the verifier, for the token at the frontier; `window` is one column wide."""
-        assert self.verifier is not None
-        nothing = torch.zeros_like(window.columns)
-        return self._drafts(self.verifier.logits(state, window, nothing), state, window, sampling)
+        return self._drafts(self.verify(state, window, torch.zeros_like(window.columns)), state, window, sampling)
 
     def _drafts(self, logits: Logits, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         parts, drawn = self._parts(window), self.fused(Models._drawn)
@@ -147,7 +149,7 @@ class Models:
     def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
         """The verifier's raw logits at every position given the draft before it, `b m v`."""
         assert self.verifier is not None
-        return self.verifier.logits(state, window, draft)
+        return self._checked(self.verifier, "logits", self.verifier.logits(state, window, draft), window)
 
     def verified(self, logits: Tensor, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
         """log p_AR up to a constant, of every token of a window or a part of it, from the raw logits: `b c v`."""
@@ -170,6 +172,10 @@ class Models:
         self.drafter.join(state)
         if self.verifier is not None:
             self.verifier.join(state)
+
+    def _checked(self, session: object, method: str, logits: Logits, window: Window) -> Logits:
+        rows, width = window.columns.shape
+        return CheckedLogits(logits, name_of(session, method), (rows, width), self.vocab_size)
 
     def _parts(self, window: Window) -> list[slice]:
         """The window in parts whose `b c v` tensors are small; whole where history or the caller wants it so."""
@@ -217,7 +223,8 @@ class StrategySession(FollowsRows, Protocol):
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         """Which tokens of the window to commit.
 
-        A row that is done has no mask in the window, and nothing in it may be decisive.
+        A row that is done has no mask in the window, and nothing in it may be decisive. Of every other row a token must be
+        committed within as many steps as it has masks.
         """
 
 
@@ -355,6 +362,7 @@ class APD(Memoryless):
             sampling=sampling,
             key=(state, window),
         )
+        check_judgement(judgement, self.accept, draft.tokens)
         accepted = Accepted.of(
             judgement, draft.tokens, draft.best, window, logits, before, keeps_probs=models.keeps_probs
         )
@@ -371,6 +379,23 @@ def joined(parts: Sequence[Tensor], width: int = 0) -> Tensor:
     values = parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
     missing = max(width - values.shape[1], 0)
     return pad(values, (*[0, 0] * (values.dim() - 2), 0, missing)) if missing else values
+
+
+def check_proposal(proposal: object, by: str, window: Window) -> None:
+    """Refuse what would be broadcast or cut when it is committed.
+
+    Raises:
+        TypeError, ValueError: see `check_returned`.
+    """
+    if not isinstance(proposal, Proposal):
+        raise TypeError(f"`{by}` must return a `Proposal`, got {type(proposal).__name__}.")
+    rows, width = window.columns.shape
+    check_returned(proposal.tokens, f"{by}().tokens", (rows, width), torch.int64)
+    check_returned(proposal.chosen, f"{by}().chosen", (rows, width), torch.bool)
+    check_returned(proposal.decisive, f"{by}().decisive", (rows, width), torch.bool)
+    check_returned(proposal.draft, f"{by}().draft", (rows, None), torch.int64)
+    for best in proposal.best:
+        check_returned(best, f"{by}().best", (rows, width), torch.float32)
 
 
 def decode_step(
@@ -390,6 +415,7 @@ def decode_step(
     """
     window = ahead or Window.at_frontier(state, window_size, is_fixed=models.fused is not as_it_is)
     proposal = strategy.propose(state, window, models, sampling)
+    check_proposal(proposal, name_of(strategy, "propose"), window)
     committed = models.fused(commit)
     after, info = committed(state, window, proposal, stopping=stopping, mask_token_id=models.mask_token_id)
     if window_size == "auto":

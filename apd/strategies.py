@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from apd.probability import ORDER, gather_tokens
+from apd.returned import check_returned, name_of
 from apd.sampling import Sampling
 from apd.state import DecodeState, Proposal, Window, to_device
 from apd.step import Draft, Memoryless, Models, joined
@@ -36,11 +37,12 @@ class Unmasking(Memoryless):
             tokens.append(draft.tokens)
             best.append(draft.best)
             measures.append(self.measure(draft, window.part(part)))
+            check_returned(measures[-1], name_of(self, "measure"), tuple(draft.tokens.shape), torch.float32)
             if models.keeps_probs:
                 probs.append(confidence(draft))
         candidate = window.within(~window.of(state.decided))
         drafted, measure = joined(tokens), joined(measures)
-        chosen = self.choose(measure, candidate, state, window, sampling) & candidate
+        chosen = self.chosen(measure, candidate, state, window, sampling)
         return alone(
             "drafter",
             draft,
@@ -53,6 +55,14 @@ class Unmasking(Memoryless):
             best=joined(best),
             probs=joined(probs) if probs else None,
         )
+
+    def chosen(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        """The candidates that `choose` picks, `b m` bool."""
+        chosen = self.choose(measure, candidate, state, window, sampling)
+        check_returned(chosen, name_of(self, "choose"), tuple(candidate.shape), torch.bool)
+        return chosen & candidate
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
         """What `choose` wants to know of each distribution, of a window or a part of it: `b m` float."""
@@ -314,7 +324,7 @@ class Blocks(Unmasking):
     ) -> Tensor:
         block = (window.columns - state.start[:, None]) // self.length
         within = candidate & (block == block[:, :1])  # the frontier is the window's first column
-        return self.strategy.choose(measure, within, state, window, sampling) & within
+        return self.strategy.chosen(measure, within, state, window, sampling)
 
 
 @dataclass(frozen=True)
@@ -327,16 +337,17 @@ class Autoregressive(Memoryless):
     def propose(self, state: DecodeState, window: Window, models: Models, sampling: Sampling) -> Proposal:
         first = Window(window.columns[:, :1], window.inside[:, :1], window.starts, [t + 1 for t in window.starts])
         draft = models.next_token(state, first, sampling)[slice(0, 1)]
+        is_first = window.columns == first.columns
         return alone(
             "verifier",
             draft,
             models,
             sampling,
             tokens=draft.tokens.expand_as(window.columns),
-            chosen=window.columns == first.columns,
-            decisive=first.inside,
+            chosen=is_first,
+            decisive=window.within(is_first),
             drafted=draft.tokens,
-            best=draft.best,
+            best=draft.best.expand_as(window.columns),
             probs=confidence(draft) if models.keeps_probs else None,
         )
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from apd.state import DecodeState, StepInfo
@@ -77,7 +76,6 @@ class TextPieces:
         return self.tokenizer.decode(ids, **self.decode_kwargs)
 
 
-@torch.no_grad()
 def chunks(steps: Iterator[tuple[StepInfo, DecodeState]], tokenizer: Any, **decode_kwargs: Any) -> Iterator[Chunk]:
     """The steps of a decoding as chunks, rows in order within each step."""
     texts: dict[int, TextPieces] = {}
