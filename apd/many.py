@@ -70,8 +70,8 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
     """A prompt as ids, `1 n` int64. A chat whose last message is the assistant's is left open, to be continued.
 
     Args:
-        most_tokens: a text that is certain to have more is refused by its beginning; tokenising all of a very long one
-            takes minutes.
+        most_tokens: a text whose beginning has more than twice as many is refused without looking at the rest, which can
+            take minutes to tokenise.
     Raises:
         ValueError: text without a tokenizer, too long or not to be written in UTF-8, or a chat that the template refuses.
         TypeError: none of the forms that a prompt may have.
@@ -117,7 +117,7 @@ def _check_text_of_prompt(text: str, tokenizer: Any, most_tokens: int | None, **
     if most_tokens is None or len(text) <= _LONG * most_tokens:
         return
     # No bound on a token's characters holds for all tokenizers: some drop spaces, or take any unknown word for one token.
-    # The tokens of the beginning can differ from the beginning of all tokens where it was cut, but never by as many again.
+    # So the beginning is tokenised. Its tokens differ from those of the whole where it was cut; twice allows for far more.
     beginning = text[: _LONG * most_tokens]
     num_tokens = len(tokenizer(beginning, **kwargs)["input_ids"])
     if num_tokens > 2 * most_tokens:
