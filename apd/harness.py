@@ -42,6 +42,7 @@ from apd.state import DecodeState, Window
 from apd.step import Strategy, check_strategy
 from apd.stop_strings import StopStrings
 from apd.strategies import LeftToRight
+from apd.text import check_text
 
 try:
     import lm_eval.models  # noqa: F401 (fills the registry, which fills itself only while it is empty)
@@ -294,7 +295,7 @@ class APDLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        _check_unicode(string)
+        check_text(string, "A request")
         if add_special_tokens is None:  # a chat template may have written the BOS token already
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(bos))
@@ -664,20 +665,8 @@ def _checked(gen_kwargs: dict[str, Any]) -> dict[str, Any]:
     if not all(stop is None or isinstance(stop, str) for stop in stops):
         raise TypeError(f"`until` must be text or a list of texts, got {until!r}.")
     for stop in filter(None, stops):
-        _check_unicode(stop)
+        check_text(stop, "`until`")
     return given
-
-
-def _check_unicode(text: str) -> None:
-    """Refuse half of a surrogate pair, which no tokenizer can encode; JSON that was cut inside an emoji has some."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        piece = text[max(0, error.start - 20) : error.end]
-        raise ValueError(
-            f"A text must be valid Unicode, got half of a surrogate pair at character {error.start}, after {piece!r}. "
-            "Mend the data, e.g. with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')."
-        ) from None
 
 
 def _cut(text: str, stops: list[str]) -> str:
