@@ -2,7 +2,7 @@
 
 import sys
 
-from apd.cli.app import main
+from apd.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,10 +27,10 @@ from apd.decoding.processing import AllowedTokens
 from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.step import APD, PLAIN
-from apd.decoding.strategy import Strategy
+from apd.decoding.strategy import Strategy, check_strategy
 from apd.generation.arguments import (
-    PREPARED_BY_TRANSFORMERS,
     Limits,
+    check_prepared,
     effective_config,
     fresh_seed,
     one_prompt,
@@ -102,6 +102,8 @@ class APDSampler:
         **knobs: Any,
     ) -> None:
         refuse_unknown(knobs, KNOBS, "APDSampler()")
+        if strategy is not None:
+            check_strategy(strategy)
         self.config = (config or APDConfig()).replace(**knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
         self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
@@ -193,7 +195,6 @@ class APDSampler:
     @overload
     def generate(self, inputs: Tensor | None = ..., **kwargs: Any) -> Tensor: ...
 
-    @torch.no_grad()
     def generate(
         self,
         inputs: Tensor | None = None,
@@ -234,8 +235,9 @@ class APDSampler:
             `b·num_return_sequences l` int64 ids, prompt included, padded behind the stop token; with
             `return_dict_in_generate=True` an `APDOutput`.
         Raises:
-            ValueError: an argument is out of its range, or is refused with the reason.
+            ValueError: an argument is out of its range, or is refused with the reason; a model is in training mode.
             TypeError: an argument is unknown or of the wrong type.
+            RuntimeError: a strategy has committed nothing of a row in as many steps as the row has masks.
             FloatingPointError: a model gave NaN, +∞ or nothing finite where a token had to be decided.
         """
         # 1. Resolve the arguments and lay out the rows.
@@ -360,7 +362,8 @@ class APDSampler:
         Each answer is what `generate` gives for its prompt alone with `seed=mix_seed(seed, index)`.
 
         Args:
-            prompts: text, chats (lists of messages) or lists of ids; any iterable, drawn from as rows become free.
+            prompts: text, chats (lists of messages) or lists of ids; any iterable, drawn from as rows become free. A chat
+                whose last message is the assistant's is continued within that message.
             indices: numbers of the prompts, all different, from which their seeds come; 0, 1, … when not given. With
                 them a part of a run gives what the whole run would have.
             batch_size: rows decoded together, at least 1.
@@ -397,8 +400,10 @@ class APDSampler:
             "tokenizer": tokenizer,
         }
 
+        max_lengths = [length for length in self._limits(settings.strategy).max_lengths.values() if length is not None]
+
         def request_of(index: int, prompt: Prompt) -> Request:
-            ids = encode(prompt, self.tokenizer)
+            ids = encode(prompt, self.tokenizer, min(max_lengths, default=None))
             return self._request(
                 settings, ids, attention_mask=torch.ones_like(ids), seed=[mix_seed(run_seed, index)], **given
             )
@@ -410,7 +415,6 @@ class APDSampler:
         found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
-    @torch.no_grad()
     def __call__(
         self,
         model: PreTrainedModel,
@@ -438,6 +442,7 @@ class APDSampler:
 
         Raises:
             ValueError: `model` is not the sampler's drafter, or an argument is refused as in `generate`.
+            TypeError: an argument is nearly one of those named here.
         """
         if model is not getattr(self.drafter, "model", None):
             raise ValueError(
@@ -455,13 +460,13 @@ class APDSampler:
         may_be_none = {"window_size": window_size, "kv_window": kv_window, "kv_refresh": kv_refresh}
         knobs |= {name: value for name, value in may_be_none.items() if value is not ...}
         attention_mask = prepared.pop("attention_mask", None)  # transformers would pass it twice, were it named above
-        refuse_unknown(prepared, PREPARED_BY_TRANSFORMERS, "custom_generate")
+        check_prepared(model, prepared, [*KNOBS, "seed", "strategy"])
         return self.generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
             seed=seed,
             strategy=strategy,
-            **unprepared(generation_config, logits_processor, stopping_criteria, input_ids.shape[1]),
+            **unprepared(model, generation_config, logits_processor, stopping_criteria, input_ids.shape[1]),
             **knobs,
         )
 
@@ -469,8 +474,8 @@ class APDSampler:
         self, generation_config: GenerationConfig | None, strategy: Strategy | None, kwargs: dict[str, Any]
     ) -> Settings:
         """What holds for every row of a call: knobs, strategy, generation configuration."""
-        if isinstance(strategy, type):
-            raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
+        if strategy is not None:
+            check_strategy(strategy)
         knobs = {name: kwargs.pop(name) for name in KNOBS if name in kwargs}
         idle = sorted(knobs.keys() & {"mixture_weight", "acceptance_threshold", "acceptance", "correction"})
         if strategy is not None and idle:
@@ -480,7 +485,12 @@ class APDSampler:
         of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
         defaults = [{name: value for name, value in vars(of_model).items() if name[0] != "_"} if of_model else {}]
         generation = effective_config(generation_config, [*defaults, of_tokenizer], kwargs)
-        return Settings(config, strategy or self.strategy or _apd(config), generation)
+        strategy = strategy or self.strategy or _apd(config)
+        if not callable(getattr(strategy, "open", None)):
+            raise TypeError(
+                f"`strategy` must be an `apd.decoding.step.Strategy`, got {strategy!r} without a method `open`."
+            )
+        return Settings(config, strategy, generation)
 
     def _request(
         self, settings: Settings, prompt: Any, *, attention_mask: Tensor | None, tokenizer: Any, **of_request: Any
@@ -492,17 +502,11 @@ class APDSampler:
                 f"`verifier` must be given with {strategy!r}, got None. Name a causal LM with the drafter's tokenizer; "
                 "mixture_weight=1 needs none."
             )
-        running = {"drafter": self.drafter} | ({"verifier": self.verifier} if strategy.needs_verifier else {})
         request = resolve(
             prompt,
             attention_mask,
             settings.generation,
-            Limits(
-                vocab_size=self.vocab_size,
-                mask_token_id=self.drafter.mask_token_id,
-                max_lengths={name: model.max_length for name, model in running.items() if model is not None},
-                device=self.drafter.device,
-            ),
+            self._limits(strategy),
             config=settings.config,
             strategy=strategy,
             tokenizer=self.tokenizer if tokenizer is None else tokenizer,
@@ -512,6 +516,15 @@ class APDSampler:
         if not strategy.left_to_right:
             self._check_any_order(settings, request)
         return request
+
+    def _limits(self, strategy: Strategy) -> Limits:
+        running = {"drafter": self.drafter} | ({"verifier": self.verifier} if strategy.needs_verifier else {})
+        return Limits(
+            vocab_size=self.vocab_size,
+            mask_token_id=self.drafter.mask_token_id,
+            max_lengths={name: model.max_length for name, model in running.items() if model is not None},
+            device=self.drafter.device,
+        )
 
     def _open(self, request: Request, rows: Tensor | None = None, *, record_probs: bool = True) -> DecodeLoop:
         if self.kernels is not PLAIN and not request.calls_user_code:

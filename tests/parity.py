@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from apd.models.cache import cache_argument
 from apd.models.loading import load_drafter
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -65,7 +66,8 @@ def window(name: str) -> Callable[[PreTrainedModel, Record], Case]:
 
     def run(model: PreTrainedModel, record: Record) -> Case:
         ids, cache = record[f"{name}.window_ids"], DynamicCache(config=model.config)
-        model(record[f"{name}.prefill_ids"], past_key_values=cache)
+        keys = {cache_argument(type(model)): cache}
+        model(record[f"{name}.prefill_ids"], **keys)
         if name == "dual":
             start = int(record["dual.replace_position"][0].nonzero()[0])
         else:
@@ -75,7 +77,7 @@ def window(name: str) -> Callable[[PreTrainedModel, Record], Case]:
             layer.keys = torch.cat([layer.keys[:, :, :start], layer.keys[:, :, end:]], dim=2)
             layer.values = torch.cat([layer.values[:, :, :start], layer.values[:, :, end:]], dim=2)
         positions = start + torch.arange(ids.shape[1])[None]
-        return model(ids, position_ids=positions, past_key_values=cache).logits, record[f"{name}.window_logits"]
+        return model(ids, position_ids=positions, **keys).logits, record[f"{name}.window_logits"]
 
     return run
 

@@ -220,7 +220,7 @@ def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
 
     def hidden_states(implementation: str, run: Any) -> Tensor:
         model.set_attn_implementation(implementation)
-        cache = FixedCache(2, 3, 256)
+        cache = FixedCache(model, 3, 256)
         for layer in cache.layers:
             layer.lazy_initialization(*[torch.empty(3, 2, 1, 32)] * 2)
         hidden = run(tokens, edges, slots, 64, cache)

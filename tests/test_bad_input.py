@@ -87,7 +87,7 @@ def in_memory(**changes: Any) -> Any:
 def verifier_of_vocabulary(size: int) -> Any:
     config = copy.deepcopy(trace_sampler().verifier.model.config)
     config.vocab_size = size
-    return APDSampler(trace_sampler().drafter, Qwen2ForCausalLM(config))
+    return APDSampler(trace_sampler().drafter, Qwen2ForCausalLM(config).eval())
 
 
 CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {

@@ -287,7 +287,7 @@ def test_the_output_layer_is_one_product(rows, kv_window) -> None:
 
     for each in (sampler.drafter, sampler.verifier):
         each.model.requires_grad_(False)
-        each.model.set_output_embeddings(Head(each.model.get_output_embeddings()))
+        each.model.set_output_embeddings(Head(each.model.get_output_embeddings()).eval())
     prompt = torch.tensor([trace_prompts()[0]] * rows)
     sampler.generate(prompt, max_new_tokens=12, window_size=3, kv_window=kv_window, eos_token_id=[])
     assert "mm" in products and "bmm" not in products

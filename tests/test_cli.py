@@ -4,8 +4,10 @@ import io
 import json
 import os
 import re
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from apd import EXAMPLE_PROMPTS, APDSampler, Confidence, LeftToRight
-from apd.cli.app import main
+from apd.cli import main
 from apd.cli.demo import Comparison, Run, compare, play, table
 from apd.cli.results import BadLine, Part, part_path, read_results
 from apd.decoding.strategy import Strategy
@@ -321,7 +323,8 @@ def test_results_of_two_runs_are_never_mixed(prompts: Path, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize(
-    "bad", ["not json", "[1]", '{"text": "a"}', '{"prompt": ""}', '{"prompt": 3}', r'{"prompt": "\ud800"}']
+    "bad",
+    ["not json", "[1]", '{"text": "a"}', '{"prompt": ""}', '{"prompt": 3}', r'{"prompt": "\ud800"}', "[" * 100_000],
 )
 def test_a_bad_line_is_named_and_can_be_skipped(
     prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, bad: str
@@ -351,13 +354,144 @@ def test_a_prompt_that_cannot_be_decoded_is_named_and_can_be_skipped(
     assert "every prompt was skipped" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["precious notes", "{}\n", '{"index": 0}\n{"index": 0}\n'])
+@pytest.mark.parametrize(
+    "content", [b'{"text": "Hello"}\n', '{"prompt": "Hello"}\n'.encode("utf-16"), b'{"prompt": ""}']
+)
+@pytest.mark.parametrize("to_stdout", [False, True])
+def test_a_run_that_answers_nothing_is_no_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture, content: bytes, to_stdout: bool
+) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(content)
+    assert generate(source, Path("-") if to_stdout else output, "--on-error", "skip") == 1
+    out, err = capsys.readouterr()
+    assert "in.jsonl, line 1: expected" in err and "every prompt was skipped" in err.splitlines()[-1]
+    assert out == "" and list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_no_prompts_make_an_empty_output(tmp_path: Path, capsys: pytest.CaptureFixture, content: str) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(content)
+    for _ in range(2):
+        assert generate(source, output) == 0
+        assert output.read_bytes() == b""
+        assert "in.jsonl holds no prompts" in capsys.readouterr().err
+    assert generate(source, Path("-")) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["precious notes", "{}\n", '{"index": 0}\n{"index": 0}\n', '{"index": 0, "a": ' + "[" * 100_000 + "\n"]
+)
 def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(text)
     with pytest.raises(BadLine, match=r"notes\.txt, line \d"):
         list(read_results(path))
     assert path.read_text() == text
+
+
+# ---------------------------------------------------------------- generate: what an output may be
+
+
+def test_standard_input_and_output(
+    prompts: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    assert generate(prompts, output) == 0
+    capsysbinary.readouterr()
+    for given in (str(prompts), "-"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(prompts.open("rb")))
+        assert (
+            main(["generate", "--input", given, "--output", "-", "--max-new-tokens", "12", "--batch-size", "2"]) == 0
+        )
+        assert capsysbinary.readouterr().out == output.read_bytes()
+    before = output.stat().st_mtime_ns
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(prompts.open("rb")))
+    assert generate(Path("-"), output) == 0  # continues what a file has begun
+    assert b"nothing left to do" in capsysbinary.readouterr().err
+    assert output.stat().st_mtime_ns == before
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"not json\n")))
+    assert generate(Path("-"), output) == 1
+    assert b"standard input, line 1: expected" in capsysbinary.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and modes of POSIX")
+def test_a_link_is_written_through_and_mode_and_owner_stay(prompts: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real = tmp_path / "real" / "out.jsonl"
+    links = [tmp_path / "link.jsonl", tmp_path / "chain.jsonl"]
+    links[0].symlink_to(real)  # which is not there yet
+    links[1].symlink_to("link.jsonl")
+    plain = tmp_path / "plain.jsonl"
+    assert generate(prompts, plain) == 0
+    for kept in (None, 0):
+        if kept is not None:
+            real.write_bytes(real.read_bytes()[:kept])
+            real.chmod(0o640)
+            if os.geteuid() == 0:
+                os.chown(real, 1234, 4321)
+        before = real.stat() if real.exists() else None
+        assert generate(prompts, links[1]) == 0
+        assert all(link.is_symlink() for link in links)
+        assert real.read_bytes() == plain.read_bytes()
+        assert [path.name for path in (tmp_path / "real").iterdir()] == ["out.jsonl"]
+        if before is not None:
+            after = real.stat()
+            assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _null_device(path: Path) -> None:
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("device nodes are the superuser's to make")
+
+
+def _link_to_pipe(path: Path) -> None:
+    os.mkfifo(path.with_name("pipe"))
+    path.symlink_to("pipe")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of POSIX")
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (_pipe, "The output must be a regular file"),
+        (_null_device, "The output must be a regular file"),
+        (_link_to_pipe, "The output must be a regular file"),
+        (Path.mkdir, "The output must be a file, got the folder"),
+        (lambda path: path.symlink_to(path), "a link that leads to itself"),
+        (lambda path: path.symlink_to(path.parent / "absent" / "out.jsonl"), "must be in a folder that exists"),
+    ],
+    ids=["pipe", "device", "link to a pipe", "folder", "link to itself", "link into a missing folder"],
+)
+def test_an_output_that_is_no_file_is_refused_and_left_as_it_is(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture, make: Callable[[Path], None], complaint: str
+) -> None:
+    output = tmp_path / "out.jsonl"
+    make(output)
+    before = {path.name: path.lstat() for path in tmp_path.iterdir()}
+    assert generate(prompts, output) == 1
+    assert complaint in capsys.readouterr().err
+    after = {path.name: path.lstat() for path in tmp_path.iterdir()}
+    assert {name: (s.st_mode, s.st_ino, s.st_rdev) for name, s in after.items()} == {
+        name: (s.st_mode, s.st_ino, s.st_rdev) for name, s in before.items()
+    }
+
+
+def test_a_missing_folder_and_the_current_one_are_named(
+    prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert generate(prompts, tmp_path / "absent" / "deeper" / "out.jsonl") == 1
+    assert f"there is no folder {(tmp_path / 'absent' / 'deeper').resolve()}" in capsys.readouterr().err
+    assert generate(prompts, Path(".")) == 1
+    assert "got the folder ." in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- complaints
@@ -377,6 +511,8 @@ def test_a_file_that_is_no_result_is_left_alone(tmp_path: Path, text: str) -> No
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
         (["--output", "out.jsonl"], "--input and --output go together"),
         (["--stop-string", ""], "--stop-string must not be empty"),
+        (["--stop-string", "caf\udce9"], "--stop-string must be text that UTF-8 can write"),
+        (["--prompt", "caf\udce9"], "--prompt must be text that UTF-8 can write, got '\\udce9' at character 4"),
         (["--strategy", "confidence:2", "-R", "1", "--correction"], "--mixture-weight, --correction with --strategy"),
         (
             ["--strategy", "confidence", "-M", "auto"],

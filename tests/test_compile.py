@@ -307,7 +307,7 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
     config.num_key_value_heads, config._attn_implementation, config.is_causal = 1, implementation, causal
     with torch.device("meta"), torch.no_grad():
         model = Qwen2ForCausalLM(config)
-        cache = ColumnCache(1, 3, 256, is_fixed=True) if is_cached else None
+        cache = ColumnCache(model, 3, 256, is_fixed=True) if is_cached else None
         if cache is not None:
             cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 64)] * 2)
         tokens, edges, seating = (torch.empty(n, of, dtype=torch.int64) for n, of in ((3, 256), (3, 3), (2, 3)))

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +28,7 @@ from lm_eval.tasks import TaskManager
 from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDSampler, LeftToRight, MaskedDiffusionDrafter
-from apd.cli.app import main
-from apd.decoding.noise import mix_seed
+from apd.cli import main
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import instances
 from apd.integrations.lm_eval import APDLM, StopInAnswer, sequential_logprobs
@@ -91,6 +91,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (place / f"{name}.yaml").write_text(TASK.format(name=f"apd_{name}", data=data) + rest)
     return place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_list_of_packages() -> Iterator[None]:
+    """The harness lists every installed package in its results, by a process that takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+        yield
 
 
 def evaluate(lm: APDLM, tasks: Path, *names: str, **kwargs: Any) -> dict[str, Any]:
@@ -194,11 +202,20 @@ def test_answers_do_not_depend_on_the_batch(sampler: APDSampler) -> None:
 
 
 def test_an_answer_is_what_the_sampler_generates(sampler: APDSampler) -> None:
-    (answer,) = ask(model(sampler, seed=9), PROMPTS[:1], do_sample=True, temperature=0.9, max_gen_toks=24)
+    (answer,) = ask(model(sampler), PROMPTS[:1], max_gen_toks=24)
     inputs = sampler.tokenizer(PROMPTS[0], return_tensors="pt")
-    sequences = sampler.generate(**inputs, max_new_tokens=24, do_sample=True, temperature=0.9, seed=[mix_seed(9, 0)])
-    new = sequences[0, inputs["input_ids"].shape[1] :]
+    new = sampler.generate(**inputs, max_new_tokens=24)[0, inputs["input_ids"].shape[1] :]
     assert answer == sampler.tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_a_sampled_answer_does_not_depend_on_what_else_is_asked(sampler: APDSampler, tasks: Path) -> None:
+    def answers(*names: str, **limits: Any) -> dict[int, str]:
+        results = evaluate(model(sampler, seed=3), tasks, *names, gen_kwargs=RANDOM, **limits)
+        return {sample["doc_id"]: sample["resps"][0][0] for sample in results["samples"]["apd_answers"]}
+
+    few = answers("apd_answers", limit=2)
+    assert answers("apd_texts", "apd_answers", limit=4).items() >= few.items()
+    assert answers("apd_answers", samples={"apd_answers": [0, 1, 5]}).items() >= few.items()
 
 
 def test_repeats_of_a_request_are_drawn_apart(sampler: APDSampler) -> None:
@@ -289,6 +306,136 @@ def test_results_are_cached_as_the_harness_does(sampler: APDSampler) -> None:
     totals = lm.loglikelihood_rolling([request("Copy this list", kind="loglikelihood_rolling")], disable_tqdm=True)
     assert sorted(map(str, kept.values())) == sorted(map(str, [*answers, *scores, *totals]))
     assert {kind for kind, _ in kept} == {"generate_until", "loglikelihood", "loglikelihood_rolling"}
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        (
+            {"do_sample": "true", "temperature": "1.5", "top_k": "0"},
+            {"do_sample": True, "temperature": 1.5, "top_k": 0},
+        ),
+        ({"do_sample": True, "temperature": "1", "top_p": "0.9"}, {"do_sample": True, "temperature": 1, "top_p": 0.9}),
+        ({"do_sample": "False", "temperature": "0.7"}, {"do_sample": False}),
+        ({"do_sample": None, "temperature": None, "top_p": "none"}, {}),
+        ({"max_gen_toks": "4", "window_size": "2"}, {"max_gen_toks": 4, "window_size": 2}),
+        ({"max_gen_toks": 4.0, "window_size": "none"}, {"max_gen_toks": 4, "window_size": None}),
+        ({"until": None}, {"until": []}),
+    ],
+)
+def test_numbers_may_be_text(sampler: APDSampler, given: dict[str, Any], meant: dict[str, Any]) -> None:
+    """As they are behind quotes on the harness's command line and in YAML."""
+    lms = model(sampler), model(sampler)
+    assert ask(lms[0], PROMPTS[3:5], **given) == ask(lms[1], PROMPTS[3:5], **meant)
+    assert lms[0].generated == lms[1].generated
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"do_sample": True, "temperature": "warm"}, TypeError, "`temperature` must be a number, got 'warm'"),
+        ({"do_sample": True, "top_p": [0.9]}, TypeError, "`top_p` must be a number, got [0.9]"),
+        ({"do_sample": "maybe"}, TypeError, "`do_sample` must be true or false, got 'maybe'"),
+        ({"max_gen_toks": "8.5"}, ValueError, "`max_gen_toks` must be a whole number of at least 1, got 8.5"),
+        ({"max_tokens": 0}, ValueError, "`max_tokens` must be a whole number of at least 1, got 0"),
+        ({"until": 3}, TypeError, "`until` must be text or a list of texts, got 3"),
+        ({"until": ["\n", 3]}, TypeError, "`until` must be text or a list of texts"),
+        ({"until": ["\ud83d"]}, ValueError, "surrogate pair"),
+    ],
+)
+def test_generation_arguments_that_cannot_be_meant_are_named(
+    sampler: APDSampler, given: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        ask(model(sampler), PROMPTS[:1], **given)
+
+
+def test_half_a_character_in_a_text_is_named(sampler: APDSampler) -> None:
+    lm, half = model(sampler), "Copy \ud83d"
+    for run in (
+        lambda: ask(lm, [half]),
+        lambda: lm.loglikelihood([request("Copy", half, kind="loglikelihood")], disable_tqdm=True),
+        lambda: lm.loglikelihood_rolling([request(half, kind="loglikelihood_rolling")], disable_tqdm=True),
+    ):
+        with pytest.raises(ValueError, match="surrogate pair"):
+            run()
+
+
+def test_a_refused_request_is_named(sampler: APDSampler) -> None:
+    mask = sampler.tokenizer.convert_ids_to_tokens(sampler.drafter.mask_token_id)
+    with pytest.raises(ValueError, match="Task some task, document 0: The prompt must not hold the mask token"):
+        ask(model(sampler), [PROMPTS[0], mask])
+
+
+# ---------------------------------------------------------------- several processes
+
+
+class Process(APDLM):
+    """One of several processes, run one after another, the first one last: what the others send waits in a mailbox."""
+
+    def __init__(self, sampler: APDSampler, rank: int, mail: list[list[Any]], **arguments: Any) -> None:
+        super().__init__(sampler, max_new_tokens=32, **arguments)
+        self.place, self.mail = rank, mail
+
+    @property
+    def rank(self) -> int:
+        return self.place
+
+    @property
+    def world_size(self) -> int:
+        return len(self.mail)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        assert dst == 0
+        if self.rank:
+            self.mail[self.rank].append(obj)
+            return None
+        return [obj, *(sent.pop(0) for sent in self.mail[1:])]
+
+
+RANDOM = {"do_sample": True, "temperature": 1.5, "top_k": 0}
+
+
+def test_the_shares_of_processes_make_up_what_one_process_gives(sampler: APDSampler, tasks: Path) -> None:
+    """Answers, results and costs, where the shares differ in size: two documents of each task, and one."""
+    names, setting = ("apd_answers", "apd_choices"), {"limit": 3, "gen_kwargs": RANDOM}
+    alone = APDLM(sampler, max_new_tokens=32, seed=3)
+    whole = evaluate(alone, tasks, *names, **setting)
+    mail: list[list[Any]] = [[], []]
+    first, second = (Process(sampler, rank, mail, seed=3) for rank in range(2))
+    assert evaluate(second, tasks, *names, **setting) is None
+    assert not second.generated and not second.scored.requests
+    together = evaluate(first, tasks, *names, **setting)
+    assert not any(mail)
+
+    def answers(results: dict[str, Any]) -> dict[int, list[list[str]]]:
+        return {sample["doc_id"]: sample["resps"] for sample in results["samples"]["apd_answers"]}
+
+    assert answers(together) == answers(whole)
+    assert {task: len(found) for task, found in together["samples"].items()} == dict.fromkeys(names, 3)
+    assert first.generated == alone.generated and first.scored == alone.scored
+    assert first.summary() == alone.summary()
+    for key in ("generated", "scored", "tokens_per_forward"):
+        assert together["config"][key] == whole["config"][key]
+    for task, metrics in whole["results"].items():
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
+        assert {name: together["results"][task][name] for name in numbers} == pytest.approx(numbers)
+
+
+@pytest.mark.slow
+def test_launched_processes_share_the_requests(tasks: Path, tmp_path: Path) -> None:
+    """One table of forwards and one file of results, of all 12 answers and 3 texts."""
+    launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m apd lm-eval --model apd"
+    arguments = (
+        f"--model_args pair=embedded --tasks apd_answers apd_texts --include_path {tasks} --output_path {tmp_path}"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher.split(), *arguments.split()], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_tables(done.stdout, "apd_answers", 12)
+    assert done.stdout.count("Tokens per forward") == done.stdout.count("3 given texts") == 1
+    (written,) = tmp_path.rglob("results_*.json")
+    assert json.loads(written.read_text())["config"]["generated"]["apd_answers"]["requests"] == 12
 
 
 # ---------------------------------------------------------------- given texts
@@ -453,11 +600,29 @@ def test_model_args_reach_models_and_knobs() -> None:
         ("pair=embedded,max_new_tokens=-1", ValueError, "`max_new_tokens` must be a whole number"),
         ("pair=embedded,tokens_per_step=0", ValueError, "`tokens_per_step` must be a whole number"),
         ("pair=embedded,mixture_weight=7", ValueError, "`mixture_weight` must be in"),
+        ("pair=embedded,mixture_weight=much", TypeError, "`mixture_weight` must be a number"),
+        ("pair=embedded,max_length=long", ValueError, "`max_length` must be a whole number"),
+        ("pair=embedded,seed=0.5", TypeError, "`seed` must be one integer"),
+        ("pair=embedded,device=3", TypeError, "`device` must be a name"),
+        ("pair=embedded,strategy=confidence", TypeError, "In --model_args, tokens_per_step=K"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         APDLM.create_from_arg_string(arguments)
+
+
+def test_numbers_in_model_args_may_be_text() -> None:
+    arguments = {"pair": "embedded", "mixture_weight": "0.7", "window_size": "auto", "kv_window": "none", "seed": "3"}
+    lm = APDLM.create_from_arg_obj(arguments | {"max_length": "50", "correction": "true"}, {"batch_size": "2"})
+    config = lm.sampler.config
+    assert (config.mixture_weight, config.window_size, config.kv_window, config.correction) == (
+        0.7,
+        "auto",
+        None,
+        True,
+    )
+    assert (lm.seed, lm.max_length, lm.batch_size) == (3, 50, 2)
 
 
 def test_a_sampler_has_its_knobs_already(sampler: APDSampler) -> None:

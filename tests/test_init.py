@@ -20,6 +20,6 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from apd.cli.app import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
+    code = "import sys; from apd.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "False"

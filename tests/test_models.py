@@ -348,7 +348,7 @@ def test_unsuitable_verifiers_in_memory_are_refused():
         **TINY, head_dim=8, layer_types=["full_attention"] * 2, final_logit_softcapping=0.1, initializer_range=1.0
     )
     with pytest.raises(ValueError, match=r"scales its logits, or has a mask"):
-        as_verifier(Gemma2ForCausalLM(capped))
+        as_verifier(Gemma2ForCausalLM(capped).eval())
     with pytest.raises(TypeError, match=r"`verifier` must be a transformers model"):
         as_verifier("Qwen/Qwen2.5-0.5B")
     own = load_verifier(TRACED / "verifier")

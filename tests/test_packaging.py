@@ -36,7 +36,7 @@ def test_every_data_file_is_packaged(metadata: dict[str, Any]) -> None:
 
 
 def test_the_command_exists(metadata: dict[str, Any]) -> None:
-    from apd.cli.app import main
+    from apd.cli import main
 
     assert metadata["entry_points"]["console_scripts"] == ["apd = apd.cli:main"]
     assert callable(main)

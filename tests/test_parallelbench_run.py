@@ -1,8 +1,11 @@
 """The runner of the benchmark and its report: names of strategies, resuming, and numbers worked out by hand."""
 
+import csv
 import json
 import math
+import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from benchmarks.parallelbench.__main__ import main
 from benchmarks.parallelbench.metrics import Point, aup, oracle, parallelisability, pbx, slope, summarise, wilson
 from benchmarks.parallelbench.models import embedded_pair
 from benchmarks.parallelbench.page import write_page
+from benchmarks.parallelbench.pictures import write_pictures
 from benchmarks.parallelbench.records import NAME, appending, key, read
 from benchmarks.parallelbench.run import Plan, run
 from benchmarks.parallelbench.specs import KINDS, PRESETS, expand, parse
@@ -255,17 +259,17 @@ def test_task_map_by_hand():
 # --- The report
 
 
-def made_up(tmp_path):
+def made_up(tmp_path, first="copy", drafter="d"):
     """Three strategies on two tasks: APD is right everywhere with 4 tokens per forward, its rival with 2."""
     rows = []
-    for task in ("copy", "shuffle"):
+    for task in (first, "shuffle"):
         for i in range(4):
             rows.append(record("apd:R=0.5", task, i, forwards=2, verifier=2))
-            rows.append(record("apd:R=0.9", task, i, forwards=1, verifier=1, score=float(task == "copy")))
+            rows.append(record("apd:R=0.9", task, i, forwards=1, verifier=1, score=float(task == first)))
             rows.append(record("threshold:0.9", task, i, forwards=4))
             rows.append(record("confidence:1", task, i, forwards=8))
-    rows.append(record("one-step", "copy", 0, forwards=1))
-    lines = [{"settings": SETTINGS, "made_with": MADE_WITH}, *rows]
+    rows.append(record("one-step", first, 0, forwards=1))
+    lines = [{"settings": SETTINGS | {"drafter": drafter}, "made_with": MADE_WITH}, *rows]
     (tmp_path / NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     return reporting.build(reporting.load(tmp_path))
 
@@ -297,6 +301,89 @@ def test_files_of_a_report(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert all(point.setting.spec in page for point in report.points)
     assert "http" not in page.replace("http://www.w3.org", "")  # nothing is fetched
+
+
+HOSTILE = "<!--<script></script><img src=x onerror=alert(1)>\"'&|`$\\frac$\n<!-- end -->, [x](y)"
+PAGE = Path(reporting.__file__).with_name("page.html")
+
+
+class Tags(HTMLParser):
+    """The elements of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, attrs))
+
+
+@pytest.mark.parametrize("names", [{"first": HOSTILE}, {"drafter": HOSTILE}])
+def test_a_name_is_text_in_the_page_whatever_it_is(names, tmp_path):
+    report = made_up(tmp_path, **names)
+    write_page(report, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    template = PAGE.read_text(encoding="utf-8")
+    before, after = template.split("/*DATA*/")
+    data = page.removeprefix(before).removesuffix(after)
+    assert "<" not in data  # nothing that an HTML parser would take for the beginning of anything
+    assert Tags(page).found == Tags(template).found
+    shown = json.loads(data)
+    assert HOSTILE in (*shown["tasks"], *re.findall(r"drafter (.*), verifier", shown["run"], flags=re.DOTALL))
+
+
+def test_the_page_writes_names_as_text():
+    """All markup is made by html`…`, which escapes its values, and goes through put(), which escapes the rest."""
+    (script,) = re.findall(r'<script>\n("use strict".*?)</script>', PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for sink, uses in {"innerHTML": 1, "new Markup(": 1}.items():
+        assert script.count(sink) == uses
+    assert "element.innerHTML = markup instanceof Markup ? markup.text : escape(markup)" in script
+    assert "const written = v => v instanceof Markup ? v.text : Array.isArray(v) ? v.map(written).join" in script
+    others = (
+        r"outerHTML|insertAdjacentHTML|document\.write|createContextualFragment|srcdoc|setHTML|\beval\(|Function\("
+    )
+    assert not re.search(others, script)
+    (escaped,) = re.findall(r"escape = .*?replace\(/\[(.*?)\]/g", script)
+    assert set(escaped) == set("&<>\"'")
+
+
+def test_a_name_is_text_in_tables_whatever_it_is(tmp_path):
+    report, plain = made_up(tmp_path, first=HOSTILE, drafter=HOSTILE), made_up(tmp_path)
+    cell_ends, markup = r"(?<!\\)\|", r"(?<!\\)[<>`]"
+    for name, table in tables(report).items():
+        same = tables(plain)[name]
+        assert [len(re.findall(cell_ends, line)) for line in table.splitlines()] == [
+            line.count("|") for line in same.splitlines()
+        ]
+        assert len(re.findall(markup, table)) == len(re.findall(markup, same))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- table here/run -->\n<!-- end -->\nkept\n")
+    for _ in range(2):
+        refresh(page, report, "here")
+    assert page.read_text() == f"<!-- table here/run -->\n{tables(report)['run']}\n<!-- end -->\nkept\n"
+    reporting.write_csv(report, tmp_path)
+    with (tmp_path / "equal.csv").open(newline="", encoding="utf-8") as file:
+        assert [row["task"] for row in csv.DictReader(file)] == [HOSTILE, "shuffle", "average"]
+
+
+def test_a_name_is_text_in_pictures_whatever_it_is(tmp_path, monkeypatch):
+    """`$` would begin a formula, which need not be one. Nothing is drawn here, which takes seconds."""
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    write_pictures(made_up(tmp_path, first="$\\frac$"), tmp_path)
+    texts = [text for each in drawn for text in each.findobj(lambda artist: hasattr(artist, "get_parse_math"))]
+    named = [text for text in texts if "$\\frac$" in text.get_text()]
+    assert len(drawn) == 3 and len(named) == 2
+    assert not any(text.get_parse_math() for text in named)
+
+
+@pytest.mark.parametrize("name", [3, None, "half \ud83d"])
+def test_a_name_that_is_no_text_is_refused(name, tmp_path):
+    with pytest.raises(ValueError, match="does not hold the records of a run"):
+        made_up(tmp_path, first=name)
 
 
 def test_tables_of_a_page_are_renewed_in_place(tmp_path):

@@ -7,21 +7,21 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apd import __version__
 from apd.config import APDConfig
+from apd.generation.text import check_text, whole_text
 
 if TYPE_CHECKING:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
     from apd import APDSampler, Generated
-    from apd.cli.results import Part, Prompt
+    from apd.cli.results import Prompt
 
 # What only one command needs is imported where it is used.
 
@@ -50,14 +50,15 @@ Answer one prompt, or every line of a file.
 of the input: index (of the input's line, from 0), prompt, text, new_tokens, drafter_forwards,
 verifier_forwards, tokens_per_forward, finish ("stop" or "length"), and run, a fingerprint
 of the settings. Until the end, answers stand in OUTPUT.part-*; after an interruption the same
-command continues. Started by `accelerate launch` or `torchrun`, every process decodes its
+command continues. As a file, - is standard input or output; answers go there in order, and
+nothing is continued. Started by `accelerate launch` or `torchrun`, every process decodes its
 share. With --do-sample, prompt i has the seed mix(SEED, i): its answer depends neither on its
 batch nor on the number of processes nor on interruptions."""
 
 _SAMPLING = {"temperature": (0, float("inf")), "top_k": (0, float("inf")), "top_p": (0, 1), "min_p": (0, 1)}
 _LOADING = ("dtype", "device_map", "attn_implementation", "revision")
 _APD_ONLY = ("mixture_weight", "acceptance_threshold", "acceptance", "correction")
-_PATIENCE = timedelta(days=7)  # how long a process that is done waits for the others
+_STANDARD = "-"  # as a file: standard input or standard output
 
 
 class UsageError(ValueError):
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; with --output, the same command continues", 130)
+        return _complain("interrupted; with --output FILE, the same command continues", 130)
     return 0
 
 
@@ -135,9 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     what = generate.add_argument_group("prompts")
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", help="one prompt; the answer goes to standard output")
-    source.add_argument("--input", type=Path, metavar="FILE", help="JSONL file of prompts; needs --output")
+    source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of prompts, or -; needs --output")
     what.add_argument(
-        "--output", type=Path, metavar="FILE", help="JSONL file for the results; an interrupted run is continued"
+        "--output", type=_file, metavar="FILE", help="JSONL file for the results, or -; a file is continued"
     )
     what.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts decoded together (default 8)")
     what.add_argument(
@@ -254,6 +255,10 @@ _count.__name__ = "whole number or 'none'"  # argparse names it in its error
 _window.__name__ = "whole number, 'auto' or 'none'"
 
 
+def _file(text: str) -> Path | str:
+    return text if text == _STANDARD else Path(text)
+
+
 def _strategy(text: str) -> str:
     """`left-to-right` or `confidence` with the number of tokens per step spelled out."""
     name, _, tokens_per_step = text.partition(":")
@@ -311,7 +316,11 @@ def _generate(arguments: argparse.Namespace) -> None:
     with _processes(arguments) as processes:
         _prepare(embedded=arguments.drafter is None)
         if arguments.input is not None:
-            _answer_file(arguments, config, processes)
+            _check_files(arguments, processes.num_processes)
+            if arguments.output == _STANDARD:
+                _answer_to_stdout(arguments, config, processes)
+            else:
+                _answer_file(arguments, config, processes)
         elif processes.num_processes > 1:
             raise UsageError(f"--prompt takes one process, got {processes.num_processes}. Use --input and --output.")
         else:
@@ -320,19 +329,10 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> "Iterator[PartialState]":
-    """What a launcher has started, a single process without one. Names the device of a pair that has none given.
+    """What a launcher has started, a single process without one. Names the device of a pair that has none given."""
+    from apd.generation.processes import join
 
-    Processes exchange nothing but that they are there, so GPUs too are joined through gloo, in which a process waits
-    without keeping its GPU busy.
-    """
-    import torch
-    from accelerate import PartialState
-
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    on_cpu = arguments.drafter is None or arguments.device_map == "cpu" or accelerator is None
-    on_cpu = on_cpu or (accelerator is not None and accelerator.type == "mps")  # of which there is never more than one
-    launched = {"backend": "gloo", "timeout": _PATIENCE} if "LOCAL_RANK" in os.environ else {}
-    state = PartialState(cpu=on_cpu, **launched)
+    state = join(on_cpu=arguments.drafter is None or arguments.device_map == "cpu")
     if arguments.drafter is not None and arguments.device_map in (None, state.device.type):
         arguments.device_map = str(state.device)
     try:
@@ -345,8 +345,6 @@ def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
     given = vars(arguments)
     if (arguments.input is None) != (arguments.output is None):
         raise UsageError("--input and --output go together: prompts are read from one file, results go to the other.")
-    if arguments.input and arguments.output.exists() and arguments.output.samefile(arguments.input):
-        raise UsageError(f"--output must be another file than --input, got {arguments.output} for both.")
     if arguments.show_steps and arguments.input:
         raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
     if arguments.max_new_tokens is None:
@@ -364,6 +362,12 @@ def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
             )
     if not all(arguments.stop_string or ()):
         raise UsageError("--stop-string must not be empty. Leave it out.")
+    try:
+        check_text(arguments.prompt or "", "--prompt")
+        for stop in arguments.stop_string or ():
+            check_text(stop, "--stop-string")
+    except ValueError as error:
+        raise UsageError(error) from None
     if arguments.strategy is not None:
         useless = [_flag(name) for name in _APD_ONLY if name in given]
         if useless:
@@ -383,6 +387,24 @@ def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
         homeless = [_flag(name) for name in ("verifier", *_LOADING) if given[name] is not None]
         if homeless:
             raise UsageError(f"{', '.join(homeless)} without --drafter: the embedded pair is complete. Add --drafter.")
+
+
+def _check_files(arguments: argparse.Namespace, num_processes: int) -> None:
+    """Refuse files that cannot be meant before a model is loaded; links of the output are followed."""
+    from apd.cli.results import output_file
+
+    source, output = arguments.input, arguments.output
+    if num_processes > 1:
+        if output == _STANDARD:
+            raise UsageError(f"--output - takes one process, got {num_processes}. Name a file.")
+        if source == _STANDARD or (source.exists() and not source.is_file()):
+            raise UsageError(
+                f"--input must be a regular file where {num_processes} processes read it, got {source}. Write it to one."
+            )
+    if output != _STANDARD:
+        arguments.output = output = output_file(output)
+        if source != _STANDARD and output.exists() and output.samefile(source):
+            raise UsageError(f"--output must be another file than --input, got {output} for both.")
 
 
 def _flag(name: str) -> str:
@@ -419,7 +441,7 @@ def _answers(
     arguments: argparse.Namespace,
     on_error: Callable[[int, Exception], None],
 ) -> "Iterator[Generated]":
-    """Decode prompts, each with the seed of its own index; every answer as soon as it is there."""
+    """Decode prompts, each with the seed of its own index; for a file every answer as soon as it is there."""
     from apd import Confidence, LeftToRight
 
     sampling = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
@@ -431,7 +453,7 @@ def _answers(
         [[{"role": "user", "content": prompt.text}] if arguments.chat else prompt.text for prompt in prompts],
         indices=[prompt.index for prompt in prompts],
         batch_size=arguments.batch_size,
-        ordered=False,
+        ordered=arguments.output == _STANDARD,
         seed=arguments.seed,
         on_error=on_error,
         strategy=strategy,
@@ -440,11 +462,6 @@ def _answers(
         stop_strings=arguments.stop_string,
         **sampling,
     )
-
-
-def _text(sampler: "APDSampler", tokens: Sequence[int]) -> str:
-    tokenizer: Any = sampler.tokenizer
-    return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def _answer(sampler: "APDSampler", arguments: argparse.Namespace) -> None:
@@ -458,7 +475,8 @@ def _answer(sampler: "APDSampler", arguments: argparse.Namespace) -> None:
     if arguments.show_steps:
         colour = wants_colour(sys.stdout, arguments.color)
         print(legend(colour=colour), file=sys.stderr)
-        print(mark(pieces(answer.tokens, answer.trace.steps, partial(_text, sampler)), colour=colour))
+        decode = partial(whole_text, sampler.tokenizer, skip_special_tokens=True)
+        print(mark(pieces(answer.tokens, answer.trace.steps, decode), colour=colour))
     else:
         print(str(answer.text).strip())
     print(
@@ -477,6 +495,7 @@ def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "P
     4. When all are done, the first process merges the parts into the output.
     """
     from apd.cli.results import Part, indices, merge, part_path, take_over
+    from apd.generation.processes import meet
 
     output, run = arguments.output, _fingerprint(arguments, config)
     paths = [part_path(output, process) for process in range(processes.num_processes)]
@@ -484,47 +503,87 @@ def _answer_file(arguments: argparse.Namespace, config: APDConfig, processes: "P
         # 1. Take over what an interrupted run has left.
         if processes.is_main_process:
             part = stack.enter_context(Part(paths[0]))
-            prompts = list(_prompts(arguments, report=True))
+            prompts, num_bad = _read_prompts(arguments, report=True)
             take_over(part, output, partial(_check_result, prompts={p.index: p.text for p in prompts}, run=run))
-        _meet(processes)
+        meet()
         if not processes.is_main_process:
             if not paths[0].exists():
                 raise FileNotFoundError(f"{paths[0]} is not there: all processes must see the same files.")
             part = stack.enter_context(Part(paths[processes.process_index]))
-            prompts = list(_prompts(arguments, report=False))
+            prompts, num_bad = _read_prompts(arguments, report=False)
 
         # 2. The share of this process.
         done = indices(output)
         todo = [prompt for prompt in prompts if prompt.index not in done]
-        if not todo and processes.is_main_process:
+        if done and not todo and processes.is_main_process:
             print(f"nothing left to do: {output} holds {len(done)} results", file=sys.stderr)
         share = todo[processes.process_index :: processes.num_processes]
 
         # 3. Decode it.
         if share:
-            _answer_share(share, part, arguments, config, processes, run)
+            _answer_share(share, part.write, arguments, config, processes, run)
 
         # 4. Merge.
-        _meet(processes)
+        meet()
         if processes.is_main_process:
-            merge(output, paths)
+            num_results = merge(output, paths)
             for path in paths[1:]:
                 path.unlink()
             part.delete()
-            if todo and not output.exists():
-                raise ValueError("every prompt was skipped")
+            if not num_results:
+                _check_nothing(arguments, len(todo) + num_bad)
+                output.touch()
 
 
-def _prompts(arguments: argparse.Namespace, *, report: bool) -> "Iterator[Prompt]":
+def _answer_to_stdout(arguments: argparse.Namespace, config: APDConfig, processes: "PartialState") -> None:
+    """Decode all prompts and write each answer as soon as all before it are written."""
+    from apd.cli.results import as_line
+
+    prompts, num_bad = _read_prompts(arguments, report=True)
+    num_results = 0
+
+    def write(row: dict[str, Any]) -> None:
+        nonlocal num_results
+        num_results += 1
+        sys.stdout.buffer.write(as_line(row))
+        sys.stdout.flush()
+
+    if prompts:
+        _answer_share(prompts, write, arguments, config, processes, _fingerprint(arguments, config))
+    if not num_results:
+        _check_nothing(arguments, len(prompts) + num_bad)
+
+
+def _check_nothing(arguments: argparse.Namespace, num_skipped: int) -> None:
+    """Say why a run has no results: an error unless there was nothing to answer."""
+    if num_skipped:
+        raise ValueError(
+            f"every prompt was skipped, all {num_skipped} of {_name(arguments.input)}: nothing is written"
+        )
+    print(f"{_name(arguments.input)} holds no prompts: the output is empty", file=sys.stderr)
+
+
+def _read_prompts(arguments: argparse.Namespace, *, report: bool) -> "tuple[list[Prompt], int]":
+    """The prompts of the input, and how many lines hold none."""
     from apd.cli.results import BadLine, read_prompts
 
-    for item in read_prompts(arguments.input):
-        if not isinstance(item, BadLine):
-            yield item
-        elif arguments.on_error == "stop":
-            raise item
-        elif report:
-            _report_skipped(item)
+    prompts, num_bad = [], 0
+    is_standard = arguments.input == _STANDARD
+    with nullcontext(sys.stdin.buffer) if is_standard else arguments.input.open("rb") as file:
+        for item in read_prompts(file, _name(arguments.input)):
+            if not isinstance(item, BadLine):
+                prompts.append(item)
+                continue
+            if arguments.on_error == "stop":
+                raise item
+            num_bad += 1
+            if report:
+                _report_skipped(item)
+    return prompts, num_bad
+
+
+def _name(source: Path | str) -> str:
+    return "standard input" if source == _STANDARD else str(source)
 
 
 def _check_result(path: Path, row: dict[str, Any], *, prompts: dict[int, str], run: str) -> None:
@@ -536,35 +595,19 @@ def _check_result(path: Path, row: dict[str, Any], *, prompts: dict[int, str], r
         )
 
 
-def _meet(processes: "PartialState") -> None:
-    """Wait until every process is here.
-
-    Accelerate's own `wait_for_everyone` touches the GPU with this process's number, which a process on a CPU need not
-    have.
-    """
-    import torch
-
-    if processes.num_processes == 1:
-        return
-    try:
-        torch.distributed.barrier()
-    except RuntimeError as error:
-        raise RuntimeError("another process of this run has ended early; its message says why") from error
-
-
 def _answer_share(
     share: "Sequence[Prompt]",
-    part: "Part",
+    write: Callable[[dict[str, Any]], None],
     arguments: argparse.Namespace,
     config: APDConfig,
     processes: "PartialState",
     run: str,
 ) -> None:
-    """Decode prompts into the part file. The bar, on the first process only, counts this process's share."""
+    """Decode prompts and write the results. The bar, on the first process only, counts this process's share."""
     from tqdm import tqdm
 
     def refused(index: int, error: Exception) -> None:
-        complaint = f"{arguments.input}, line {index + 1}: {error}"
+        complaint = f"{_name(arguments.input)}, line {index + 1}: {error}"
         if arguments.on_error == "stop":
             raise ValueError(complaint) from error
         _report_skipped(complaint)
@@ -573,14 +616,15 @@ def _answer_share(
     sampler = _load(arguments, config)
     texts = {prompt.index: prompt.text for prompt in share}
     of_many = f"process 1 of {processes.num_processes}" if processes.num_processes > 1 else None
-    disable = None if processes.is_main_process else True  # None: only in a terminal
-    with tqdm(total=len(share), desc=of_many, unit="prompt", disable=disable) as bar:
+    is_hidden = not processes.is_main_process or (arguments.output == _STANDARD and sys.stdout.isatty())
+    # None: only in a terminal
+    with tqdm(total=len(share), desc=of_many, unit="prompt", disable=True if is_hidden else None) as bar:
         try:
             for answer in _answers(sampler, share, arguments, refused):
-                part.write(_result(answer, texts[answer.index], run))
+                write(_result(answer, texts[answer.index], run))
                 bar.update()
         except FloatingPointError as error:
-            raise FloatingPointError(f"{arguments.input}: {error} Row i is line i + 1.") from error
+            raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line i + 1.") from error
 
 
 def _report_skipped(complaint: object) -> None:

@@ -13,8 +13,9 @@ whatever happened before, and there is one mechanism for one process and for man
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,19 @@ try:
 except ImportError:  # Windows: no locks, see `Part`
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BadLine", "Part", "Prompt", "indices", "merge", "part_path", "read_prompts", "read_results", "take_over"]
+__all__ = [
+    "BadLine",
+    "Part",
+    "Prompt",
+    "as_line",
+    "indices",
+    "merge",
+    "output_file",
+    "part_path",
+    "read_prompts",
+    "read_results",
+    "take_over",
+]
 
 _START = b'{"index": '  # every result begins so: a file of another kind is never cut
 
@@ -42,16 +55,19 @@ class BadLine(ValueError):
     """A line that is not what it should be; the message names file, line, rule and what was found."""
 
 
-def read_prompts(path: Path) -> Iterator[Prompt | BadLine]:
-    """Every line of a JSONL file as a prompt, or as the complaint about it; empty lines are passed over."""
-    with path.open("rb") as file:
-        for index, line in enumerate(file):
-            if not line.strip():
-                continue
-            try:
-                yield Prompt(index, _prompt_of(line))
-            except ValueError as error:
-                yield BadLine(f"{path}, line {index + 1}: {error}")
+def read_prompts(lines: Iterable[bytes], name: str) -> Iterator[Prompt | BadLine]:
+    """Every line of JSONL as a prompt, or as the complaint about it; empty lines are passed over.
+
+    Args:
+        name: of the file, for complaints.
+    """
+    for index, line in enumerate(lines):
+        if not line.strip():
+            continue
+        try:
+            yield Prompt(index, _prompt_of(line))
+        except ValueError as error:
+            yield BadLine(f"{name}, line {index + 1}: {error}")
 
 
 def _prompt_of(line: bytes) -> str:
@@ -59,7 +75,7 @@ def _prompt_of(line: bytes) -> str:
         prompt: str = json.loads(line.decode("utf-8-sig"))["prompt"]
         if prompt.strip() and prompt.encode():  # half a surrogate pair cannot be encoded
             return prompt
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the last where brackets are very deep
         pass
     raise ValueError(f'expected {{"prompt": "some text"}}, got {line[:60].decode(errors="replace").strip()!r}')
 
@@ -79,7 +95,7 @@ def read_results(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
                 index = row["index"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 index = None
             if not isinstance(index, int) or not line.endswith(b"\n"):
                 raise BadLine(f"{path}, line {number}: not a result of this command. Choose another output file.")
@@ -95,6 +111,32 @@ def indices(path: Path) -> set[int]:
     return {row["index"] for _, row in read_results(path)} if path.exists() else set()
 
 
+def output_file(path: Path) -> Path:
+    """The regular file, there or not, to which a path leads; links on the way stay links.
+
+    Raises:
+        ValueError: it leads to a folder, a device, a pipe, or to itself.
+        FileNotFoundError: the folder does not exist.
+        PermissionError: the file may not be written.
+    """
+    real = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ValueError(f"The output must be a file, got the folder {path}. Name a file in it.")
+    if path.exists() and not path.is_file():
+        raise ValueError(
+            f"The output must be a regular file, got {path}, a device, a pipe or a socket. Use - for standard output."
+        )
+    if real.is_symlink():
+        raise ValueError(f"The output must be a file, got {path}, a link that leads to itself. Remove it.")
+    if not real.parent.is_dir():
+        raise FileNotFoundError(
+            f"The output must be in a folder that exists, got {path}: there is no folder {real.parent}. Make it first."
+        )
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"The output must be a file that may be written, got {path}, which is protected.")
+    return real
+
+
 def part_path(output: Path, process: int) -> Path:
     """Where a process, counted from 0, keeps its results until they are merged."""
     return output.with_name(f"{output.name}.part-{process:05d}")
@@ -104,6 +146,11 @@ def part_paths(output: Path) -> list[Path]:
     """The parts that lie beside an output."""
     is_part = re.compile(re.escape(output.name) + r"\.part-\d{5,}").fullmatch
     return sorted(path for path in output.parent.iterdir() if is_part(path.name))
+
+
+def as_line(row: dict[str, Any]) -> bytes:
+    """A result as its line in a file."""
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 class Part:
@@ -124,7 +171,7 @@ class Part:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a result as a whole line and hand it to the disk."""
-        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self._file.write(as_line(row))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -193,9 +240,13 @@ def take_over(own: Part, output: Path, check: Callable[[Path, dict[str, Any]], N
         own.clear()
 
 
-def merge(output: Path, parts: Iterable[Path]) -> None:
+def merge(output: Path, parts: Iterable[Path]) -> int:
     """Bring the results in `parts` into `output`, sorted by index, at one stroke; the parts stay.
 
+    An output that exists keeps its mode, and its owner and group as far as the system allows.
+
+    Returns:
+        How many results the output holds. With none, it is left as it is, there or not.
     Raises:
         BadLine: a line is no result, or one index has two different results.
     """
@@ -221,11 +272,22 @@ def merge(output: Path, parts: Iterable[Path]) -> None:
         for part in parts:
             take(part)
         if len(places) == before:
-            return
+            return before
         merging = output.with_name(f"{output.name}.merging")
+        merging.unlink(missing_ok=True)
         with merging.open("wb") as file:
+            if output.exists():
+                _keep_owner_and_mode(merging, output.stat())
             for index in sorted(places):
                 file.write(line_at(places[index]))
             file.flush()
             os.fsync(file.fileno())
     os.replace(merging, output)
+    return len(places)
+
+
+def _keep_owner_and_mode(path: Path, of: os.stat_result) -> None:
+    if hasattr(os, "chown"):  # not on Windows
+        with suppress(PermissionError):  # a file is given away by the superuser alone
+            os.chown(path, of.st_uid, of.st_gid)
+    path.chmod(stat.S_IMODE(of.st_mode))

@@ -13,6 +13,7 @@ from torch import Tensor
 from apd.config import check_fraction
 from apd.decoding.noise import ACCEPT, DRAFT, RESIDUAL, Noise
 from apd.decoding.probability import gather_tokens, log_normalise
+from apd.decoding.returned import check_returned, name_of
 from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
@@ -94,6 +95,23 @@ class AcceptanceRule(Protocol):
     """
 
     def __call__(self, evidence: Evidence, /) -> Judgement: ...
+
+
+def judgement_of(rule: AcceptanceRule, evidence: Evidence) -> Judgement:
+    """The rule's judgement, refused where a wrong shape would be broadcast.
+
+    Raises:
+        TypeError, ValueError: see `check_returned`.
+    """
+    judgement, by, shape = rule(evidence), name_of(rule), tuple(evidence.draft.shape)
+    if not isinstance(judgement, Judgement):
+        raise TypeError(f"`{by}` must return a `Judgement`, got {type(judgement).__name__}.")
+    check_returned(judgement.accept, f"{by}().accept", shape, torch.bool)
+    if judgement.replacement is not None:
+        check_returned(judgement.replacement, f"{by}().replacement", shape, torch.int64)
+    if judgement.use_replacement is not None:
+        check_returned(judgement.use_replacement, f"{by}().use_replacement", shape, torch.bool)
+    return judgement
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteriaList
 
+from apd.decoding.returned import check_returned
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
@@ -43,6 +44,22 @@ class Proposal:
     probs: Tensor | None = None
     logits: Tensor | None = None
     scores: Tensor | None = None
+
+
+def check_proposal(proposal: object, by: str, window: Window) -> None:
+    """Refuse a proposal that would be broadcast or cut when it is committed.
+
+    Raises:
+        TypeError, ValueError: see `check_returned`.
+    """
+    if not isinstance(proposal, Proposal):
+        raise TypeError(f"`{by}` must return a `Proposal`, got {type(proposal).__name__}.")
+    rows, width = window.columns.shape
+    check_returned(proposal.tokens, f"{by}().tokens", (rows, width), torch.int64)
+    check_returned(proposal.chosen, f"{by}().chosen", (rows, width), torch.bool)
+    check_returned(proposal.decisive, f"{by}().decisive", (rows, width), torch.bool)
+    check_returned(proposal.fault, f"{by}().fault", (rows, width), torch.int64)
+    check_returned(proposal.draft, f"{by}().draft", (rows, None), torch.int64)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from apd.decoding.commit import DRAFTER_FAULT, VALID, VERIFIER_FAULT, StepInfo
 from apd.decoding.pair import Kernels, ModelPair, Support
-from apd.decoding.protocols import CachingDrafter, Drafter, DrafterSession, Verifier
+from apd.decoding.protocols import CachingDrafter, Drafter, Verifier
 from apd.decoding.request import Request
+from apd.decoding.returned import check_session, name_of
 from apd.decoding.state import DecodeState
 from apd.decoding.step import PLAIN, decode_step
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
+    """Compute without gradients, and with tensors that any later step may write to, whatever mode the caller is in.
+
+    Not a context of a generator, which would be left when the interpreter ends and torch is gone.
+    """
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class DecodeLoop:
@@ -31,6 +44,7 @@ class DecodeLoop:
         state: the rows as they are now.
     """
 
+    @without_gradients
     def __init__(
         self,
         drafter: Drafter,
@@ -47,11 +61,12 @@ class DecodeLoop:
         self.state = self._start(request, rows)
         strategy = request.strategy
         self.strategy = strategy.open(self.state)
+        check_session(self.strategy, name_of(strategy, "open"), "propose")
         masks = [drafter.mask_token_id] if drafter.mask_token_id < vocab_size else []
         removed = torch.tensor(masks, dtype=torch.int64, device=drafter.device)
         self.pair = ModelPair(
             self._open(drafter) if strategy.needs_drafter else None,
-            verifier.open(self.state) if verifier is not None and strategy.needs_verifier else None,
+            self._open(verifier) if verifier is not None and strategy.needs_verifier else None,
             Support(vocab_size, removed, request.processing),
             mask_token_id=drafter.mask_token_id,
             kernels=PLAIN if request.calls_user_code else kernels,
@@ -59,6 +74,7 @@ class DecodeLoop:
             record_scores=request.record_scores or request.record_logits,
         )
         self.newcomers: list[tuple[Request, Tensor]] = []
+        self.idle = [0] * len(self.state.rows)  # steps of each row since a token of it was committed
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
         """Steps until every row is done: what happened in each, and the rows after it, finished ones included.
@@ -67,22 +83,42 @@ class DecodeLoop:
 
         Raises:
             FloatingPointError: a model gave no valid distribution where a token had to be decided.
+            RuntimeError: the strategy committed nothing of a row in as many steps as the row has masks.
         """
         while self.newcomers or not all(self.state.layout.done):
             self._drop_finished()
             self._admit_newcomers()
-            request = self.request
-            self.state, info = decode_step(
-                self.state,
-                strategy=self.strategy,
-                pair=self.pair,
-                sampling=request.sampling,
-                policy=request.policy,
-                stopping=request.stopping,
-            )
+            info = self._step()
             if any(self.state.layout.done):
                 _refuse_broken(info)
+            self._check_progress(info)
             yield info, self.state
+
+    @without_gradients
+    def _step(self) -> StepInfo:
+        self.state, info = decode_step(
+            self.state,
+            strategy=self.strategy,
+            pair=self.pair,
+            sampling=self.request.sampling,
+            policy=self.request.policy,
+            stopping=self.request.stopping,
+        )
+        return info
+
+    def _check_progress(self, info: StepInfo) -> None:
+        """Refuse a strategy that would never end: one token per step is enough to commit a row in as many steps as masks."""
+        before, after = info.before.layout.decided, self.state.layout.decided
+        rows = zip(self.idle, before, after, strict=True)
+        self.idle = [idle + 1 if now == then else 0 for idle, then, now in rows]
+        for row, idle in enumerate(self.idle):
+            masks = self.state.width - after[row]
+            if idle >= masks and not self.state.layout.done[row]:
+                raise RuntimeError(
+                    f"`{name_of(self.request.strategy)}` must commit a token of every row within as many steps as it has "
+                    f"masks, got none in {idle} steps of row {int(self.state.rows[row])}, which has {masks}. Choose at "
+                    "least one candidate of each row, the likeliest if none is good enough."
+                )
 
     @property
     def num_rows(self) -> int:
@@ -108,21 +144,28 @@ class DecodeLoop:
             rows=rows,
         )
 
-    def _open(self, drafter: Drafter) -> DrafterSession:
-        if self.request.kv_window is None or not isinstance(drafter, CachingDrafter):
-            return drafter.open(self.state)  # an exact drafter has no cache to limit
-        return drafter.open_cached(self.state, self.request.kv_window, self.request.kv_refresh)
+    def _open(self, model: Any) -> Any:
+        if self.request.kv_window is not None and isinstance(model, CachingDrafter):
+            session = model.open_cached(self.state, self.request.kv_window, self.request.kv_refresh)
+        else:
+            session = model.open(self.state)  # also of drafters that have no cache to limit, such as exact ones
+        check_session(session, name_of(model, "open"), "logits", "score")
+        return session
 
+    @without_gradients
     def _admit_newcomers(self) -> None:
         for request, rows in self.newcomers:
             self.state = self.state.stack(self._start(request, rows), self.mask_token_id)
             self.pair.join(self.state)
             self.strategy.join(self.state)
+            self.idle += [0] * len(rows)
         self.newcomers = []
 
+    @without_gradients
     def _drop_finished(self) -> None:
         """Forget finished rows, and the columns that only they had."""
         if any(self.state.layout.done):
+            self.idle = [idle for idle, done in zip(self.idle, self.state.layout.done, strict=True) if not done]
             unfinished = (~self.state.done).nonzero().squeeze(1)
             self.state = self.state.select(unfinished).narrowed()
             self.pair.select(unfinished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from apd.decoding.noise import Noise
 from apd.decoding.probability import gather_tokens, log_normalise
 from apd.decoding.processing import Processing
 from apd.decoding.protocols import DrafterSession, LeaveOneOutSession, Logits, ScoringSession, VerifierSession
+from apd.decoding.returned import CheckedLogits, check_returned, name_of
 from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
@@ -94,7 +95,8 @@ def draw(logits: Tensor, state: DecodeState, window: Window, sampling: Sampling,
     return Draft(tokens, fault, logits, scores, noise)
 
 
-class Kernels(NamedTuple):
+@dataclass(frozen=True)
+class Kernels:
     """The pure functions of a decode step, as they are or compiled: `draw`, `judge` (`step.py`) and `commit`."""
 
     draw: Callable[..., Draft]
@@ -169,7 +171,8 @@ class ModelPair:
         """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
         assert self.drafter is not None
         self.drafter_forwards += 1
-        return self._drafts(self.drafter.logits(state, window), state, window, sampling)
+        logits = self._checked(self.drafter, "logits", self.drafter.logits(state, window), window)
+        return self._drafts(logits, state, window, sampling)
 
     def draft_leave_one_out(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """A draft of every column of the window from all other columns, as if it alone were masked."""
@@ -179,7 +182,9 @@ class ModelPair:
                 "`leave_one_out_logits`. Give its session that method, or use a strategy that revokes nothing."
             )
         self.drafter_forwards += 1
-        return self._drafts(self.drafter.leave_one_out_logits(state, window), state, window, sampling)
+        logits = self.drafter.leave_one_out_logits(state, window)
+        logits = self._checked(self.drafter, "leave_one_out_logits", logits, window)
+        return self._drafts(logits, state, window, sampling)
 
     def draft_next_token(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """A draft from the verifier for the column at the frontier; `window` is one column wide."""
@@ -189,13 +194,15 @@ class ModelPair:
         """The verifier's raw logits at every position, given the drafted tokens before it: `b m v′`."""
         assert self.verifier is not None
         self.verifier_forwards += 1
-        return self.verifier.logits(state, window, draft)
+        return self._checked(self.verifier, "logits", self.verifier.logits(state, window, draft), window)
 
     def score(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
         """log p_AR of every drafted token given the tokens before it, `b m` float32."""
         if isinstance(self.verifier, ScoringSession):
             self.verifier_forwards += 1
-            return self.verifier.score(state, window, draft)
+            scores = self.verifier.score(state, window, draft)
+            check_returned(scores, name_of(self.verifier, "score"), tuple(draft.shape), torch.float32)
+            return scores
         logits = self.verify(state, window, draft)
         scored = [
             gather_tokens(log_normalise(logits[:, part][..., : self.support.vocab_size]), draft[:, part])
@@ -220,6 +227,10 @@ class ModelPair:
         for session in (self.drafter, self.verifier):
             if session is not None:
                 session.join(state)
+
+    def _checked(self, session: object, method: str, logits: Logits, window: Window) -> Logits:
+        rows, width = window.columns.shape
+        return CheckedLogits(logits, name_of(session, method), (rows, width), self.support.vocab_size)
 
     def _drafts(self, logits: Logits, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         def draw(part: slice) -> Draft:

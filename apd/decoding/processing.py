@@ -28,6 +28,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from apd.decoding.returned import processed
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 
@@ -44,7 +45,7 @@ WARPERS = (
 _HISTORY_FREE = (SuppressTokensLogitsProcessor, LogitNormalization)
 
 #: Processors that remember what they saw, or expect rows that are not there. They cannot be asked again about a position.
-_STATEFUL = (
+STATEFUL = (
     "AlternatingCodebooksLogitsProcessor",
     "BarkEosPrioritizerLogitsProcessor",
     "ClassifierFreeGuidanceLogitsProcessor",
@@ -94,7 +95,7 @@ class Processing:
             suppressed = to_device(list(self.suppressed_first), logits.device)
             logits = _remove(logits, suppressed, position == 0)
         if self.processors and not self.needs_history:
-            flat = self.processors(None, rearrange(logits, "b m v -> (b m) v"))
+            flat = processed(self.processors, None, rearrange(logits, "b m v -> (b m) v"))
             logits = rearrange(flat, "(b m) v -> b m v", m=window.columns.shape[1])
         return logits
 
@@ -125,7 +126,7 @@ class Processing:
 
     def _processed(self, scores: Tensor, ids: Tensor, row: int) -> Tensor:
         if self.processors:
-            scores = self.processors(ids[None], scores[None])[0]
+            scores = processed(self.processors, ids[None], scores[None])[0]
         if self.allowed_tokens is None:
             return scores
         allowed = torch.as_tensor(self.allowed_tokens(row, ids), dtype=torch.int64, device=scores.device)
@@ -154,7 +155,7 @@ def split_processors(
         if isinstance(processor, PrefixConstrainedLogitsProcessor):
             constraint = processor._prefix_allowed_tokens_fn
             continue
-        if type(processor).__name__ in _STATEFUL:
+        if type(processor).__name__ in STATEFUL:
             raise ValueError(
                 f"`logits_processor` must be pure functions of (ids, scores), got {type(processor).__name__}, which "
                 "keeps a state or expects rows of its own; drafted positions are asked about more than once."

@@ -12,6 +12,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from apd.decoding.noise import DRAFT, Noise, step_seeds
 from apd.decoding.probability import gather_tokens, largest
+from apd.decoding.returned import processed
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
@@ -129,7 +130,7 @@ _FIRST_NUCLEUS = 64  # tokens; four times as many each time that they do not hol
 def _warped(values: Tensor, warpers: LogitsProcessorList) -> Tensor:
     if len(warpers) == 0:
         return values
-    flat = warpers(None, rearrange(values, "b m n -> (b m) n"))
+    flat = processed(warpers, None, rearrange(values, "b m n -> (b m) n"))
     return rearrange(flat, "(b m) n -> b m n", m=values.shape[1])
 
 

@@ -26,6 +26,7 @@ class Layout(NamedTuple):
     frontier: Sequence[int]
     end: Sequence[int]
     done: Sequence[int]
+    decided: Sequence[int]  # number of columns
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ class DecodeState:
     @cached_property
     def layout(self) -> Layout:
         """Where the rows are, on the host. This is the one host synchronisation of a decode step."""
-        return Layout(*torch.stack([self.padding, self.frontier, self.end, self.done.long()]).tolist())
+        numbers = [self.padding, self.frontier, self.end, self.done.long(), self.decided.sum(1)]
+        return Layout(*torch.stack(numbers).tolist())
 
     @property
     def width(self) -> int:

@@ -25,11 +25,22 @@ from apd.decoding.acceptance import (
     Distribution,
     Evidence,
     accepted_prefix,
+    judgement_of,
     record,
 )
-from apd.decoding.commit import MIXTURE_FAULT, VALID, VERIFIER_FAULT, Proposal, StepInfo, Stopping, commit
+from apd.decoding.commit import (
+    MIXTURE_FAULT,
+    VALID,
+    VERIFIER_FAULT,
+    Proposal,
+    StepInfo,
+    Stopping,
+    check_proposal,
+    commit,
+)
 from apd.decoding.pair import Draft, Kernels, ModelPair, concatenate, draw
 from apd.decoding.probability import mix
+from apd.decoding.returned import name_of
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Memoryless, StrategySession
@@ -121,7 +132,7 @@ def judge(
 
     # 4. Accept.
     evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)
-    accepted = accepted_prefix(apd.rule(evidence), draft.tokens, fault, window, previous)
+    accepted = accepted_prefix(judgement_of(apd.rule, evidence), draft.tokens, fault, window, previous)
     return record(accepted, evidence, probs=pair.record_probs, scores=pair.record_scores)
 
 
@@ -143,6 +154,7 @@ def decode_step(
     drafted, verified = pair.drafter_forwards, pair.verifier_forwards
     window = policy.window(state)
     proposal = strategy.propose(state, window, pair, sampling)
+    check_proposal(proposal, name_of(strategy, "propose"), window)
 
     # 5. Commit.
     after, info = pair.kernels.commit(state, window, proposal, stopping=stopping, mask_token_id=pair.mask_token_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -24,7 +24,8 @@ class StrategySession(RowMemory, Protocol):
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
         """Which tokens of the window to commit.
 
-        A row that is done has no mask in the window, and nothing in it may be decisive.
+        A row that is done has no mask in the window, and nothing in it may be decisive. Of every other row a token must be
+        committed within as many steps as it has masks.
         """
 
 
@@ -53,6 +54,27 @@ class Strategy(Protocol):
 
     def open(self, state: DecodeState) -> StrategySession:
         """Start a session for these rows."""
+
+
+def check_strategy(strategy: Any) -> None:
+    """Refuse what cannot be a `Strategy`.
+
+    Raises:
+        TypeError: a class, or an object without the protocol's attributes, such as a name.
+    """
+    if isinstance(strategy, type):
+        raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
+    names = ("needs_drafter", "needs_verifier", "left_to_right", "is_random", "open")
+    missing = [name for name in names if not hasattr(strategy, name)]
+    if isinstance(strategy, str) or len(missing) == len(names):
+        raise TypeError(
+            f"`strategy` must be an object such as `apd.Confidence(2)`, got {strategy!r}. Names are for the command "
+            "line: make the object."
+        )
+    if missing:
+        raise TypeError(
+            f"`strategy` must have the attribute `{missing[0]}`, which {strategy!r} has not. See `Strategy`."
+        )
 
 
 class Memoryless:

@@ -28,6 +28,7 @@ from transformers import (
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
     StoppingCriteria,
@@ -151,6 +152,7 @@ REFUSED = {
     "is_assistant": _NO_ASSISTANT,
     "use_mtp": _NO_ASSISTANT,
     "use_cache": _OWN_CACHE,
+    "cache": _OWN_CACHE,
     "past_key_values": _OWN_CACHE,
     "cache_implementation": _OWN_CACHE,
     "cache_config": _OWN_CACHE,
@@ -328,6 +330,7 @@ def effective_config(
     unused = config.update(**kwargs)
     refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
     _refuse(vars(config), unless=_UNASKED)
+    _refuse_new(config)
     for name in _SAMPLING_ONLY:
         if kwargs.get(name) is not None and not config.do_sample:
             warn(f"`{name}` has no effect without `do_sample=True`.")
@@ -336,30 +339,81 @@ def effective_config(
 
 def _refuse(arguments: dict[str, Any], *, unless: tuple[str, ...]) -> None:
     for name, value in arguments.items():
-        if name not in REFUSED or name in unless or value is None or value is False:
-            continue
-        if isinstance(value, Tensor) or value not in ([], {}, 0, _NEUTRAL.get(name)):
+        if name in REFUSED and name not in unless and _asks(value, _NEUTRAL.get(name)):
             raise ValueError(f"`{name}` is not supported, got {value!r}: {REFUSED[name]}.")
+
+
+def _asks(value: Any, *neutral: Any) -> bool:
+    if value is None or value is False:
+        return False
+    return isinstance(value, Tensor) or value not in ([], {}, 0, *neutral)
+
+
+def _refuse_new(config: GenerationConfig) -> None:
+    """Refuse a field that a later transformers has added, unless it has the value that it has by default there."""
+    unset, resolved = vars(GenerationConfig()), _resolved_defaults()
+    for name in unset.keys() - {*SUPPORTED, *REFUSED, "transformers_version"}:
+        value = getattr(config, name)
+        if name[0] != "_" and _asks(value, unset[name], resolved.get(name)):
+            raise ValueError(
+                f"`{name}` is not supported, got {value!r}: it is newer than this version of apd. Leave it out, or update "
+                "apd."
+            )
+
+
+def _resolved_defaults() -> dict[str, Any]:
+    """What transformers puts in the fields that are still `None` when it resolves a configuration."""
+    return getattr(GenerationConfig, "_get_default_generation_params", dict)()
+
+
+_BETWEEN = ("apd", "torch", "tqdm", "transformers")
 
 
 def warn(message: str) -> None:
     """A warning that points at the caller's own line, whatever stands between."""
     frame, level = inspect.currentframe(), 1
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("apd", "torch"):
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def fresh_seed() -> int:
     """63 bits from torch's default generator."""
-    return int(torch.randint(SEED_MASK, ()))
+    return int(torch.randint(SEED_MASK, (), device="cpu"))
 
 
-#: What transformers hands to a `custom_generate` beside its arguments: of the forward pass, which is not its own here.
-PREPARED_BY_TRANSFORMERS = ("past_key_values", "position_ids", "logits_to_keep", "use_cache", "next_sequence_length")
+# Of the forward pass: transformers prepares them whether or not the caller gave them.
+_ALWAYS_PREPARED = ("cache", "past_key_values", "position_ids", "use_cache")
+
+
+def check_prepared(model: PreTrainedModel, prepared: dict[str, Any], own: Iterable[str]) -> None:
+    """Look for what the caller meant among the arguments that transformers hands to a `custom_generate`.
+
+    What is prepared for the model's passes is not needed here, and changes from release to release: it is passed over,
+    whatever its name. `generate` itself refuses a misspelt argument that the model does not take.
+
+    Args:
+        model: the drafter's.
+        prepared: what is left once the sampler has taken its own arguments.
+        own: names of these.
+    Raises:
+        TypeError: nearly an argument of the sampler.
+        ValueError: an argument of `forward` that cannot be meant here; the reason is named.
+    """
+    of_model = (model.forward, model.prepare_inputs_for_generation)
+    expected = {name for method in of_model for name in inspect.signature(method).parameters}
+    own = sorted(own)
+    for name, value in prepared.items():
+        if name in expected or value is None:
+            continue
+        if nearest := difflib.get_close_matches(name, own, n=1, cutoff=0.8):
+            raise TypeError(f"custom_generate has no argument `{name}`. Did you mean `{nearest[0]}`?")
+        warn(f"`{name}` has no effect with `custom_generate`.")
+    _refuse(prepared, unless=_ALWAYS_PREPARED)
 
 
 def unprepared(
+    model: PreTrainedModel,
     prepared: GenerationConfig | None,
     processors: Iterable[LogitsProcessor] | None,
     criteria: Iterable[StoppingCriteria] | None,
@@ -371,6 +425,9 @@ def unprepared(
     that count columns of the padded batch become options again: rows are processed without padding here.
     """
     config = copy.deepcopy(prepared) if prepared is not None else GenerationConfig()
+    # transformers takes over what the model's configuration holds, though it knows no such option.
+    for name in vars(model.generation_config).keys() & vars(config).keys() - vars(GenerationConfig()).keys():
+        delattr(config, name)
     for option, neutral in _BECAME_OBJECTS.items():
         if config.do_sample or option not in _SAMPLING_ONLY:
             setattr(config, option, neutral)
@@ -381,7 +438,7 @@ def unprepared(
                 option = _BECOME_OPTIONS[type(each)]
                 value = getattr(each, option)
                 setattr(config, option, value.flatten().tolist() if isinstance(value, Tensor) else value)
-            elif type(each) is RepetitionPenaltyLogitsProcessor:  # transformers' own may expect the whole batch
+            elif isinstance(getattr(each, "prompt_ignore_length", None), Tensor):  # one entry per row of the batch
                 kept[name].append(RepetitionPenaltyLogitsProcessor(each.penalty))
             else:
                 kept[name].append(each)
@@ -491,7 +548,7 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
 
 def _stop_token_ids(generation: GenerationConfig, limits: Limits) -> list[int]:
     ids = generation.eos_token_id
-    stop_token_ids: list[int] = [] if ids is None else torch.as_tensor(ids).flatten().long().tolist()
+    stop_token_ids: list[int] = [] if ids is None else torch.as_tensor(ids, device="cpu").flatten().long().tolist()
     for stop in stop_token_ids:
         if not 0 <= stop < limits.vocab_size or stop == limits.mask_token_id:
             raise ValueError(

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import numbers
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.request import Request
 from apd.generation.output import Recorder, RowTrace
+from apd.generation.text import check_text, whole_text
 
 #: What a prompt may be: text, a chat (a list of messages), or token ids.
 Prompt = str | list[dict[str, Any]] | list[int] | Tensor
+
+_LONG = 16  # characters per token, above what texts have on average in any language
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Generated:
     Attributes:
         index: number of the prompt, from 0.
         tokens: ids of the new tokens, the stop token included.
-        text: the same as text, special tokens left out; `None` without a tokenizer.
+        text: the same as text, special tokens left out, and a character that the end has cut; `None` without a
+            tokenizer.
         drafter_forwards: drafter passes until the row was done.
         verifier_forwards: likewise.
         finish: `"stop"` or `"length"`.
@@ -62,11 +67,14 @@ def check_prompts(prompts: Any) -> None:
         )
 
 
-def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
-    """A prompt as ids, `1 n` int64.
+def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Tensor:
+    """A prompt as ids, `1 n` int64. A chat whose last message is the assistant's is left open, to be continued.
 
+    Args:
+        most_tokens: a text whose beginning has more than twice as many is refused without looking at the rest, which can
+            take minutes to tokenise.
     Raises:
-        ValueError: text without a tokenizer, or a chat that the template refuses.
+        ValueError: text without a tokenizer, too long or not to be written in UTF-8, or a chat that the template refuses.
         TypeError: none of the forms that a prompt may have.
     """
     if hasattr(prompt, "tolist"):  # a tensor, an array
@@ -74,22 +82,50 @@ def encode(prompt: Prompt, tokenizer: Any) -> Tensor:
         if len(prompt) == 1 and isinstance(prompt[0], list):
             prompt = prompt[0]
     if isinstance(prompt, list) and all(isinstance(token, numbers.Integral) for token in prompt):
-        return torch.tensor([prompt], dtype=torch.int64)
+        return torch.tensor([prompt], dtype=torch.int64, device="cpu")
     is_chat = isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt)
     if not is_chat and not isinstance(prompt, str):
         raise TypeError(
             "A prompt must be a string, a chat (list of messages) or a list of ids, got "
-            f"{type(prompt).__name__} {str(prompt)[:40]!r}."
+            f"{type(prompt).__name__} {reprlib.repr(prompt)}."
         )
     if tokenizer is None:
         raise ValueError("A prompt must be a list of ids, got text: the sampler has no tokenizer. Give it one.")
-    if not is_chat:
-        return tokenizer(prompt, return_tensors="pt")["input_ids"]
+    if isinstance(prompt, str):
+        _check_text_of_prompt(prompt, tokenizer, most_tokens)
+        return torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.int64, device="cpu")
+    chat: Any = prompt
+    is_begun = chat[-1].get("role") == "assistant"
+    render = partial(
+        tokenizer.apply_chat_template,
+        chat,
+        add_generation_prompt=not is_begun,
+        continue_final_message=is_begun,
+        return_dict=False,
+    )
     try:
-        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-    except (TemplateError, KeyError, TypeError) as error:  # templates raise what they like about a message
-        raise ValueError(f"The chat must suit the tokenizer's template, got {str(prompt)[:60]!r}: {error}") from error
-    return torch.tensor([ids], dtype=torch.int64)
+        text = render(tokenize=False)
+    except Exception as error:  # a template is a program of its author's: it raises anything
+        raise ValueError(
+            f"The chat must suit the tokenizer's template, got {reprlib.repr(prompt)}: {type(error).__name__}: {error}"
+        ) from error
+    _check_text_of_prompt(text, tokenizer, most_tokens, add_special_tokens=False)
+    return torch.tensor([render(tokenize=True)], dtype=torch.int64, device="cpu")
+
+
+def _check_text_of_prompt(text: str, tokenizer: Any, most_tokens: int | None, **kwargs: Any) -> None:
+    check_text(text, "A prompt")
+    if most_tokens is None or len(text) <= _LONG * most_tokens:
+        return
+    # No bound on a token's characters holds for all tokenizers: some drop spaces, or take any unknown word for one token.
+    # So the beginning is tokenised. Its tokens differ from those of the whole where it was cut; twice allows for far more.
+    beginning = text[: _LONG * most_tokens]
+    num_tokens = len(tokenizer(beginning, **kwargs)["input_ids"])
+    if num_tokens > 2 * most_tokens:
+        raise ValueError(
+            f"Prompt and new tokens must fit the models' {most_tokens} positions, got {num_tokens} tokens in the first "
+            f"{len(beginning)} of {len(text)} characters. Shorten the prompt."
+        )
 
 
 class Queue:
@@ -135,7 +171,6 @@ class Queue:
         return None
 
 
-@torch.no_grad()
 def answers(
     queue: Queue, *, batch_size: int, open_loop: Callable[[Request, Tensor], DecodeLoop], tokenizer: Any
 ) -> Iterator[Generated]:
@@ -182,7 +217,7 @@ def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> G
     return Generated(
         index=row,
         tokens=trace.tokens,
-        text=None if tokenizer is None else tokenizer.decode(trace.tokens, skip_special_tokens=True),
+        text=None if tokenizer is None else whole_text(tokenizer, trace.tokens, skip_special_tokens=True),
         drafter_forwards=num_drafted,
         verifier_forwards=num_verified,
         finish="stop" if is_stopped else "length",

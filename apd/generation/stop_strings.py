@@ -10,37 +10,57 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from apd.generation.text import BYTES_BEHIND, REPLACEMENT, check_text
+
 
 class StopStrings(StoppingCriteria):
     """Ends a row with the token that completes one of the strings.
 
     transformers' own criterion takes the vocabulary apart beforehand, which fails for tokenizers without sub-words.
-    Asked at every single token, decoding a short tail is enough; the two agree on byte-level tokenizers (a test).
+    Asked at every single token, decoding a short tail is enough: the result is that of a search in the text of the whole
+    row, for characters that are spelled by several tokens too.
 
     Args:
         stop_strings: one or many, none of them empty.
         tokenizer: decodes the row.
     Raises:
-        ValueError: an empty string, which would stop everywhere.
+        ValueError: an empty string, which would stop everywhere, or half a surrogate pair, which is in no text.
     """
 
     def __init__(self, stop_strings: str | Sequence[str], tokenizer: Any) -> None:
         self.stop_strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
         if not all(self.stop_strings):
             raise ValueError(f"`stop_strings` must not be empty strings, got {self.stop_strings!r}.")
+        for stop in self.stop_strings:
+            check_text(stop, "`stop_strings`")
         self.tokenizer = tokenizer
-        # A token is at least one byte, and a character at most four.
+        # A token is at least one byte, and a character at most four. Decoders treat the first token specially.
         self.reach = 4 * max(map(len, self.stop_strings), default=0) + 1
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        completed = [self._is_completed(row[-self.reach :]) for row in input_ids.tolist()]
-        return torch.tensor(completed, device=input_ids.device)
+        tails = input_ids[:, -self.reach - BYTES_BEHIND :].tolist()
+        return torch.tensor([self._is_completed(tail) for tail in tails], device=input_ids.device)
 
-    def _is_completed(self, tail: list[int]) -> bool:
-        before, now = self._text(tail[:-1]), self._text(tail)
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False))
-        known = len(list(same))  # a character that was incomplete before is new, too
-        return any(stop in now and now.rindex(stop) + len(stop) > known for stop in self.stop_strings)
+    def _is_completed(self, ids: list[int]) -> bool:
+        # Where a run of byte tokens is cut inside a character, a byte-fallback decoder makes no text of all the run.
+        start = max(len(ids) - self.reach, 0)
+        now = self._text(ids[start:])
+        while start > 0 and now.startswith(REPLACEMENT):
+            start -= 1
+            now = self._text(ids[start:])
+        ends = [now.rindex(stop) + len(stop) for stop in self.stop_strings if stop in now]
+        return bool(ends) and max(ends) > self._num_known(ids[start:], now)
+
+    def _num_known(self, ids: list[int], now: str) -> int:
+        """Characters of the text that were there before the last of its characters was begun."""
+        known = 0
+        for left_out in range(1, BYTES_BEHIND + 2):
+            before = self._text(ids[:-left_out])
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False))
+            known = max(known, len(list(same)))
+            if not before.endswith(REPLACEMENT):
+                break
+        return known
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import TextStreamer
 
 from apd.decoding.commit import StepInfo
 from apd.decoding.state import DecodeState
+from apd.generation.text import whole_text
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,8 @@ class Chunk:
         row: which row of the call.
         step: which of its steps, from 0.
         tokens: the ids, in order; all that stands left of them is final too.
-        text: the text that became certain; a word may be held back until its end is seen. Empty without a tokenizer.
+        text: the text that became certain. Held back are half a character and, where the tokenizer cleans up spaces, the
+            last word. Empty without a tokenizer.
         done: whether the row is finished.
     """
 
@@ -39,27 +39,44 @@ def settled_tokens(info: StepInfo, after: DecodeState) -> list[Tensor]:
     return [tokens[is_new] for tokens, is_new in zip(after.tokens, new, strict=True)]
 
 
-class TextPieces(TextStreamer):
-    """Transformers' streamer, giving its pieces back instead of printing them."""
+class TextPieces:
+    """The text of a growing row, piece by piece: the pieces join to `whole_text` of all its tokens.
+
+    What a piece takes does not grow with the row: each is decoded behind the tokens of the piece before it, since decoders
+    treat the first token specially.
+
+    Args:
+        tokenizer: decodes the row.
+        **decode_kwargs: of `tokenizer.decode`.
+    """
 
     def __init__(self, tokenizer: Any, **decode_kwargs: Any) -> None:
-        super().__init__(tokenizer, **decode_kwargs)
-        self.pieces: list[str] = []
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.pieces.append(text)
+        self.tokenizer = tokenizer
+        self.decode_kwargs = decode_kwargs
+        is_cleaned = getattr(tokenizer, "clean_up_tokenization_spaces", False)
+        self.is_cleaned = bool(decode_kwargs.get("clean_up_tokenization_spaces", is_cleaned))
+        self.context: list[int] = []
+        self.pending: list[int] = []
+        self.num_told = 0  # characters of the text of both
 
     def add(self, tokens: Tensor, *, last: bool) -> str:
         """Text that became certain with these tokens (`n` int64)."""
-        if len(tokens):
-            self.put(tokens)
-        if last:
-            self.end()
-        text, self.pieces = "".join(self.pieces), []
-        return text
+        self.pending += tokens.tolist()
+        text = whole_text(self.tokenizer, [*self.context, *self.pending], **self.decode_kwargs)
+        certain = len(text)
+        if self.is_cleaned and not last and not text.endswith("\n"):
+            certain = max(text.rfind(" "), 0)  # the space goes if what follows it turns out to be "n't" or the like
+        piece = text[self.num_told : certain]
+        self.num_told = max(self.num_told, certain)
+        if piece.strip() and certain == len(self._decode([*self.context, *self.pending])):
+            self.context, self.pending = self.pending, []
+            self.num_told = len(self._decode(self.context))
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, **self.decode_kwargs)
 
 
-@torch.no_grad()
 def chunks(steps: Iterator[tuple[StepInfo, DecodeState]], tokenizer: Any, **decode_kwargs: Any) -> Iterator[Chunk]:
     """The steps of a decoding as chunks, rows in order within each step."""
     texts: dict[int, TextPieces] = {}

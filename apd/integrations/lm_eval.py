@@ -14,14 +14,16 @@ is the probability with which sequential decoding writes them on a canvas of jus
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import math
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -30,13 +32,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apd.config import KNOBS
+from apd.decoding.noise import SEED_MASK
 from apd.decoding.probability import log_normalise
 from apd.decoding.protocols import Drafter
+from apd.decoding.returned import CheckedLogits, check_session, name_of
 from apd.decoding.state import DecodeState
-from apd.decoding.strategy import Strategy
+from apd.decoding.strategy import Strategy, check_strategy
 from apd.decoding.window import AllMasks
-from apd.generation.arguments import refuse_unknown
+from apd.generation import processes
+from apd.generation.arguments import refuse_unknown, whole_seed
 from apd.generation.stop_strings import StopStrings
+from apd.generation.text import check_text
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
 from apd.strategies import LeftToRight
@@ -44,11 +50,12 @@ from apd.strategies import LeftToRight
 try:
     import lm_eval.models  # noqa: F401 (fills the registry, which fills itself only while it is empty)
     from lm_eval.__main__ import cli_evaluate
-    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.model import LM, TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import (
         get_rolling_token_windows,
+        handle_arg_string,
         make_disjoint_window,
         simple_parse_args_string,
     )
@@ -62,7 +69,9 @@ _log = logging.getLogger(__name__)
 
 _LOADING = ("dtype", "device_map", "attn_implementation", "revision", "verifier_revision", "spec", "mask_token_id")
 _OWN = "pair drafter verifier batch_size max_new_tokens max_length seed tokens_per_step strategy device".split()
+_NUMBERS = (*KNOBS, "batch_size", "max_new_tokens", "max_length", "seed", "tokens_per_step", "mask_token_id")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's aliases
 # The models that the harness's command line makes while `main` runs, which hands nobody the model it made.
 _MADE: ContextVar[list[APDLM]] = ContextVar("made")
 
@@ -99,6 +108,10 @@ class Counts:
 class APDLM(TemplateLM):
     """A drafter and its verifier, as a model that the harness can evaluate.
 
+    Where a launcher (`torchrun`, `accelerate launch`) has started several processes, each answers its share of the
+    documents on its own device, and the first one has the results and the sum of the costs. A drafter that is split
+    over the processes (`tp_plan`) is the exception: all of them answer everything together.
+
     Args:
         sampler: the models and knobs; or else they are loaded from what follows.
         pair: `"embedded"` for the pair that ships with the package.
@@ -108,19 +121,24 @@ class APDLM(TemplateLM):
         max_new_tokens: masks behind the prompt of a task that names no `max_gen_toks`; 256, or 32 with the embedded
             pair, which was trained for that.
         max_length: tokens a row may have, where that is less than the models allow; longer contexts lose their left end.
-        seed: of the run; request i is sampled with `mix_seed(seed, i)`, whatever its batch.
+        seed: of the run, an integer. A request's own seed follows from it and from the request's task, document and
+            draw: its answer does not depend on the batch, the number of processes, `--limit` or other tasks.
         tokens_per_step: decode with `LeftToRight` of so many tokens instead of APD; 1 is sequential decoding.
         strategy: decode with this instead of APD.
-        device: where the models are put, the harness's `--device`; a CUDA device that is not there is the CPU.
+        device: where the models are put, the harness's `--device`; a CUDA device that is not there is the CPU. Among
+            several processes `"cuda"`, with or without a number, is each process's own GPU, which is also the default
+            of all but the embedded pair.
         **arguments: the knobs of `APDConfig` and the arguments of `APDSampler.from_pretrained`.
 
     Attributes:
-        generated: by task, what its answers cost. Adds up over runs until `reset_counts()`.
-        scored: what scoring given texts cost, all tasks together.
+        generated: by task, what its answers cost. Adds up over runs until `reset_counts()`. With several processes the
+            first one has the sum after an evaluation, the others nothing.
+        scored: likewise, what scoring given texts cost, all tasks together.
 
     Raises:
         ValueError: models are given twice or not at all, or an argument is out of its range.
-        TypeError: an unknown argument; the nearest is named.
+        TypeError: an unknown argument, of which the nearest is named, or one of a wrong type.
+        RuntimeError: several processes, and a release of the harness that cannot gather their results.
     """
 
     def __init__(
@@ -150,24 +168,40 @@ class APDLM(TemplateLM):
         if sampler is not None and (arguments or device is not None):
             given = ", ".join([*arguments, *(["device"] if device is not None else [])])
             raise ValueError(f"`sampler` holds models and knobs already, got {given} too. Set them there.")
-        if device is not None:
-            arguments.setdefault("device_map", _present(device))
-        if drafter is not None:
-            sampler = APDSampler.from_pretrained(drafter, verifier, **arguments)
-        self.sampler: APDSampler = sampler or APDSampler.from_embedded(**arguments)
-        if self.sampler.tokenizer is None:
-            raise ValueError("The harness deals in text: `sampler` must have a tokenizer, got None.")
-        self.tokenizer = self.sampler.tokenizer
-        self.batch_size = _count("batch_size", batch_size)
-        self.max_new_tokens = _count("max_new_tokens", max_new_tokens or (32 if pair else 256))
-        limits = [max_length, self.sampler.drafter.max_length, getattr(self.sampler.verifier, "max_length", None)]
-        self.max_length: int | None = min((limit for limit in limits if limit is not None), default=None)
-        self.seed = seed
+        if device is not None and not isinstance(device, str):
+            raise TypeError(f"`device` must be a name such as 'cuda:0' or 'cpu', got {device!r}.")
+        if isinstance(strategy, str):
+            raise TypeError(
+                f"`strategy` must be an object, got {strategy!r}. In --model_args, tokens_per_step=K decodes K tokens "
+                "per step from left to right; for other strategies call lm_eval.simple_evaluate(model=APDLM(sampler, "
+                "strategy=apd.Confidence(2)), tasks=[...]) in Python."
+            )
         if tokens_per_step is not None:
             if strategy is not None:
                 raise ValueError("`tokens_per_step` names a strategy, got `strategy` too. Give one of them.")
             strategy = LeftToRight(_count("tokens_per_step", tokens_per_step))
+        if strategy is not None:
+            check_strategy(strategy)
         self.strategy = strategy
+        self.batch_size = _count("batch_size", batch_size)
+        default = 32 if pair else 256
+        self.max_new_tokens = _count("max_new_tokens", default if max_new_tokens is None else max_new_tokens)
+        self.max_length = None if max_length is None else _count("max_length", max_length)
+        self.seed = whole_seed(seed)
+
+        if sampler is not None:
+            self._share(sampler)
+        else:
+            wanted = arguments.get("device_map", None if device is None else _present(device))
+            arguments["device_map"] = self._place(wanted, on_cpu=pair is not None and wanted is None)
+            if drafter is not None:
+                sampler = APDSampler.from_pretrained(drafter, verifier, **arguments)
+        self.sampler: APDSampler = sampler or APDSampler.from_embedded(**arguments)
+        if self.sampler.tokenizer is None:
+            raise ValueError("The harness deals in text: `sampler` must have a tokenizer, got None.")
+        self.tokenizer = self.sampler.tokenizer
+        limits = [self.max_length, self.sampler.drafter.max_length, getattr(self.sampler.verifier, "max_length", None)]
+        self.max_length = min((limit for limit in limits if limit is not None), default=None)
         self._device = self.sampler.drafter.device
         self.reset_counts()
 
@@ -180,10 +214,72 @@ class APDLM(TemplateLM):
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> APDLM:
         """From the harness's `model_args`, which count before its own `--batch_size` and `--device`."""
         given = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        given |= {name: None if value == "none" else value for name, value in arg_dict.items()}
+        given |= {name: _from_text(value) if name in _NUMBERS else value for name, value in arg_dict.items()}
+        given = {name: None if value == "none" else value for name, value in given.items()}
         model = cls(**given)
         _MADE.get([]).append(model)
         return model
+
+    # ---------------------------------------------------------------- several processes
+
+    def _place(self, wanted: Any, *, on_cpu: bool) -> Any:
+        """Join the other processes, and name the device of this one's models."""
+        state = self._join(on_cpu=on_cpu or wanted == "cpu")
+        if state is None or on_cpu:
+            return wanted
+        if wanted is None or (isinstance(wanted, str) and wanted.partition(":")[0] == state.device.type):
+            return str(state.device)
+        return wanted
+
+    def _share(self, sampler: APDSampler) -> None:
+        """Join the other processes, unless they hold one model together."""
+        if (getattr(getattr(sampler.drafter, "model", None), "tp_size", None) or 1) == 1:
+            self._join(on_cpu=sampler.drafter.device.type == "cpu")
+
+    def _join(self, *, on_cpu: bool) -> Any:
+        """The state of the processes that a launcher has started, `None` without a launcher."""
+        if not processes.are_launched():
+            return None
+        state = processes.join(on_cpu=on_cpu)
+        if state.num_processes > 1 and not hasattr(LM, "gather_object"):
+            raise RuntimeError(
+                f"This lm-eval cannot gather what {state.num_processes} processes answer. Install lm-eval 0.4.12 or "
+                "newer, or start one process."
+            )
+        self._rank, self._world_size = state.process_index, state.num_processes
+        return state
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """What the evaluator is to take for the number of requests of each process: this process's own.
+
+        It repeats requests until all processes have equally many, for models whose forwards wait for one another. Here
+        none does, and a document that is answered once more than it should be would change its score.
+        """
+        return tensor.reshape(1).expand(self.world_size)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """The objects of all processes, in process `dst`; `None` in the others."""
+        if self.world_size == 1:
+            return [obj]
+        found = [None] * self.world_size if self.rank == dst else None
+        with processes.together():
+            torch.distributed.gather_object(obj, found, dst)
+        return found
+
+    def barrier(self) -> None:
+        """Wait for all processes, and bring what their answers cost to the first one, which reports it.
+
+        The evaluator calls this whenever requests of one kind are answered.
+        """
+        if self.world_size == 1:
+            return
+        costs = self.gather_object((dict(self.generated), self.scored))
+        self.reset_counts()
+        for generated, scored in costs or ():
+            for task, counts in generated.items():
+                self.generated[task].add(**asdict(counts))
+            self.scored.add(**asdict(scored))
+        processes.meet()
 
     # ---------------------------------------------------------------- text
 
@@ -202,6 +298,7 @@ class APDLM(TemplateLM):
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        check_text(string, "A request")
         if add_special_tokens is None:  # a chat template may have written the BOS token already
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(bos))
@@ -224,33 +321,37 @@ class APDLM(TemplateLM):
         else `APDSampler.generate` takes, knobs included.
         """
         answers: dict[int, str] = {}
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
+        numbers = _numbers(requests)
+        place = {number: i for i, number in enumerate(numbers)}
+        disable = disable_tqdm or self.rank != 0
+        with tqdm(total=len(requests), disable=disable, desc="Running generate_until requests") as bar:
             for gen_kwargs, indices in _by_setting(requests):
                 stops, setting = self._setting(gen_kwargs)
                 prompts = {i: self._prompt(requests[i].args[0], setting["max_new_tokens"]) for i in indices}
                 longest_first = sorted(indices, key=lambda i: -len(prompts[i]))
                 for answer in self.sampler.generate_many(
                     [prompts[i] for i in longest_first],
-                    indices=longest_first,
+                    indices=[numbers[i] for i in longest_first],
                     batch_size=self.batch_size,
                     ordered=False,
                     seed=self.seed,
+                    on_error=partial(_refused, requests, place),
                     strategy=self.strategy,
                     stopping_criteria=[StopInAnswer(stops, self.tokenizer, prompts.values())] if stops else None,
                     **setting,
                 ):
-                    request = requests[answer.index]
-                    answers[answer.index] = _cut(answer.text or "", stops)
-                    self.generated[request.task_name or "no task"].add(
+                    i = place[answer.index]
+                    answers[i] = _cut(answer.text or "", stops)
+                    self.generated[requests[i].task_name or "no task"].add(
                         1, len(answer.tokens), answer.drafter_forwards, answer.verifier_forwards
                     )
-                    self.cache_hook.add_partial("generate_until", request.args, answers[answer.index])
+                    self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
                     bar.update()
         return [answers[i] for i in range(len(requests))]
 
     def _setting(self, gen_kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         """Stop sequences, and arguments of `APDSampler.generate`."""
-        setting: dict[str, Any] = dict(normalize_gen_kwargs(gen_kwargs, self.max_new_tokens))
+        setting: dict[str, Any] = dict(normalize_gen_kwargs(_checked(gen_kwargs), self.max_new_tokens))
         stops = [stop for stop in setting.pop("until") if stop]
         if not setting["do_sample"]:  # tasks say temperature: 0.0 of greedy decoding
             setting = {name: value for name, value in setting.items() if name not in _SAMPLING}
@@ -277,7 +378,8 @@ class APDLM(TemplateLM):
         """log p(continuation | context), and whether greedy sequential decoding writes it."""
         pairs = [self._fit(context, continuation) for _, context, continuation in requests]
         scores: dict[int, tuple[float, bool]] = {}
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
+        disable = disable_tqdm or self.rank != 0
+        with tqdm(total=len(requests), disable=disable, desc="Running loglikelihood requests") as bar:
             for i, logprob, is_greedy, num_rows in sequential_logprobs(
                 self.sampler.drafter, pairs, vocab_size=self.sampler.vocab_size, batch_size=self.batch_size
             ):
@@ -412,7 +514,6 @@ class _Row:
     requests: list[int]
 
 
-@torch.inference_mode()
 def sequential_logprobs(
     drafter: Drafter, pairs: Sequence[tuple[list[int], list[int]]], *, vocab_size: int, batch_size: int
 ) -> Iterator[tuple[int, float, bool, int]]:
@@ -466,12 +567,16 @@ def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:
                 yield _Row(known, before, length - position, requests)
 
 
+@torch.inference_mode()
 def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
     """log p_D at the first mask of each row, `b v` float32, under the sampler's rule of support."""
     state = _canvases(rows, drafter.mask_token_id, drafter.device)
     # One column, although all are seen: logits of the masks behind it are never computed.
     window = dataclasses.replace(AllMasks().window(state).first(), ends=state.layout.end)
-    logits = drafter.open(state).logits(state, window)[:, :1][:, 0, :vocab_size].float()
+    session = drafter.open(state)
+    check_session(session, name_of(drafter, "open"), "logits")
+    of_window = CheckedLogits(session.logits(state, window), name_of(session, "logits"), (len(rows), 1), vocab_size)
+    logits = of_window[:, :1][:, 0, :vocab_size].float()
     if drafter.mask_token_id < vocab_size:
         logits[:, drafter.mask_token_id] = -torch.inf
     logprobs = log_normalise(logits)
@@ -487,20 +592,15 @@ def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> Dec
     """The rows level at their right end."""
     known = [row.context + row.before for row in rows]
     width = max(len(ids) + row.masks for ids, row in zip(known, rows, strict=True))
-    masks = torch.tensor([row.masks for row in rows])
-    padding = torch.tensor([width - len(ids) - row.masks for ids, row in zip(known, rows, strict=True)])
+    masks = torch.tensor([row.masks for row in rows], device="cpu")
+    padding = masks.new_tensor([width - len(ids) - row.masks for ids, row in zip(known, rows, strict=True)])
     tokens = [[0] * (width - len(ids) - row.masks) + [*ids] for ids, row in zip(known, rows, strict=True)]
-    state = DecodeState.start(
-        torch.tensor(
-            [ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)], device=device
-        ),
-        max_new_tokens=0,
-        mask_token_id=mask_token_id,
-        padding=padding.to(device),
-    )
-    decided = torch.arange(width, device=device) < width - masks.to(device)[:, None]
-    starts = width - masks - torch.tensor([len(row.before) for row in rows])
-    return dataclasses.replace(state, prompt_end=starts.to(device)).with_decided(state.tokens, decided)
+    ids = masks.new_tensor([ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)])
+    decided = torch.arange(width, device="cpu") < width - masks[:, None]
+    prompt_end = width - masks - masks.new_tensor([len(row.before) for row in rows])
+    ids, padding, decided, prompt_end = (each.to(device) for each in (ids, padding, decided, prompt_end))
+    state = DecodeState.start(ids, max_new_tokens=0, mask_token_id=mask_token_id, padding=padding)
+    return dataclasses.replace(state, prompt_end=prompt_end).with_decided(ids, decided)
 
 
 def _by_setting(requests: Iterable[Any]) -> Iterator[tuple[dict[str, Any], list[int]]]:
@@ -516,6 +616,52 @@ def _by_setting(requests: Iterable[Any]) -> Iterator[tuple[dict[str, Any], list[
         yield settings[key], indices
 
 
+def _numbers(requests: Sequence[Any]) -> list[int]:
+    """A number for each request, from which its seed comes: a hash of its task, its document and which draw it is.
+
+    The place in the list would not do: each process has only a share of the list, and `--limit` cuts it.
+    """
+    draws: Counter[str] = Counter()
+    numbers = []
+    for request in requests:
+        name = json.dumps([request.task_name, request.doc_id, request.idx], default=str)
+        digest = hashlib.sha256(f"{name} {draws[name]}".encode()).digest()
+        numbers.append(int.from_bytes(digest[:8], "big") & SEED_MASK)
+        draws[name] += 1
+    return numbers
+
+
+def _refused(requests: Sequence[Any], place: dict[int, int], number: int, error: Exception) -> None:
+    request = requests[place[number]]
+    raise ValueError(f"Task {request.task_name}, document {request.doc_id}: {error}") from error
+
+
+def _checked(gen_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A task's generation arguments with numbers that were given as text as numbers.
+
+    Raises:
+        TypeError, ValueError: one of them is of a wrong type or out of its range.
+    """
+    texts = ("until", "stop_strings")
+    given = {name: value if name in texts else _from_text(value) for name, value in gen_kwargs.items()}
+    unset = {name for name in ("do_sample", *_SAMPLING, *_LENGTHS) if given.get(name) is None}
+    given = {name: value for name, value in given.items() if name not in unset}
+    for name in given.keys() & set(_LENGTHS):
+        given[name] = _count(name, given[name])
+    for name in given.keys() & set(_SAMPLING):
+        if isinstance(given[name], bool) or not isinstance(given[name], (int, float)):
+            raise TypeError(f"`{name}` must be a number, got {given[name]!r}.")
+    if given.get("do_sample", False) not in (True, False):
+        raise TypeError(f"`do_sample` must be true or false, got {given['do_sample']!r}.")
+    until = given.get("until", [])
+    stops = until if isinstance(until, list) else [until]
+    if not all(stop is None or isinstance(stop, str) for stop in stops):
+        raise TypeError(f"`until` must be text or a list of texts, got {until!r}.")
+    for stop in filter(None, stops):
+        check_text(stop, "`until`")
+    return given
+
+
 def _cut(text: str, stops: list[str]) -> str:
     for stop in stops:
         text = text.split(stop)[0]
@@ -523,17 +669,23 @@ def _cut(text: str, stops: list[str]) -> str:
 
 
 def _present(device: str) -> str:
-    """The device, or the CPU: the harness's command line asks for `cuda:0` on every machine."""
+    """The device, or the CPU: users of one machine's command copy it to another."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         _log.warning("There is no %s here: the models are put on the CPU.", device)
         return "cpu"
     return device
 
 
+def _from_text(value: Any) -> Any:
+    """`"0.7"` as the number, likewise `"true"` and `"none"`, as on the harness's command line; the rest as it is."""
+    return handle_arg_string(value) if isinstance(value, str) else value
+
+
 def _count(name: str, value: Any) -> int:
-    if not str(value).isdigit() or int(value) < 1:
+    text = str(value).removesuffix(".0")  # YAML's 1e2 is a float
+    if isinstance(value, bool) or not text.isdecimal() or int(text) < 1:
         raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
-    return int(value)
+    return int(text)
 
 
 def register() -> None:
@@ -550,8 +702,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         cli_evaluate()
     finally:
+        processes.leave()
         sys.argv = before
         _MADE.reset(token)
     for model in made:
-        sys.stdout.write(model.summary() + "\n")
+        if model.rank == 0:
+            sys.stdout.write(model.summary() + "\n")
     return 0

@@ -13,10 +13,11 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 __all__ = ["GROUPED", "group_heads", "grouped_sdpa"]
+
+# transformers' own, by the public name rather than by the module that it is in.
+sdpa_attention_forward, sdpa_mask = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 
 #: What transformers knows it by. It refuses a name with "sdpa" in it for models that cannot do that.
 GROUPED = "grouped_sdpa"

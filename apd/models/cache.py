@@ -7,6 +7,8 @@ mask until they are overwritten.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from apd.models.span import Span
@@ -66,6 +69,9 @@ class ColumnLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         target, device = self.target, key_states.device
         assert target.slots is not None
+        # An iterator may be resumed inside of autocast and outside, so the memory may have another dtype than the pass.
+        dtypes = key_states.dtype, value_states.dtype
+        key_states, value_states = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)
         if isinstance(target.slots, slice):
             self.keys[:, :, target.slots] = key_states
             self.values[:, :, target.slots] = value_states
@@ -75,10 +81,10 @@ class ColumnLayer(CacheLayerMixin):
             self.keys[at] = rearrange(key_states, "n heads q d -> n q heads d")
             self.values[at] = rearrange(value_states, "n heads q d -> n q heads d")
         keys, values = self.keys[:, :, : target.num_readable], self.values[:, :, : target.num_readable]
-        if target.rows is None:
-            return keys, values
-        rows = target.rows.to(device)
-        return keys.index_select(0, rows), values.index_select(0, rows)
+        if target.rows is not None:
+            rows = target.rows.to(device)
+            keys, values = keys.index_select(0, rows), values.index_select(0, rows)
+        return keys.to(dtypes[0]), values.to(dtypes[1])
 
     def select(self, rows: Tensor) -> None:
         if self.keys is not None and self.values is not None:
@@ -102,20 +108,44 @@ class ColumnLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # its name before transformers 5.23
 
 
+@functools.cache
+def cache_argument(model_class: type[PreTrainedModel]) -> str:
+    """The argument of `forward` that takes the cache: `cache` from transformers 5.24 on, `past_key_values` before.
+
+    Raises:
+        ValueError: `forward` takes neither.
+    """
+    arguments = inspect.signature(model_class.forward).parameters
+    for name in ("cache", "past_key_values"):
+        if name in arguments:
+            return name
+    raise ValueError(
+        f"The model must take its keys and values as `cache` or `past_key_values`, but {model_class.__name__}.forward "
+        f"takes {', '.join(f'`{name}`' for name in arguments if name != 'self')}. Choose a decoder that keeps a cache."
+    )
+
+
 class ColumnCache(Cache):
     """A slot for every column of every row, written where the current span says.
 
     Args:
-        num_layers: attention layers of the model.
+        model: whose keys and values it holds.
         num_rows: of the batch.
         num_columns: columns of a row when everything is decided.
+
+    Attributes:
+        argument: the name by which the model's `forward` takes it, looked up outside of what torch.compile traces.
+
+    Raises:
+        ValueError: the model takes no cache.
     """
 
     layer_class = ColumnLayer
 
-    def __init__(self, num_layers: int, num_rows: int, num_columns: int) -> None:
+    def __init__(self, model: PreTrainedModel, num_rows: int, num_columns: int) -> None:
+        self.argument = cache_argument(model.base_model.__class__)
         self.target = WriteTarget(num_rows, num_columns)
-        super().__init__(layers=[self.layer_class(self.target) for _ in range(num_layers)])
+        super().__init__(layers=[self.layer_class(self.target) for _ in range(model.config.num_hidden_layers)])
 
     @property
     def num_readable(self) -> int:

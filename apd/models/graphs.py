@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from apd.decoding.commit import StepInfo
-from apd.decoding.pair import Kernels
+from apd.decoding.commit import StepInfo, commit
+from apd.decoding.pair import Kernels, draw
 from apd.decoding.state import DecodeState, to_device
-from apd.decoding.step import PLAIN
+from apd.decoding.step import judge
 from apd.decoding.window import FixedWindow, Window, WindowPolicy
 from apd.models.cache import ColumnCache, ColumnLayer, WriteTarget
 from apd.models.span import Span
@@ -28,7 +28,7 @@ from apd.models.transformer import (
     EagerPasses,
     TransformersModel,
     attention_mask,
-    cache_argument,
+    check_evaluating,
     hidden_states,
     input_device,
 )
@@ -62,7 +62,23 @@ def compile_pair(models: dict[str, Any], **options: Any) -> Kernels:
     for model in models.values():
         model.compiled = CompiledModel(model.model, model.block_size, **options)
     backend = options.get("backend", "inductor")
-    return Kernels(*(torch.compile(function, backend=backend) for function in PLAIN))
+    return CompiledKernels(backend)
+
+
+class CompiledKernels(Kernels):
+    """The functions of a step, compiled. A copy compiles them again.
+
+    Args:
+        backend: of `torch.compile`.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        compiled: list[Any] = [torch.compile(function, backend=backend) for function in (draw, judge, commit)]
+        super().__init__(*compiled)
+        self.__dict__["backend"] = backend
+
+    def __reduce__(self) -> tuple[type[CompiledKernels], tuple[Any]]:
+        return CompiledKernels, (self.__dict__["backend"],)
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,6 @@ def round_up(value: int, step: int) -> int:
 def forward_slots(
     model: PreTrainedModel,
     block_size: int | None,
-    cache_name: str,
     tokens: Tensor,
     edges: Tensor,
     slots: Tensor,
@@ -104,7 +119,6 @@ def forward_slots(
     Empty slots duplicate row 0; with a cache their span is empty, so nothing is written.
 
     Args:
-        cache_name: what the model's forward calls its cache.
         tokens: `s l` int64, the rows in any order; anything where there is none.
         edges: `3 s` int64, those of the rows; see `Span`.
         slots: `2 s` int64: of each slot its row, −1 where it is empty, and of each row its slot.
@@ -118,7 +132,7 @@ def forward_slots(
     if cache is not None:
         cache.set_target(span, num_readable=cache.target.num_columns)
     mask = attention_mask(span.mask(None if cache is None else cache.num_readable, block_size), model)
-    hidden = hidden_states(model, span.ids(tokens[rows]), mask, span.positions, {cache_name: cache})
+    hidden = hidden_states(model, span.ids(tokens[rows]), mask, span.positions, cache)
     if cache is not None:
         # Tensors made in a graph that outlive it would be outputs and pin its memory pool.
         cache.clear_target()
@@ -135,13 +149,12 @@ class CompiledModel:
     """
 
     def __init__(self, model: PreTrainedModel, block_size: int | None, **options: Any) -> None:
-        self.model = model
-        self.block_size = block_size
+        self.model, self.block_size, self.options = model, block_size, options
         # torch.compile takes entries out of its options, and the other model gets the same ones.
         options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
         # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
-        forward = functools.partial(forward_slots, model, block_size, cache_argument(model))
+        forward = functools.partial(forward_slots, model, block_size)
         self.forward_slots = torch.compile(forward, dynamic=False, **options)
         self.loans: list[_Loan] = []
         self.lock = threading.Lock()
@@ -149,12 +162,22 @@ class CompiledModel:
     def passes(self, state: DecodeState, *, is_cached: bool) -> GraphPasses:
         return GraphPasses(self, state, is_cached=is_cached)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy compiles again and has caches of its own, since graphs belong to their model."""
+        return {"model": self.model, "block_size": self.block_size, **self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
     def lend(self, borrower: GraphPasses, num_rows: int, num_columns: int) -> FixedCache:
         """An empty cache until the borrower is garbage or returns it.
 
         Free caches are reused: CUDA graphs bind to addresses. Safe because all calls share one stream.
         """
-        kind = (num_rows, num_columns, self.model.dtype, input_device(self.model))
+        device = input_device(self.model)
+        # The dtypes of keys and values, which need not be the same, follow from these.
+        autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        kind = (num_rows, num_columns, self.model.dtype, autocast, device)
         with self.lock:
             free = [loan for loan in self.loans if loan.borrower() is None]
             for loan in free:
@@ -164,7 +187,7 @@ class CompiledModel:
                     return loan.cache
             for loan in free[: max(0, len(free) - MAX_FREE_CACHES + 1)]:
                 self.loans.remove(loan)
-            cache = FixedCache(self.model.config.num_hidden_layers, num_rows, num_columns)
+            cache = FixedCache(self.model, num_rows, num_columns)
             self.loans.append(_Loan(kind, cache, weakref.ref(borrower)))
             return cache
 
@@ -178,7 +201,7 @@ class CompiledModel:
 
 @dataclass(eq=False)
 class _Loan:
-    kind: tuple[int, int, torch.dtype, torch.device]
+    kind: tuple[int, int, torch.dtype, torch.dtype | None, torch.device]
     cache: FixedCache
     borrower: Callable[[], object]  # returns None when the cache is free
 
@@ -248,6 +271,7 @@ class GraphPasses(EagerPasses):
         self.fixed: FixedCache | None = None
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+        check_evaluating(self.model, [("", self.model)])
         if not self.is_cached:
             return self.forward_compiled(tokens, span, self.slots)
         if self.fixed is None:

@@ -216,7 +216,7 @@ class IdealVerifier(_Ideal):
 
 def _checked_weights(weights: Tensor | Sequence[float] | None, answers: Tensor) -> Tensor:
     if weights is None:
-        weights = torch.ones(len(answers))
+        weights = torch.ones(len(answers), device=answers.device)
     weights = torch.as_tensor(weights, device=answers.device).double()
     if weights.shape != answers.shape[:1]:
         raise ValueError(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from apd.decoding.state import to_device
 from apd.models.span import Span
-from apd.models.transformer import attention_mask, hidden_states, input_device
+from apd.models.transformer import attention_mask, check_evaluating, hidden_states, input_device
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Shadows:
 
 def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
     """Hidden states of the span's columns (attention both ways, no cache), then those of the shadows: `b q+k·g d`."""
+    check_evaluating(model, [("", model)])
     device = input_device(model)
     padding = to_device(span.paddings, tokens.device)[:, None]
     visible = (span.columns >= padding) & span.real  # b q
@@ -43,4 +44,4 @@ def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, s
     assert mask is not None
     positions = torch.cat([span.positions.expand_as(visible), shadows.columns.flatten(1) - padding], 1)
     ids = torch.cat([span.ids(tokens), shadows.tokens.flatten(1)], 1)
-    return hidden_states(model, ids.to(device), mask.to(device), positions.to(device), {})
+    return hidden_states(model, ids.to(device), mask.to(device), positions.to(device), None)

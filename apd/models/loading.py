@@ -246,7 +246,7 @@ def _recognise(raw: RawConfig, path: str | Path) -> ModelSpec:
     raise ValueError(
         f"{str(path)!r} has model_type {raw.get('model_type')!r} and architectures {raw.get('architectures')!r}, "
         f"which is none of the families that work: {_families()}. If a transformers decoder computes it once it "
-        "attends both ways, describe it by an `apd.models.loading.ModelSpec` and pass that as `spec=`."
+        "attends both ways, describe it by an `apd.models.ModelSpec` and pass that as `spec=`."
     )
 
 
@@ -481,7 +481,7 @@ def as_drafter(
         ValueError: no family, no mask token, or a model that attends one way only.
     """
     if not isinstance(model, PreTrainedModel):
-        if not hasattr(model, "open"):
+        if not callable(getattr(model, "open", None)):
             raise TypeError(
                 f"`drafter` must be a transformers model or an `apd.models.drafter.Drafter`, got {type(model).__name__}."
             )
@@ -494,7 +494,7 @@ def as_drafter(
     if spec is None:
         raise ValueError(
             f"`spec` must be given with a model in memory: {type(model).__name__} alone does not say at which row it "
-            f"predicts a token. Pass one of {_families()}, or a `ModelSpec`; or use `apd.models.loading.load_drafter`."
+            f"predicts a token. Pass one of {_families()}, or a `ModelSpec`; or use `apd.models.load_drafter`."
         )
     if mask_token_id is None:
         mask_token_id = getattr(model.config, "mask_token_id", None)
@@ -527,7 +527,7 @@ def as_verifier(model: PreTrainedModel | Verifier) -> Verifier:
     """
     if isinstance(model, PreTrainedModel):
         return CausalVerifier(_check_causal(model))
-    if not hasattr(model, "open"):
+    if not callable(getattr(model, "open", None)):
         raise TypeError(
             f"`verifier` must be a transformers model or an `apd.models.verifier.Verifier`, got {type(model).__name__}."
         )
@@ -594,7 +594,7 @@ def _check_computation(model: PreTrainedModel) -> None:
             "rotary or learned positions."
         )
     rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
-    tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows])
+    tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows], device="cpu")
     paddings = [5 - len(row) for row in rows]
     passes = EagerPasses(model, block_size=1, cache_shape=(len(rows), 5))
     parts = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from apd.decoding.protocols import RowMemory
 from apd.decoding.state import DecodeState, to_device
@@ -30,7 +30,7 @@ class TransformersModel:
         self.block_size = block_size
         self.compiled: PassFactory | None = None
         self.vocab_size: int = model.config.vocab_size
-        self.max_length: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.max_length = max_positions(model.config)
 
     @property
     def device(self) -> torch.device:
@@ -80,12 +80,11 @@ class EagerPasses:
         self.model = model
         self.device = input_device(model)
         self.block_size = block_size
-        self.cache: ColumnCache | None = None
-        self.cache_argument = cache_argument(model)
-        if cache_shape is not None:
-            self.cache = ColumnCache(model.config.num_hidden_layers, *cache_shape)
+        check_evaluating(model, model.named_modules())
+        self.cache: ColumnCache | None = None if cache_shape is None else ColumnCache(model, *cache_shape)
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+        check_evaluating(self.model, [("", self.model)])  # `train()` sets the flag here, too
         groups = [list(range(len(tokens)))] if self.cache is None else span.groups()
         if len(groups) == 1:
             return self.forward(tokens, span)
@@ -112,7 +111,7 @@ class EagerPasses:
         mask = attention_mask(span.mask(num_cached, self.block_size), self.model)
         mask = None if mask is None else mask.to(self.device)
         ids, positions = span.ids(tokens).to(self.device), span.positions.to(self.device)
-        return hidden_states(self.model, ids, mask, positions, {self.cache_argument: self.cache})
+        return hidden_states(self.model, ids, mask, positions, self.cache)
 
     def select(self, rows: Tensor) -> None:
         if self.cache is not None:
@@ -124,16 +123,52 @@ class EagerPasses:
 
 
 def hidden_states(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: dict[str, ColumnCache | None]
+    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: ColumnCache | None
 ) -> Tensor:
     """The forward pass itself: `n q` ids, `n 1 q k` mask, `n q` positions → `n q d`."""
-    output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **cache)
+    keys = {} if cache is None else {cache.argument: cache}
+    output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keys)
     return output.last_hidden_state
 
 
-def cache_argument(model: PreTrainedModel) -> str:
-    """What the model's forward calls its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
-    return "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else "past_key_values"
+def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse a model in training mode, where dropout draws and gradient checkpointing may drop the cache.
+
+    The mode is not switched here: it belongs to the module, which other threads share, and a suspended iterator would
+    leave it switched while the caller trains.
+
+    Args:
+        modules: modules of the model, with their names.
+
+    Raises:
+        ValueError: one of them is in training mode.
+    """
+    name = next((name for name, module in modules if module.training), None)
+    if name is not None:
+        what = f"its module `{name}`" if name else "the model"
+        raise ValueError(
+            f"The {type(model).__name__} must be in evaluation mode, got {what} in training mode: dropout and gradient "
+            "checkpointing change what it computes. Call `model.eval()` before decoding, and `model.train()` to go on "
+            "training."
+        )
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Positions that a row may have without changing what the model computes for others, `None` for no limit.
+
+    Rope types whose angles depend on the longest row of a batch change them beyond some position, for all rows of the
+    batch and not for keys that are cached: "longrope" beyond `original_max_position_embeddings`, "dynamic" beyond
+    `max_position_embeddings`.
+    """
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer_type = [each for each in parameters.values() if isinstance(each, Mapping)]
+    originals = [
+        each.get("original_max_position_embeddings")
+        for each in (parameters, *by_layer_type)
+        if each.get("rope_type") == "longrope"
+    ]
+    return min(filter(None, [limit, *originals]), default=None)
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

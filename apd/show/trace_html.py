@@ -12,9 +12,13 @@ import html
 import json
 import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from apd.generation.streaming import TextPieces
+from apd.generation.text import whole_text
 from apd.show import terminal as display
 
 if TYPE_CHECKING:
@@ -24,7 +28,6 @@ NOTEBOOK_ROWS = 8  # more are left to `Trace.to_html`: an output cell is no plac
 
 # As in a terminal: cyan, yellow, magenta, green, blue, red; neighbours differ.
 _TINTS = ("0 170 190", "214 160 0", "200 70 200", "50 165 70", "70 110 245", "230 75 60")
-_CONTEXT = 8  # tokens before one that decide how it is spelled: spaces, characters of several tokens
 _LONGEST_PROMPT = 600  # characters shown
 
 
@@ -136,9 +139,7 @@ def _number(count: int, noun: str) -> str:
 def _decoder(tokenizer: Any, *, skip_special_tokens: bool) -> display.Decode:
     if tokenizer is None:
         return lambda ids: "".join(f" {token}" for token in ids)
-    return lambda ids: str(
-        tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
-    )
+    return partial(whole_text, tokenizer, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
 
 def _speller(tokenizer: Any, anchor: int | None) -> Any:
@@ -151,15 +152,11 @@ def _speller(tokenizer: Any, anchor: int | None) -> Any:
 
 def _spellings(row: RowTrace, tokenizer: Any) -> list[str]:
     """Each token's share of the text; empty for one that only begins a character."""
-    decode = _decoder(tokenizer, skip_special_tokens=False)
-    tokens, result = [*row.prompt[-_CONTEXT:], *row.tokens], []
-    for end in range(len(tokens) - len(row.tokens) + 1, len(tokens) + 1):
-        context = tokens[max(0, end - 1 - _CONTEXT) : end]
-        text = decode(context)
-        if end < len(tokens):
-            text = text.rstrip("\ufffd")  # an unfinished character
-        result.append(text[len(decode(context[:-1]).rstrip("\ufffd")) :])
-    return result
+    if tokenizer is None:
+        return [f" {token}" for token in row.tokens]
+    pieces = TextPieces(tokenizer, clean_up_tokenization_spaces=False)
+    pieces.add(torch.tensor(row.prompt, dtype=torch.int64), last=False)
+    return [pieces.add(torch.tensor([token]), last=False) for token in row.tokens]
 
 
 def _visible(text: str) -> str:

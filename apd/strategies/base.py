@@ -8,6 +8,7 @@ from torch import Tensor
 from apd.decoding.commit import Proposal
 from apd.decoding.pair import Draft, ModelPair, concatenate
 from apd.decoding.probability import gather_tokens
+from apd.decoding.returned import check_returned, name_of
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Memoryless
@@ -29,11 +30,12 @@ class Unmasking(Memoryless):
         measures, probs, faults = [], [], []
         for part, draft in drafts:
             measures.append(self.measure(draft, window.part(part)))
+            check_returned(measures[-1], name_of(self, "measure"), tuple(draft.tokens.shape), torch.float32)
             faults.append(draft.fault)
             if pair.record_probs:
                 probs.append(confidence(draft))
         candidate = window.within(~window.gather(state.decided))
-        chosen = self.choose(concatenate(measures), candidate, state, window, sampling) & candidate
+        chosen = self.chosen(concatenate(measures), candidate, state, window, sampling)
         return single_model_proposal(
             "drafter",
             draft,
@@ -46,6 +48,14 @@ class Unmasking(Memoryless):
             fault=concatenate(faults),
             probs=concatenate(probs) if probs else None,
         )
+
+    def chosen(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        """The candidates that `choose` selects, checked: `b m` bool."""
+        chosen = self.choose(measure, candidate, state, window, sampling)
+        check_returned(chosen, name_of(self, "choose"), tuple(candidate.shape), torch.bool)
+        return chosen & candidate
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
         """What `choose` needs to know of each distribution, of a window or a part of it: `b m` float."""

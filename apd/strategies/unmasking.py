@@ -71,7 +71,7 @@ class LeftToRight(_TopK):
     left_to_right = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        return torch.zeros_like(draft.tokens)  # not used
+        return draft.scores.values[..., 0]  # not used
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
@@ -93,7 +93,7 @@ class RandomOrder(_TopK):
     is_random = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        return torch.zeros_like(draft.tokens)  # not used
+        return draft.scores.values[..., 0]  # not used
 
     def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         return sampling.noise(state, window, ORDER).uniform()
@@ -272,7 +272,7 @@ class Blocks(Unmasking):
     ) -> Tensor:
         block = (window.columns - state.prompt_end[:, None]) // self.length
         within = candidate & (block == block[:, :1])  # the frontier is the window's first column
-        return self.strategy.choose(measure, within, state, window, sampling) & within
+        return self.strategy.chosen(measure, within, state, window, sampling)
 
 
 @dataclass(frozen=True)
@@ -286,15 +286,16 @@ class Autoregressive(Memoryless):
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
         first = window.first()
         [(_, draft)] = pair.draft_next_token(state, first, sampling)
+        is_first = window.columns == first.columns
         return single_model_proposal(
             "verifier",
             draft,
             pair,
             sampling,
             tokens=draft.tokens.expand_as(window.columns),
-            chosen=window.columns == first.columns,
-            decisive=first.inside,
+            chosen=is_first,
+            decisive=window.within(is_first),
             drafted=draft.tokens,
-            fault=draft.fault,
+            fault=draft.fault.expand_as(window.columns),
             probs=confidence(draft) if pair.record_probs else None,
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from apd.generation.many import Prompt, encode
+from apd.generation.text import whole_text
 
 __all__ = ["Alone", "Answer", "CausalLM", "Endpoint"]
 
@@ -133,7 +134,7 @@ class CausalLM:
         tokens = tokens[:length]
         return Answer(
             index=number,
-            text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+            text=whole_text(self.tokenizer, tokens, skip_special_tokens=True),
             new_tokens=len(tokens),
             drafter_forwards=0,
             verifier_forwards=len(tokens),

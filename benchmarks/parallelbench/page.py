@@ -24,8 +24,8 @@ _HOW = (
 
 def write_page(report: Report, directory: Path) -> None:
     """`index.html`."""
-    # "</" would end the script in which the data stand.
-    data = json.dumps(_data(report), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    # "</script" would end the element that the data stand in, and "<!--<script" would hide its end.
+    data = json.dumps(_data(report), separators=(",", ":")).replace("<", "\\u003c")
     page = _TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", data)
     (directory / "index.html").write_text(page, encoding="utf-8")
 

@@ -85,7 +85,7 @@ def write_pictures(report: Report, directory: Path) -> None:
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, task in zip(panels, report.tasks, strict=False):
         _curves(axes, report, task, size=3.5)
-        axes.set_title(task.replace("_", " "), loc="left", fontsize=10)
+        axes.set_title(task.replace("_", " "), loc="left", fontsize=10, parse_math=False)
         axes.label_outer()
     for axes in panels[len(report.tasks) :]:
         axes.axis("off")
@@ -185,6 +185,7 @@ def _map(axes: Any, report: Report) -> None:
             ha="left" if right else "right",
             va="center" if right else "top",
             fontsize=9,
+            parse_math=False,
         )
     axes.set_xlabel("tokens per step the task puts up with: Σ k·accuracy / Σ accuracy, confidence top-k")
     axes.set_ylabel("points per doubling of the block, at k = 2")

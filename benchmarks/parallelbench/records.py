@@ -64,6 +64,8 @@ def read(path: Path) -> Log | None:
         settings, made_with = first["settings"], first["made_with"]
         records = [json.loads(line) for line in lines]
         keys = {key(record) for record in records}
+        for strategy, task, _ in keys:
+            (strategy + task).encode()  # names are text, without halves of surrogate pairs
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} does not hold the records of a run. Choose another directory.") from None
     if len(keys) < len(records):

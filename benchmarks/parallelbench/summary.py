@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.parallelbench.metrics import Cell
 from benchmarks.parallelbench.report import MEAN, TARGETS, Report, cell_of
@@ -15,7 +16,7 @@ __all__ = ["described", "refresh", "tables"]
 def tables(report: Report) -> dict[str, str]:
     """By name: `run`, `main`, `families`, `oracle`, `equal`, `task-map`, `tasks`."""
     return {
-        "run": described(report),
+        "run": described(report, _text),
         "main": _main(report),
         "families": _families(report),
         "oracle": _oracle(report),
@@ -45,16 +46,20 @@ def refresh(page: Path, report: Report, run: str) -> None:
     page.write_text(re.sub(pattern, renewed, text, flags=re.DOTALL), encoding="utf-8")
 
 
-def described(report: Report) -> str:
-    """What was run, with what, when."""
+def described(report: Report, name: Callable[[Any], str] = str) -> str:
+    """What was run, with what, when.
+
+    Args:
+        name: writes what the records name, such as a path.
+    """
     made, settings = report.log.made_with, report.log.settings
     n = f"{report.count} samples per task" if report.count else "samples per task as in `results.csv`"
     how = "greedy" if not settings["temperature"] else f"temperature {settings['temperature']:g}"
     return (
         f"{len(report.points)} settings, {len(report.tasks)} tasks, {n}, {how}, seed {settings['seed']}, "
-        f"at most {settings['max_new_tokens']} new tokens. Pair: {settings['pair']} (drafter {settings['drafter']}, "
-        f"verifier {settings['verifier']}). Made on {made['date']} with Python {made['python']}, torch {made['torch']}, "
-        f"transformers {made['transformers']}. The official scorers and ours, which wants the exact form, differ on "
+        f"at most {settings['max_new_tokens']} new tokens. Pair: {name(settings['pair'])} (drafter "
+        f"{name(settings['drafter'])}, verifier {name(settings['verifier'])}). Made on {name(made['date'])} with Python "
+        f"{name(made['python'])}, torch {name(made['torch'])}, transformers {name(made['transformers'])}. The official scorers and ours, which wants the exact form, differ on "
         f"{report.num_unlike} of {report.num_records} answers."
     )
 
@@ -91,7 +96,7 @@ def _families(report: Report) -> str:
 def _oracle(report: Report) -> str:
     tasks = [*report.tasks, MEAN]
     rows = [[of, *(_short(cells[task]) for task in tasks)] for of, cells in report.oracles.items()]
-    return "\n".join([_table(["oracle over", *tasks], rows), "", *_distances(report)])
+    return "\n".join([_table(["oracle over", *map(_text, tasks)], rows), "", *_distances(report)])
 
 
 def _distances(report: Report) -> list[str]:
@@ -116,12 +121,12 @@ def _equal(report: Report) -> str:
             for side in (equal.apd, equal.rival)
         ]
         sides[1] = sides[1].removesuffix(", 0.0 verifier")
-        rows.append([equal.task, f"{equal.reference:.1f}", *sides, _number(equal.ratio)])
+        rows.append([_text(equal.task), f"{equal.reference:.1f}", *sides, _number(equal.ratio)])
     return _table(["task", "one at a time", "fastest APD", "fastest any-order rival", "ratio"], rows)
 
 
 def _task_map(report: Report) -> str:
-    rows = [[task, f"{x:.2f}", "–" if y is None else f"{y:+.1f}"] for task, (x, y) in report.task_map.items()]
+    rows = [[_text(task), f"{x:.2f}", "–" if y is None else f"{y:+.1f}"] for task, (x, y) in report.task_map.items()]
     return _table(["task", "parallelisability", "points per doubling of the block"], rows)
 
 
@@ -130,7 +135,7 @@ def _tasks(report: Report) -> str:
         [f"`{point.setting.spec}`", *(_short(cell_of(point, task)) for task in report.tasks)]
         for point in map(report.pick, report.families)
     ]
-    return _table(["accuracy @ tokens per forward", *report.tasks], rows)
+    return _table(["accuracy @ tokens per forward", *map(_text, report.tasks)], rows)
 
 
 def _short(cell: Cell) -> str:
@@ -139,6 +144,11 @@ def _short(cell: Cell) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _text(name: Any) -> str:
+    """A name from the records as text in one cell of a table: nothing in it is a line break, a column or markup."""
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", " ".join(str(name).split()))
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

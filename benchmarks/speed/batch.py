@@ -198,7 +198,8 @@ def draw(points: Sequence[Point], path: Path) -> None:
     axes.set_xticks(sorted({point.batch for point in points}), sorted({point.batch for point in points}))
     axes.set(xlabel="batch size", ylabel="gain over the smallest batch")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    for label in axes.legend(frameon=False).get_texts():
+        label.set_parse_math(False)  # a pair may be a path
     figure.savefig(path, dpi=110)
 
 

@@ -224,14 +224,14 @@ def _of_decoder(
     input_ids: Tensor,
     attention_mask: Any = None,
     position_ids: Tensor | None = None,
-    past_key_values: Any = None,
     cache: Any = None,
+    past_key_values: Any = None,
     **_: Any,
 ) -> tuple[Any, int]:
     """Shape and keys; a cache of transformers has been told of its tokens by now, one of ours always knows."""
     if isinstance(attention_mask, Tensor):
         return input_ids.shape, attention_mask.shape[-1]
-    cache = past_key_values if cache is None else cache
+    cache = past_key_values if cache is None else cache  # by the name that the model's `forward` has for it
     return input_ids.shape, 0 if cache is None else cache.get_seq_length()
 
 

@@ -117,7 +117,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
     lengths = sorted({point.prompt_length for point in found})
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
-    axes.set_title(f"{found[0].pair}, {found[0].layers} layers, M = {WINDOW_SIZE}", loc="left")
+    axes.set_title(f"{found[0].pair}, {found[0].layers} layers, M = {WINDOW_SIZE}", loc="left", parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)

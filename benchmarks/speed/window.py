@@ -44,7 +44,7 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
     labels = ["" if entry["accuracy"] is None else f"{entry['accuracy']:.0%} right" for entry in found]
     axes.bar_label(bars, labels, fontsize=8)
     axes.set(xlabel="window M", ylabel="tokens per second")
-    axes.set_title(f"{found[0]['pair']}, R = {found[0]['mixture_weight']:g}, batch 1", loc="left")
+    axes.set_title(f"{found[0]['pair']}, R = {found[0]['mixture_weight']:g}, batch 1", loc="left", parse_math=False)
     figure.savefig(path, dpi=110)
 
 

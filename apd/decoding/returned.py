@@ -1,0 +1,102 @@
+"""What a strategy, an acceptance rule, a model's session or a processor gave back, checked where it arrives.
+
+Only shapes and dtypes, which the host knows: nothing waits for the device. A wrong shape would be broadcast or cut, and
+the fault would show as other tokens, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def name_of(of: object, method: str = "") -> str:
+    """Class and method, as the one who wrote them knows them; of a function its own name."""
+    name = getattr(of, "__name__", type(of).__name__)
+    return f"{name}.{method}" if method else name
+
+
+def check_returned(value: object, by: str, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
+    """Refuse what is no tensor of this shape and kind.
+
+    Args:
+        value: what was returned.
+        by: what returned it, see `name_of`.
+        shape: sizes; `None` for any.
+        dtype: `torch.bool`, `torch.int64`, or `torch.float32` for any float dtype.
+
+    Raises:
+        TypeError: no tensor, or another dtype.
+        ValueError: another shape.
+    """
+    is_float = dtype == torch.float32
+    if not isinstance(value, Tensor) or (not value.is_floating_point() if is_float else value.dtype != dtype):
+        kind = "float" if is_float else str(dtype).removeprefix("torch.")
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"`{by}` must return a tensor of {kind}, got {got}. Convert what it returns.")
+    if value.dim() != len(shape) or any(
+        size not in (wanted, None) for wanted, size in zip(value.shape, shape, strict=True)
+    ):
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"`{by}` must return a tensor of shape [{sizes}], got {list(value.shape)}. Return a value for each row and "
+            "position: nothing is broadcast or cut."
+        )
+
+
+def check_session(session: object, by: str, *methods: str) -> None:
+    """Refuse what is no session.
+
+    Args:
+        methods: it must have at least one of them.
+
+    Raises:
+        TypeError: it has none.
+    """
+    if not any(callable(getattr(session, method, None)) for method in methods):
+        raise TypeError(
+            f"`{by}` must return a session with the method `{methods[0]}`, got {type(session).__name__}. Return `self` "
+            "where nothing is remembered."
+        )
+
+
+class CheckedLogits:
+    """A model's logits, checked as far as they are computed.
+
+    Args:
+        logits: a tensor `b m v`, or what computes a part when it is asked for one.
+        by: what returned them.
+        shape: b and m.
+        vocab_size: the least v.
+    """
+
+    def __init__(self, logits: Any, by: str, shape: tuple[int, int], vocab_size: int) -> None:
+        self.logits, self.by, self.shape, self.vocab_size = logits, by, shape, vocab_size
+        if isinstance(logits, Tensor) or not hasattr(logits, "__getitem__"):
+            self._check(logits, shape)
+
+    def __getitem__(self, index: tuple[slice, slice], /) -> Tensor:
+        part: Tensor = self.logits[index]
+        rows, columns = (len(range(size)[of]) for size, of in zip(self.shape, index, strict=True))
+        self._check(part, (rows, columns))
+        return part
+
+    def _check(self, logits: Tensor, shape: tuple[int, int]) -> None:
+        check_returned(logits, self.by, (*shape, None), torch.float32)
+        if logits.shape[2] < self.vocab_size:
+            raise ValueError(
+                f"`{self.by}` must return logits of at least {self.vocab_size} ids, the model's `vocab_size`, got "
+                f"{logits.shape[2]}. Give −∞ to ids that it never predicts."
+            )
+
+
+def processed(processors: Iterable[Callable[[Any, Any], Any]], ids: Tensor | None, scores: Tensor) -> Tensor:
+    """The scores after all processors, `n v` → `n v`, as transformers' list of them gives it."""
+    for processor in processors:
+        shape, result = tuple(scores.shape), processor(ids, scores)
+        check_returned(result, name_of(processor), shape, torch.float32)
+        scores = result
+    return scores

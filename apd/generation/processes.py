@@ -1,0 +1,69 @@
+"""The processes of one run: which ones a launcher (`torchrun`, `accelerate launch`) has started, and where they meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+__all__ = ["are_launched", "join", "leave", "meet", "together"]
+
+_PATIENCE = timedelta(days=7)  # how long a process that is done waits for the others
+
+
+def are_launched() -> bool:
+    """Whether a launcher has started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
+def join(*, on_cpu: bool) -> PartialState:
+    """Find the other processes; without a launcher there are none. The state names this process's number and device.
+
+    Processes exchange little, so GPUs too are joined through gloo, in which a process waits without keeping its GPU
+    busy.
+
+    Args:
+        on_cpu: use no accelerator even where there is one.
+    """
+    from accelerate import PartialState
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    on_cpu = on_cpu or accelerator is None or accelerator.type == "mps"  # of which there is never more than one
+    launched = {"backend": "gloo", "timeout": _PATIENCE} if are_launched() else {}
+    return PartialState(cpu=on_cpu, **launched)
+
+
+def meet() -> None:
+    """Wait until every process is here.
+
+    Accelerate's own `wait_for_everyone` touches the GPU with this process's number, which a process on a CPU need not
+    have.
+
+    Raises:
+        RuntimeError: another process has ended early.
+    """
+    if torch.distributed.is_initialized():
+        with together():
+            torch.distributed.barrier()
+
+
+def leave() -> None:
+    """End what `join` began; the others need not be at the same point."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Names the cause where a collective operation fails because another process has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError("another process of this run has ended early; its message says why") from error
