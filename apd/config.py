@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,9 +53,11 @@ class APDConfig:
         check_fraction("acceptance_threshold", self.acceptance_threshold, "0 is the paper, 1 one token per step")
         if self.window_size != "auto":
             remedy = "Use 1 for one mask per step, None for all that are left, 'auto' to follow what is committed"
-            _check_count("window_size", self.window_size, remedy)
-        _check_count("kv_window", self.kv_window, "Use None for no cache (exact); 0 would never recompute a new token")
-        _check_count("kv_refresh", self.kv_refresh, "Use 1 to recompute everything at each step, None for never")
+            check_count("window_size", self.window_size, remedy, or_none=True)
+        remedy = "Use None for no cache (exact); 0 would never recompute a new token"
+        check_count("kv_window", self.kv_window, remedy, or_none=True)
+        remedy = "Use 1 to recompute everything at each step, None for never"
+        check_count("kv_refresh", self.kv_refresh, remedy, or_none=True)
         if self.kv_refresh is not None and self.kv_window is None:
             raise ValueError(
                 f"`kv_refresh` must be None without `kv_window`, got {self.kv_refresh}: there is no cache to refresh. Set "
@@ -96,11 +99,18 @@ def check_fraction(name: str, value: Any, remedy: str) -> None:
         raise ValueError(f"`{name}` must be in [0, 1], got {value}: {remedy}.")
 
 
-def _check_count(name: str, value: Any, remedy: str) -> None:
-    if value is None:
+def check_number(name: str, value: Any, rule: str, holds: Callable[[float], bool], remedy: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a number {rule}, got {value!r}. {remedy}.")
+    if not holds(float(value)):
+        raise ValueError(f"`{name}` must be {rule}, got {value}. {remedy}.")
+
+
+def check_count(name: str, value: Any, remedy: str, *, or_none: bool = False) -> None:
+    if value is None and or_none:
         return
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}` must be a whole number or None, got {value!r}. {remedy}.")
+        raise TypeError(f"`{name}` must be a whole number{' or None' * or_none}, got {value!r}. {remedy}.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}. {remedy}.")
 

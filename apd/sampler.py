@@ -19,7 +19,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from apd.config import KNOBS, APDConfig
+from apd.config import KNOBS, APDConfig, check_count
 from apd.decoding.acceptance import Coupling, Rejection
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.noise import mix_seed
@@ -52,9 +52,11 @@ from apd.models.loading import (
     as_drafter,
     as_verifier,
     check_vocabularies,
+    drafter_config,
     load_drafter,
     load_tokenizer,
     load_verifier,
+    verifier_config,
 )
 
 
@@ -153,6 +155,11 @@ class APDSampler:
                 `local_files_only`, `force_download`, for both models `max_memory`, `offload_folder`, `offload_buffers`,
                 for the drafter alone `tp_plan` or `distributed_config` (under torchrun; give every process the same `seed`) and
                 `quantization_config`.
+
+        Raises:
+            ValueError: models do not fit each other, a file is damaged, or what `load_drafter` and `load_verifier` refuse.
+            OSError: no weights in safetensors.
+            TypeError: an unknown argument.
         """
         own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
         known = [*KNOBS, *HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS, *own]
@@ -163,6 +170,19 @@ class APDSampler:
         )
         shared = {"dtype": dtype, "attn_implementation": attn_implementation, **placing}
         of_drafter, of_verifier = hub | {"revision": revision}, hub | {"revision": verifier_revision}
+        # All that can be wrong with small files is found before the weights are read.
+        config_of_drafter = drafter_config(drafter, spec=spec, mask_token_id=mask_token_id, **of_drafter)
+        tokenizer, verifier_tokenizer = load_tokenizer(drafter, **of_drafter), None
+        if verifier is not None:
+            config_of_verifier = verifier_config(verifier, **of_verifier).get_text_config(decoder=True)
+            verifier_tokenizer = load_tokenizer(verifier, **of_verifier)
+            check_vocabularies(
+                config_of_drafter.vocab_size,
+                config_of_verifier.vocab_size,
+                tokenizer,
+                verifier_tokenizer,
+                mask_token_id=config_of_drafter.mask_token_id,
+            )
         loaded = load_drafter(
             drafter, spec=spec, mask_token_id=mask_token_id, device_map=device_map, **shared, **splitting, **of_drafter
         )
@@ -174,9 +194,9 @@ class APDSampler:
         return cls(
             loaded,
             None if verifier is None else load_verifier(verifier, device_map=device_map, **shared, **of_verifier),
-            load_tokenizer(drafter, **of_drafter),
+            tokenizer,
             config,
-            verifier_tokenizer=None if verifier is None else load_tokenizer(verifier, **of_verifier),
+            verifier_tokenizer=verifier_tokenizer,
             **knobs_or_loading,
         )
 
@@ -389,8 +409,7 @@ class APDSampler:
                     f"`{name}` cannot be meant in generate_many(), where prompts come and go, got {value!r}. Use "
                     "`min_new_tokens`, a prompt several times, or generate()."
                 )
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        check_count("batch_size", batch_size, "Use 1 for one row at a time")
         check_prompts(prompts)
         run_seed = fresh_seed() if seed is None else whole_seed(seed)
         given = {

@@ -28,7 +28,7 @@ from apd.models.attention import GROUPED, grouped_sdpa
 from apd.models.graphs import FixedCache, forward_slots
 from apd.models.loading import as_drafter, as_verifier
 from apd.models.span import Span
-from apd.models.transformer import EagerPasses, cache_argument
+from apd.models.transformer import EagerPasses
 
 ROWS, QUERIES, KEYS, SIZE = 3, 5, 19, 8
 # Of outputs of unit scale: some ten times the rounding of their type.
@@ -226,7 +226,7 @@ def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
         hidden = run(tokens, edges, slots, 64, cache)
         return torch.cat([row[: end - start] for row, start, end in zip(hidden, starts, ends, strict=True)])
 
-    plain = partial(forward_slots, model, 1 if causal else None, cache_argument(model))
+    plain = partial(forward_slots, model, 1 if causal else None)
     expected = hidden_states("sdpa", plain)
     torch._dynamo.reset()
     compiled = hidden_states(GROUPED, torch.compile(plain, backend=backend, fullgraph=True, dynamic=False))

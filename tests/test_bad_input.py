@@ -8,12 +8,19 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pairs import STOP, trace_sampler
 from transformers import GenerationConfig, Qwen2ForCausalLM, TopKLogitsWarper
 
 from apd import APDConfig, APDSampler, Confidence, LeftToRight
+from apd.strategies import KLASS, WINO, Blocks, EntropyBound, Factor, Threshold
+
+try:
+    import peft
+except ImportError:
+    peft = None
 
 PROMPT = torch.tensor([[7, 107, 125, 41]])
 MASK = 150
@@ -198,7 +205,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     # sampling and counting
     "negative temperature": (
         ValueError,
-        "`temperature` must be at least 0, got -1.0. Use 0",
+        "`temperature` must be at least 0 and finite, got -1.0. Use 0",
         lambda: generate(do_sample=True, temperature=-1.0),
     ),
     "negative top_k": (ValueError, "`top_k` must be at least 0", lambda: generate(do_sample=True, top_k=-1)),
@@ -298,6 +305,135 @@ def test_bad_input_is_refused_with_argument_rule_value_and_remedy(case):
         warnings.simplefilter("ignore")
         with pytest.raises(error, match=message):
             call()
+
+
+NUMBERS = (
+    *("max_new_tokens", "max_length", "min_new_tokens", "min_length", "max_time", "num_return_sequences"),
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "repetition_penalty"),
+    *("no_repeat_ngram_size", "pad_token_id", "eos_token_id"),
+)
+NO_NUMBERS = ("8", "0.7", "", True, [[8]], {"value": 8}, float("nan"), -1, -0.5)
+OF_OTHER_KINDS = {
+    "eos_token_id": ("<eos>", [1, None], ["1"], 1.5),
+    "suppress_tokens": ("1, 2", 5, ["5"], [1.5]),
+    "begin_suppress_tokens": ("1, 2", 5, ["5"]),
+    "stop_strings": (5, [5], ["a", None], {"a": 1}),
+    "bos_token_id": ("<s>", 1.0),
+    "bad_words_ids": ("word", 5, [5], [["5"]]),
+    "sequence_bias": ("word", {"a": 1.0}, {(1,): "2"}),
+    "do_sample": ("true", 1, 0.0, []),
+    "renormalize_logits": ("no", 1),
+    "return_dict_in_generate": ("yes", 1),
+    "output_scores": ("yes", 1),
+    "output_logits": ("yes", 1),
+}
+
+
+def refused_by_name(name: str, call: Callable[[], Any], value: Any) -> None:
+    with warnings.catch_warnings(), pytest.raises((TypeError, ValueError), match=f"`{name}`") as raised:
+        warnings.simplefilter("ignore")
+        call()
+    assert "not supported between" not in str(raised.value), f"{name}={value!r}"
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *OF_OTHER_KINDS])
+def test_a_value_of_another_kind_is_refused_by_name(name):
+    """As text from a form or a YAML file comes: as an argument, in a configuration, in the model's own one."""
+    values = (*(NO_NUMBERS if name in NUMBERS else ()), *OF_OTHER_KINDS.get(name, ()))
+    model = trace_sampler().drafter.model
+    for value in values:
+        sampled = {} if name == "do_sample" else {"do_sample": True}
+        refused_by_name(name, lambda value=value, more=sampled: generate(**(more | {name: value})), value)
+        given = GenerationConfig()
+        setattr(given, name, value)
+        refused_by_name(name, lambda given=given, more=sampled: generate(generation_config=given, **more), value)
+        stored = copy.deepcopy(model.generation_config)
+        setattr(stored, name, value)
+        drafter = copy.copy(trace_sampler().drafter)
+        drafter.generation_config = stored
+        sampler = APDSampler(drafter, trace_sampler().verifier)
+        more = sampled if name.startswith("max_") else sampled | {"max_new_tokens": 4}
+        refused_by_name(name, lambda sampler=sampler, more=more: sampler.generate(PROMPT, **more), value)
+
+
+KNOBS = {
+    "mixture_weight": lambda value: APDConfig(mixture_weight=value),
+    "acceptance_threshold": lambda value: APDConfig(acceptance_threshold=value),
+    "window_size": lambda value: APDConfig(window_size=value),
+    "kv_window": lambda value: APDConfig(kv_window=value),
+    "kv_refresh": lambda value: APDConfig(kv_window=4, kv_refresh=value),
+    "batch_size": lambda value: trace_sampler().generate_many([[7]], batch_size=value),
+    "mask_token_id": lambda value: in_memory_with_mask(value),
+    "tokens_per_step": LeftToRight,
+    "threshold": Threshold,
+    "factor": Factor,
+    "bound": EntropyBound,
+    "length": lambda value: Blocks(Confidence(), value),
+    "kl_threshold": lambda value: KLASS(kl_threshold=value),
+    "history": lambda value: KLASS(history=value),
+    "revoke_below": lambda value: WINO(revoke_below=value),
+}
+
+
+def in_memory_with_mask(mask_token_id: Any) -> Any:
+    return APDSampler(
+        trace_sampler().drafter.model, trace_sampler().verifier, spec="dream", mask_token_id=mask_token_id
+    )
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_a_knob_of_another_kind_is_refused_by_name(name):
+    for value in (*NO_NUMBERS, [8, "8"]):
+        refused_by_name(name, lambda value=value: KNOBS[name](value), value)
+
+
+def test_numbers_of_arrays_are_numbers():
+    plain = generate(do_sample=True, temperature=0.5, top_k=5, seed=1)
+    assert torch.equal(plain, generate(do_sample=True, temperature=np.float32(0.5), top_k=np.int64(5), seed=1))
+    assert torch.equal(plain, generate(do_sample=True, temperature=torch.tensor(0.5), top_k=5, seed=1))
+    assert torch.equal(generate(eos_token_id=[STOP]), generate(eos_token_id=torch.tensor([STOP])))
+
+
+@pytest.mark.parametrize("pad_token_id", [-1, 160, 2**40])
+def test_a_pad_token_outside_the_vocabulary_is_refused(pad_token_id):
+    with pytest.raises(
+        ValueError, match=rf"`pad_token_id` must be an id that can be decoded, 0 to 159, got {pad_token_id}"
+    ):
+        generate(pad_token_id=pad_token_id)
+
+
+def test_a_pad_token_that_the_tokenizer_alone_knows_will_do():
+    class Tokenizer:
+        pad_token_id = eos_token_id = unk_token_id = None
+
+        def __len__(self) -> int:
+            return 161
+
+    assert generate(pad_token_id=160, tokenizer=Tokenizer()).shape[1] == PROMPT.shape[1] + 4
+
+
+@pytest.mark.parametrize("role", ["drafter", "verifier"])
+def test_a_wrapper_around_a_model_is_refused_with_how_to_unwrap_it(role):
+    model = getattr(trace_sampler(), role).model
+
+    class Sharded(torch.nn.Module):  # as torch's FullyShardedDataParallel, which needs a process group
+        module = model
+
+        def summon_full_params(self) -> None: ...
+
+    wrapped = {
+        "model._orig_mod": torch.compile(model, backend="eager"),
+        "model.module": torch.nn.DataParallel(model),
+        "full state dict": Sharded(),
+        "from_pretrained": "org/model",
+    }
+    if peft is not None:
+        settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        wrapped["merge_and_unload"] = peft.get_peft_model(copy.deepcopy(model), settings)
+    for remedy, one in wrapped.items():
+        models = {"drafter": trace_sampler().drafter, "verifier": trace_sampler().verifier} | {role: one}
+        with pytest.raises(TypeError, match=rf"`{role}` must be a transformers model .*{remedy}"):
+            APDSampler(**models, spec="dream" if role == "drafter" else None)
 
 
 def test_sampling_arguments_without_do_sample_are_warned_of():

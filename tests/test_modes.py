@@ -13,7 +13,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from apd import WINO, APDSampler, Autoregressive, LeftToRight
-from apd.decoding.step import as_it_is
+from apd.decoding.step import PLAIN
 from apd.integrations.lm_eval import sequential_logprobs
 from apd.models.loading import as_drafter, as_verifier
 
@@ -159,7 +159,7 @@ def test_calls_inside_and_outside_of_autocast_do_not_mix(is_compiled) -> None:
     sampler = own_sampler()
     if is_compiled:
         sampler.compile(backend="eager")
-        sampler.fused = as_it_is
+        sampler.kernels = PLAIN
 
     def run(is_on: bool) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_on):

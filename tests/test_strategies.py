@@ -352,7 +352,7 @@ def test_a_sampler_may_have_a_strategy_of_its_own():
         (lambda: Blocks(Confidence(), 0), "`length` must be at least 1"),
         (lambda: KLASS(1.5), r"`threshold` must be in \[0, 1\]"),
         (lambda: KLASS(kl_threshold=0), "`kl_threshold` must be above 0"),
-        (lambda: KLASS(history=0), "`history` must be at least 1 step"),
+        (lambda: KLASS(history=0), "`history` must be at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, message):

@@ -445,6 +445,8 @@ def _answers(
     from apd import Confidence, LeftToRight
 
     sampling = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
+    if arguments.stop_string is not None:  # None would override those in the drafter's generation config
+        sampling["stop_strings"] = arguments.stop_string
     strategy = None
     if arguments.strategy is not None:
         name, tokens_per_step = arguments.strategy.split(":")
@@ -459,7 +461,6 @@ def _answers(
         strategy=strategy,
         max_new_tokens=arguments.max_new_tokens,
         do_sample=arguments.do_sample,
-        stop_strings=arguments.stop_string,
         **sampling,
     )
 

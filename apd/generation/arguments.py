@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import math
 import numbers
 import warnings
 from collections import ChainMap
@@ -50,6 +51,7 @@ from apd.decoding.sampling import Sampling
 from apd.decoding.strategy import Strategy
 from apd.decoding.window import window_policy
 from apd.generation.stop_strings import StopStrings
+from apd.kinds import GENERATION, misfit
 
 _COLDEST = 1e-5  # below it, scores divided by the temperature overflow, and the best token is drawn all the same
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
@@ -64,13 +66,21 @@ _DEFAULTS = {
     "eta_cutoff": 0.0,
 }
 _RULES: dict[str, tuple[str, Callable[[float], bool], str]] = {
-    "temperature": ("at least 0", lambda value: value >= 0, "Use 0 for greedy decoding"),
+    "max_new_tokens": ("at least 1", lambda value: value >= 1, "Leave it out for the default"),
+    "max_length": ("at least 1", lambda value: value >= 1, "Set `max_new_tokens` instead"),
+    "min_new_tokens": ("at least 0", lambda value: value >= 0, "Use 0 for no minimum"),
+    "min_length": ("at least 0", lambda value: value >= 0, "Use 0 for no minimum"),
+    "max_time": ("at least 0 seconds", lambda value: value >= 0, "Leave it out for no limit"),
+    "num_return_sequences": ("at least 1", lambda value: value >= 1, "Use 1 for one answer per prompt"),
+    "temperature": ("at least 0 and finite", lambda value: 0 <= value < math.inf, "Use 0 for greedy decoding"),
     "top_k": ("at least 0", lambda value: value >= 0, "Use 0 to keep all tokens"),
     "top_p": ("in (0, 1]", lambda value: 0 < value <= 1, "Use 1 to keep all tokens"),
     "min_p": ("in [0, 1]", lambda value: 0 <= value <= 1, "Use 0 to keep all tokens"),
     "typical_p": ("in (0, 1]", lambda value: 0 < value <= 1, "Use 1 to keep all tokens"),
     "epsilon_cutoff": ("in [0, 1)", lambda value: 0 <= value < 1, "Use 0 to keep all tokens"),
     "eta_cutoff": ("in [0, 1)", lambda value: 0 <= value < 1, "Use 0 to keep all tokens"),
+    "repetition_penalty": ("above 0 and finite", lambda value: 0 < value < math.inf, "Use 1 for no penalty"),
+    "no_repeat_ngram_size": ("at least 0", lambda value: value >= 0, "Use 0 to allow repetitions"),
 }
 
 #: Arguments of `generate()` that work, knobs of `APDConfig` aside. `docs/generate.md` says how.
@@ -116,6 +126,7 @@ SUPPORTED = (
     "output_logits",
 )
 _SAMPLING_ONLY = tuple(_DEFAULTS)
+_LENGTHS = ("max_new_tokens", "max_length")
 
 _ONE_DRAW = "APD draws one continuation at a time; use `num_return_sequences` for several"
 _NO_ASSISTANT = "the diffusion model is what drafts"
@@ -260,12 +271,13 @@ def resolve(
     """
     prompt = _checked_ids(prompt)
     stop_token_ids = _stop_token_ids(generation, limits)
+    _check_pad_token(generation.pad_token_id, limits, tokenizer)
     padding = _left_padding(prompt, attention_mask, generation.pad_token_id, stop_token_ids)
     _check_tokens(prompt, padding, limits)
     max_new_tokens = _max_new_tokens(generation, prompt.shape[1])
     _check_length(prompt.shape[1] - int(padding.min()), max_new_tokens, limits)
 
-    copies = _count("num_return_sequences", generation.num_return_sequences or 1)
+    copies = int(generation.num_return_sequences or 1)
     prompt, padding = prompt.to(limits.device), padding.to(limits.device)
     if copies > 1:
         prompt, padding = prompt.repeat_interleave(copies, 0), padding.repeat_interleave(copies, 0)
@@ -313,8 +325,8 @@ def effective_config(
     As in transformers, an argument given as `None` overrides what stands behind it: `eos_token_id=None` stops nowhere.
 
     Raises:
-        TypeError: an unknown argument; the nearest is named.
-        ValueError: an argument that cannot be meant here; the reason is named.
+        TypeError: an unknown argument; the nearest is named. Or a value of another type.
+        ValueError: a value outside its range, or an argument that cannot be meant here; the reason is named.
     """
     if given is not None and not isinstance(given, GenerationConfig):
         raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(given).__name__}.")
@@ -323,14 +335,26 @@ def effective_config(
         added = [name for name in vars(given) if name not in of_transformers and name[0] != "_"]
         refuse_unknown(added, of_transformers, "GenerationConfig")
     _refuse(kwargs, unless=())  # before transformers looks at them
+    for source in (kwargs, vars(given) if given is not None else {}):
+        if complaint := misfit(source, GENERATION):
+            raise TypeError(complaint)
+    for default in defaults:
+        if complaint := misfit(default, GENERATION, " of the drafter's generation config or tokenizer"):
+            raise TypeError(complaint)
     config = copy.deepcopy(given) if given is not None else GenerationConfig()
     # One update, since each validates everything.
     known = [{name: value for name, value in default.items() if value is not None} for default in defaults]
+    if any(source.get(name) is not None for source in (kwargs, vars(config)) for name in _LENGTHS):
+        # Two names of one limit: a stored `max_new_tokens` does not take precedence over the caller's `max_length`.
+        known = [{name: value for name, value in default.items() if name not in _LENGTHS} for default in known]
     config.update(**dict(ChainMap(*known)), defaults_only=True)
     unused = config.update(**kwargs)
     refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
     _refuse(vars(config), unless=_UNASKED)
     _refuse_new(config)
+    for name, (rule, holds, remedy) in _RULES.items():
+        if (value := getattr(config, name)) is not None and not holds(value):
+            raise ValueError(f"`{name}` must be {rule}, got {value}. {remedy}.")
     for name in _SAMPLING_ONLY:
         if kwargs.get(name) is not None and not config.do_sample:
             warn(f"`{name}` has no effect without `do_sample=True`.")
@@ -448,16 +472,18 @@ def unprepared(
     return {"generation_config": config, **kept}
 
 
+# None of them is None, for which the model's own configuration would be looked up a second time.
 _BECAME_OBJECTS = {
     **_DEFAULTS,
     "top_k": 0,
-    "repetition_penalty": None,
-    "no_repeat_ngram_size": None,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "max_time": None,
-    "stop_strings": None,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "bad_words_ids": [],
+    "sequence_bias": {},
+    "suppress_tokens": [],
+    "max_time": math.inf,
+    "stop_strings": [],
+    "eos_token_id": [],
 }
 _BECOME_OPTIONS = {
     MinLengthLogitsProcessor: "min_length",
@@ -558,6 +584,16 @@ def _stop_token_ids(generation: GenerationConfig, limits: Limits) -> list[int]:
     return stop_token_ids
 
 
+def _check_pad_token(pad_token_id: int | None, limits: Limits, tokenizer: Any) -> None:
+    """No model reads padding, so that an id will do that the tokenizer alone knows."""
+    known = max(limits.vocab_size, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
+    if pad_token_id is not None and not 0 <= pad_token_id < known:
+        raise ValueError(
+            f"`pad_token_id` must be an id that can be decoded, 0 to {known - 1}, got {pad_token_id}. Pass another one, "
+            "such as the stop token's, or correct the generation_config.json that it comes from."
+        )
+
+
 def _check_tokens(prompt: Tensor, padding: Tensor, limits: Limits) -> None:
     real = torch.arange(prompt.shape[1], device=prompt.device) >= padding[:, None]
     if (real & (prompt == limits.mask_token_id)).any():
@@ -599,7 +635,7 @@ def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
     if generation.max_new_tokens is not None:
         if generation.max_length is not None:
             warn("`max_new_tokens` takes precedence over `max_length`.")
-        return _count("max_new_tokens", generation.max_new_tokens)
+        return int(generation.max_new_tokens)
     if generation.max_length is None:
         warn(
             f"Neither `max_new_tokens` nor `max_length` is set: {DEFAULT_NEW_TOKENS} new tokens at most.",
@@ -662,7 +698,7 @@ def _processors(generation: GenerationConfig, stops: Tensor) -> list[LogitsProce
 
 def _criteria(generation: GenerationConfig, given: Iterable[StoppingCriteria], tokenizer: Any) -> StoppingCriteriaList:
     criteria = StoppingCriteriaList()
-    if generation.max_time is not None:
+    if generation.max_time not in (None, math.inf):
         criteria.append(MaxTimeCriteria(max_time=generation.max_time))
     if generation.stop_strings:
         if tokenizer is None:
@@ -679,9 +715,6 @@ def _sampling(generation: GenerationConfig, given: LogitsProcessorList, redraw: 
     """Transformers' own warpers in transformers' own order, the caller's behind them."""
     values = {name: getattr(generation, name) for name in _SAMPLING_ONLY}
     setting = {name: _DEFAULTS[name] if value is None else value for name, value in values.items()}
-    for name, (rule, holds, remedy) in _RULES.items():
-        if not holds(setting[name]):
-            raise ValueError(f"`{name}` must be {rule}, got {setting[name]}. {remedy}.")
     warpers = LogitsProcessorList()
     if not generation.do_sample or setting["temperature"] < _COLDEST:
         return Sampling(given, greedy=True)
@@ -701,11 +734,3 @@ def _sampling(generation: GenerationConfig, given: LogitsProcessorList, redraw: 
         warpers.append(EtaLogitsWarper(float(setting["eta_cutoff"])))
     warpers.extend(given)
     return Sampling(warpers, greedy=False, redraw=redraw)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}` must be a whole number, got {value!r}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    return int(value)

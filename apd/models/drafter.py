@@ -35,11 +35,7 @@ class MaskedDiffusionDrafter(TransformersModel):
         self.mask_token_id = mask_token_id
         self.logit_shift = logit_shift
         self.generation_config = model.generation_config
-        if not 0 <= mask_token_id < self.vocab_size:
-            raise ValueError(
-                f"`mask_token_id` must be an id of the drafter, 0 to {self.vocab_size - 1}, got {mask_token_id}. "
-                "Give the id of its mask token."
-            )
+        check_mask_token(mask_token_id, self.vocab_size)
 
     def open(self, state: DecodeState) -> NeuralDrafterSession:
         return NeuralDrafterSession(self, state, None, None)
@@ -118,3 +114,16 @@ class NeuralDrafterSession:
         new = state.layout.padding[len(self.starts) :]
         self.starts, self.refreshed_at = [*self.starts, *new], [*self.refreshed_at, *new]
         self.passes.join(state)
+
+
+def check_mask_token(mask_token_id: int, vocab_size: int) -> None:
+    """Refuse a mask token that the drafter has no row for.
+
+    Raises:
+        ValueError: `mask_token_id` is not in the vocabulary.
+    """
+    if not 0 <= mask_token_id < vocab_size:
+        raise ValueError(
+            f"`mask_token_id` must be an id of the drafter, 0 to {vocab_size - 1}, got {mask_token_id}. Give the id of "
+            "its mask token."
+        )

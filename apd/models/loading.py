@@ -9,15 +9,14 @@ only logs a weight that found no place, and keeps random numbers where one is mi
 """
 
 import inspect
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -37,8 +36,10 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from apd.decoding.protocols import Drafter, Verifier
+from apd.kinds import GENERATION, ID, IDS, OBJECT, REAL, TEXT, WHOLE, Kind, misfit
 from apd.models.attention import GROUPED, group_heads
-from apd.models.drafter import MaskedDiffusionDrafter
+from apd.models.checkpoint import TOKENIZER, Checkpoint
+from apd.models.drafter import MaskedDiffusionDrafter, check_mask_token
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses, input_device
 from apd.models.verifier import CausalVerifier
@@ -52,9 +53,11 @@ __all__ = [
     "as_drafter",
     "as_verifier",
     "check_vocabularies",
+    "drafter_config",
     "load_drafter",
     "load_tokenizer",
     "load_verifier",
+    "verifier_config",
 ]
 
 RawConfig = Mapping[str, Any]
@@ -77,6 +80,17 @@ _NEEDED = (
     "rms_norm_eps",
 )
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# Of any config.json, whatever the model; transformers checks the fields of its own classes.
+_CONFIG = {
+    "model_type": TEXT,
+    "architectures": Kind("a list of names", lambda names: isinstance(names, list)),
+    "quantization_config": OBJECT,
+    "rope_scaling": OBJECT,
+    "rope_parameters": OBJECT,
+    "mask_token_id": ID,
+    "eos_token_id": IDS,
+}
+_FRACTIONS = ("rms_norm_eps", "rope_theta")
 _OPTIONAL = ("head_dim", "hidden_act", "attention_bias", "initializer_range", "tie_word_embeddings")
 
 
@@ -229,6 +243,12 @@ def _need(raw: RawConfig, *names: str) -> None:
             f"config.json lacks {', '.join(f'`{name}`' for name in missing)}. It does not describe a model of this "
             "family; choose another one by `spec=`, or write a `ModelSpec` with its own `config_fields`."
         )
+    for name in names:
+        kind = REAL if name in _FRACTIONS else WHOLE
+        if complaint := misfit(raw, {name: kind}, " in config.json"):
+            raise ValueError(complaint)
+        if not raw[name] > 0:
+            raise ValueError(f"`{name}` in config.json must be above 0, got {raw[name]!r}. Fetch the file again.")
 
 
 def _resolve_spec(spec: str | ModelSpec) -> ModelSpec:
@@ -254,6 +274,14 @@ def _families() -> str:
     return ", ".join(map(repr, FAMILIES))
 
 
+def drafter_config(
+    path: str | Path, *, spec: str | ModelSpec | None = None, mask_token_id: int | None = None, **hub: Any
+) -> PreTrainedConfig:
+    """The config that a drafter will have, its `mask_token_id` included. Arguments and errors as in `load_drafter`."""
+    _check_hub_arguments(hub)
+    return _plan_drafter(Checkpoint(path, hub), spec, mask_token_id)[1]
+
+
 def load_drafter(
     path: str | Path,
     *,
@@ -266,6 +294,8 @@ def load_drafter(
 ) -> MaskedDiffusionDrafter:
     """A masked-diffusion model from a directory or the hub, ready to draft.
 
+    Weights that are stored quantised are loaded as transformers loads them, with what that needs installed.
+
     Args:
         path: a directory, or a model id of the hub.
         spec: the family, if `config.json` does not say it or says it wrongly: a name in `FAMILIES`, or a `ModelSpec`.
@@ -275,41 +305,74 @@ def load_drafter(
         attn_implementation: "sdpa", "eager" or "grouped_sdpa", the default where heads share keys; see `apd.models.attention`.
         **hub: `HUB_ARGUMENTS`, as in transformers; also `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`.
     Raises:
-        ValueError: unknown family, no mask token, weights that do not fit, unsupported attention.
+        ValueError: unknown family, no mask token, weights that do not fit, unsupported attention, an adapter, pickled
+            weights, a damaged file.
+        OSError: no weights, or only pickled ones.
     """
     placing = _taken(hub, PLACING_ARGUMENTS + SPLITTING_ARGUMENTS)
     _check_hub_arguments(hub)
     _check_implementation(attn_implementation)
+    checkpoint = Checkpoint(path, hub)
+    spec, config, generation_config = _plan_drafter(checkpoint, spec, mask_token_id)
+    with checkpoint.reading_weights():
+        model, report = spec.model_class.from_pretrained(
+            path,
+            config=config,
+            generation_config=generation_config,
+            key_mapping=dict(spec.key_mapping) or None,
+            dtype=_default_dtype(device_map) if dtype is None else dtype,
+            device_map=device_map,
+            attn_implementation="sdpa" if attn_implementation in (None, GROUPED) else attn_implementation,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # so that they are reported, and refused below, with the others
+            output_loading_info=True,
+            **placing,
+            **hub,
+        )
+    _check_complete(path, model, report, "missing_keys", "mismatched_keys", "unexpected_keys")
+    group_heads(model, attn_implementation)
+    return _wrap(model, spec, config.mask_token_id)
+
+
+def _plan_drafter(
+    checkpoint: Checkpoint, spec: str | ModelSpec | None, mask_token_id: int | None
+) -> tuple[ModelSpec, PreTrainedConfig, GenerationConfig]:
+    """All that is known of a drafter, and checked, before its weights are read."""
+    checkpoint.refuse_adapter()
     # Never AutoConfig: with `auto_map` it asks on stdin whether to run the checkpoint's code, and without it the model
     # type is unknown. `Qwen2ForCausalLM.from_pretrained(path)` alone would load Dream as a causal model, silently.
-    raw = _read_json(path, "config.json", hub) or _no_config(path)
-    spec = _recognise(raw, path) if spec is None else _resolve_spec(spec)
+    raw = checkpoint.read_json("config.json", _CONFIG) or _no_config(checkpoint.path)
+    spec = _recognise(raw, checkpoint.path) if spec is None else _resolve_spec(spec)
     if mask_token_id is None:
         mask_token_id = raw.get("mask_token_id")
     if mask_token_id is None:
-        mask_token_id = getattr(load_tokenizer(path, **hub), "mask_token_id", None)
+        mask_token_id = getattr(load_tokenizer(checkpoint.path, **checkpoint.hub), "mask_token_id", None)
     # Special ids come from the checkpoint or not at all: left to LlamaConfig, a LLaDA would stop at id 2.
-    special_ids = {name: raw.get(name) for name in _SPECIAL_IDS}
-    config = spec.model_class.config_class(**(special_ids | spec.config_fields(raw)))
+    fields = {name: raw.get(name) for name in _SPECIAL_IDS} | spec.config_fields(raw)
+    # How and where the weights are stored.
+    fields |= {name: raw[name] for name in ("quantization_config", "transformers_weights") if raw.get(name)}
+    with _reading_config(checkpoint):
+        config = spec.model_class.config_class(**fields)
     config.is_causal = False
     config.mask_token_id = mask_token_id = _need_mask(mask_token_id)
-    model, report = spec.model_class.from_pretrained(
-        path,
-        config=config,
-        generation_config=_generation_config(path, config, hub),
-        key_mapping=dict(spec.key_mapping) or None,
-        dtype=_default_dtype(device_map) if dtype is None else dtype,
-        device_map=device_map,
-        attn_implementation="sdpa" if attn_implementation in (None, GROUPED) else attn_implementation,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,  # so that they are reported, and refused below, with the others
-        output_loading_info=True,
-        **placing,
-        **hub,
-    )
-    _check_complete(path, spec.model_class, report, "missing_keys", "mismatched_keys", "unexpected_keys")
-    group_heads(model, attn_implementation)
-    return _wrap(model, spec, mask_token_id)
+    check_mask_token(mask_token_id, config.vocab_size)
+    _check_layers(config)
+    return spec, config, _generation_config(checkpoint, raw, config)
+
+
+@contextmanager
+def _reading_config(checkpoint: Checkpoint) -> Iterator[None]:
+    """While transformers builds a config: it says which field is wrong, and this in which file."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"{checkpoint.find('config.json')} is no config of a model: {error}") from error
+
+
+def verifier_config(path: str | Path, **hub: Any) -> PreTrainedConfig:
+    """The config that a verifier will have. Arguments and errors as in `load_verifier`."""
+    _check_hub_arguments(hub)
+    return _plan_verifier(Checkpoint(path, hub))
 
 
 def load_verifier(
@@ -326,42 +389,57 @@ def load_verifier(
     everything before them.
 
     Raises:
-        ValueError: a diffusion model, a model that transformers knows no code for, unsupported attention.
+        ValueError: a diffusion model, a model that transformers knows no code for, unsupported attention, an adapter,
+            pickled weights, a damaged file.
+        OSError: no weights, or only pickled ones.
     """
     placing = _taken(hub, PLACING_ARGUMENTS)
     _check_hub_arguments(hub)
     _check_implementation(attn_implementation)
-    raw = _read_json(path, "config.json", hub) or _no_config(path)
-    model_type = raw.get("model_type")
+    checkpoint = Checkpoint(path, hub)
+    config = _plan_verifier(checkpoint)
+    with checkpoint.reading_weights():
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=_default_dtype(device_map) if dtype is None else dtype,
+            device_map=device_map,
+            attn_implementation="sdpa" if attn_implementation == GROUPED else attn_implementation,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **placing,
+            **hub,
+        )
+    # Weights without a place are tolerated here: checkpoints of causal models come with heads nobody asked for.
+    _check_complete(path, model, report, "missing_keys", "mismatched_keys")
+    group_heads(model, attn_implementation)
+    return CausalVerifier(_check_causal(model))
+
+
+def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """All that is known of a verifier, and checked, before its weights are read."""
+    checkpoint.refuse_adapter()
+    raw = checkpoint.read_json("config.json", _CONFIG) or _no_config(checkpoint.path)
+    path, model_type = str(checkpoint.path), raw.get("model_type")
     if raw.get("is_causal") is False or any(model_type in spec.model_types for spec in FAMILIES.values()):
         raise ValueError(
-            f"The verifier must be a causal model, but {str(path)!r} (model_type {model_type!r}) attends both ways. "
+            f"The verifier must be a causal model, but {path!r} (model_type {model_type!r}) attends both ways. "
             "Give it as the drafter, and as the verifier a causal model with the same tokenizer."
         )
     if model_type not in CONFIG_MAPPING:
         raise ValueError(
-            f"transformers has no code for model_type {model_type!r} of {str(path)!r}, and code that comes with a "
+            f"transformers has no code for model_type {model_type!r} of {path!r}, and code that comes with a "
             "checkpoint is never run. Choose a verifier that this transformers version knows."
         )
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)
-    _check_layers(config)  # before the weights are fetched
-    model, report = AutoModelForCausalLM.from_pretrained(
-        path,
-        config=config,
-        dtype=_default_dtype(device_map) if dtype is None else dtype,
-        device_map=device_map,
-        attn_implementation="sdpa" if attn_implementation == GROUPED else attn_implementation,
-        trust_remote_code=False,
-        use_safetensors=True,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-        **placing,
-        **hub,
-    )
-    # Weights without a place are tolerated here: checkpoints of causal models come with heads nobody asked for.
-    _check_complete(path, type(model), report, "missing_keys", "mismatched_keys")
-    group_heads(model, attn_implementation)
-    return CausalVerifier(_check_causal(model))
+    with _reading_config(checkpoint):
+        config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, **checkpoint.hub)
+    _check_layers(config)
+    checkpoint.read_json(
+        "generation_config.json", GENERATION
+    )  # transformers reads it, and names neither file nor field
+    return config
 
 
 def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | None:
@@ -375,8 +453,11 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
         **hub: as in `load_drafter`.
     """
     _check_hub_arguments(hub)
-    settings = _read_json(path, "tokenizer_config.json", hub)
-    if _find(path, "tokenizer.json", hub):
+    checkpoint = Checkpoint(path, hub)
+    settings = checkpoint.read_json("tokenizer_config.json", TOKENIZER)
+    # Without `model_input_names` some tokenizers add token_type_ids, which no model here takes.
+    more: dict[str, Any] = {"model_input_names": ["input_ids", "attention_mask"]}
+    if checkpoint.find("tokenizer.json"):
         # PreTrainedTokenizerFast reads no config.json, so a model_type that transformers does not know does no harm.
         tokenizer_class: Any = PreTrainedTokenizerFast
     elif settings is None:
@@ -384,10 +465,9 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
     elif settings.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"):
         tokenizer_class = Qwen2Tokenizer
     else:
-        return AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False, **hub)
-    # Without `model_input_names` some tokenizers add token_type_ids, which no model here takes.
-    names = ["input_ids", "attention_mask"]
-    return tokenizer_class.from_pretrained(path, padding_side="left", model_input_names=names, **hub)
+        tokenizer_class, more = AutoTokenizer, {"trust_remote_code": False}
+    with checkpoint.reading_tokenizer():
+        return tokenizer_class.from_pretrained(path, padding_side="left", **more, **hub)
 
 
 def _taken(arguments: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -401,22 +481,6 @@ def _check_hub_arguments(hub: Mapping[str, Any]) -> None:
             raise TypeError(
                 f"Unknown argument `{name}`. Besides the named ones, loading takes {', '.join(HUB_ARGUMENTS)}."
             )
-
-
-def _find(path: str | Path, name: str, hub: Mapping[str, Any]) -> Path | None:
-    """Where a file of a checkpoint lies on this machine, after fetching it if need be; `None` if there is none."""
-    if Path(path).is_dir():
-        file = Path(path, name)
-        return file if file.is_file() else None
-    try:
-        return Path(hf_hub_download(str(path), name, **hub))
-    except (EntryNotFoundError, HFValidationError):  # no such file; not even the form of a model id
-        return None
-
-
-def _read_json(path: str | Path, name: str, hub: Mapping[str, Any]) -> dict[str, Any] | None:
-    file = _find(path, name, hub)
-    return None if file is None else json.loads(file.read_text(encoding="utf-8"))
 
 
 def _no_config(path: str | Path) -> NoReturn:
@@ -436,12 +500,18 @@ def _default_dtype(device_map: Any) -> torch.dtype | str:
     return torch.float32 if all(str(device) == "cpu" for device in devices) else "auto"
 
 
-def _generation_config(path: str | Path, config: PreTrainedConfig, hub: Mapping[str, Any]) -> GenerationConfig:
+def _generation_config(checkpoint: Checkpoint, raw: RawConfig, config: PreTrainedConfig) -> GenerationConfig:
     """The checkpoint's generation config as far as transformers knows it; stop and padding ids default to the model's.
 
-    Dream's holds options of its own sampler, and a temperature of 0, with which `do_sample=True` would raise.
+    Without a generation_config.json the fields in config.json count, as in transformers. Dream's holds options of its
+    own sampler, and a temperature of 0 that is not for `do_sample=True`, with which it would mean greedy decoding.
     """
-    stored = _read_json(path, "generation_config.json", hub) or {}
+    file = "generation_config.json"
+    stored: RawConfig | None = checkpoint.read_json(file)
+    if stored is None:
+        file, stored = "config.json", raw
+    if complaint := misfit(stored, GENERATION, f" in {file} of {str(checkpoint.path)!r}"):
+        raise ValueError(complaint)
     fields: dict[str, Any] = {name: getattr(config, name, None) for name in _SPECIAL_IDS}
     known = vars(GenerationConfig()).keys() - {"transformers_version"}
     fields |= {
@@ -449,19 +519,45 @@ def _generation_config(path: str | Path, config: PreTrainedConfig, hub: Mapping[
         for name, value in stored.items()
         if name in known and not name.startswith("_") and value is not None
     }
-    if fields.get("temperature") is not None and fields["temperature"] <= 0:
+    if fields.get("temperature") == 0 and not fields.get("do_sample"):
         del fields["temperature"]
-    return GenerationConfig(**fields)
+    try:
+        return GenerationConfig(**fields)
+    except ValueError as error:
+        raise ValueError(f"{file} of {str(checkpoint.path)!r} is no generation config: {error}") from error
 
 
-def _check_complete(path: str | Path, model_class: type, report: Mapping[str, Any], *kinds: str) -> None:
+def _check_complete(path: str | Path, model: PreTrainedModel, report: Mapping[str, Any], *kinds: str) -> None:
+    quantisation = getattr(model.config, "quantization_config", None)
     for kind in kinds:
         if keys := sorted(map(str, report[kind])):
+            stored_as = "" if quantisation is None else f" They are loaded as quantised: {quantisation}."
             raise ValueError(
-                f"The weights of {str(path)!r} do not fit {model_class.__name__}: {len(keys)} "
-                f"{kind.replace('_', ' ')}, such as {', '.join(keys[:3])}. Check `spec=`, its `key_mapping` (at most "
-                "one capture group per pattern) and its `config_fields`."
+                f"The weights of {str(path)!r} do not fit {type(model).__name__}: {len(keys)} "
+                f"{kind.replace('_', ' ')}, such as {', '.join(keys[:3])}.{stored_as} Check `spec=`, its `key_mapping` (at "
+                "most one capture group per pattern) and its `config_fields`."
             )
+
+
+# What models are wrapped in, and how to come at the model: an attribute of the wrapper, and the remedy.
+_WRAPPERS = (
+    ("merge_and_unload", "an adapter around a model: pass `model.merge_and_unload()`"),
+    ("get_base_model", "an adapter around a model that cannot be merged: pass a model that was trained without one"),
+    ("_orig_mod", "what torch.compile gives: pass `model._orig_mod`, and compile by `sampler.compile()`"),
+    ("summon_full_params", "a part of a sharded model: save its full state dict, and load that by `load_drafter`"),
+    ("module", "a wrapper around a model, for several devices: pass `model.module`"),
+    ("pretrained_model", "a wrapper around a model, for training: pass `model.pretrained_model`"),
+)
+
+
+def _unwrapping(model: Any) -> str:
+    """What a wrapper around a transformers model is and how to unwrap it; empty for anything else."""
+    if isinstance(model, (str, Path)):
+        return " `APDSampler.from_pretrained` loads models by their names."
+    for name, remedy in _WRAPPERS:
+        if hasattr(model, name):
+            return f" That is {remedy}."
+    return ""
 
 
 def as_drafter(
@@ -483,7 +579,8 @@ def as_drafter(
     if not isinstance(model, PreTrainedModel):
         if not callable(getattr(model, "open", None)):
             raise TypeError(
-                f"`drafter` must be a transformers model or an `apd.models.drafter.Drafter`, got {type(model).__name__}."
+                f"`drafter` must be a transformers model or an `apd.Drafter`, got {type(model).__name__}."
+                + _unwrapping(model)
             )
         if spec is not None or mask_token_id is not None:
             raise ValueError(
@@ -529,7 +626,8 @@ def as_verifier(model: PreTrainedModel | Verifier) -> Verifier:
         return CausalVerifier(_check_causal(model))
     if not callable(getattr(model, "open", None)):
         raise TypeError(
-            f"`verifier` must be a transformers model or an `apd.models.verifier.Verifier`, got {type(model).__name__}."
+            f"`verifier` must be a transformers model or an `apd.Verifier`, got {type(model).__name__}."
+            + _unwrapping(model)
         )
     return model
 
@@ -539,6 +637,8 @@ def _need_mask(mask_token_id: int | None) -> int:
         raise ValueError(
             "`mask_token_id` must be given: neither the config nor the tokenizer of the drafter names a mask token."
         )
+    if complaint := misfit({"mask_token_id": mask_token_id}, {"mask_token_id": ID}):
+        raise TypeError(complaint)
     return mask_token_id
 
 

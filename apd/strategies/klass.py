@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from apd.config import check_count, check_fraction, check_number
 from apd.decoding.pair import Draft
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
@@ -38,12 +39,10 @@ class KLASS:
     is_random = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
-        if self.kl_threshold <= 0:
-            raise ValueError(f"`kl_threshold` must be above 0 nats, got {self.kl_threshold}.")
-        if self.history < 1:
-            raise ValueError(f"`history` must be at least 1 step, got {self.history}.")
+        check_fraction("threshold", self.threshold, "1 is one token per step")
+        remedy = "Small values commit one token per step"
+        check_number("kl_threshold", self.kl_threshold, "above 0 nats", lambda value: value > 0, remedy)
+        check_count("history", self.history, "It counts steps")
 
     def open(self, state: DecodeState) -> _KLASSSession:
         return _KLASSSession(self, state)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from apd.config import check_count, check_fraction, check_number
 from apd.decoding.commit import Proposal
 from apd.decoding.noise import ORDER
 from apd.decoding.pair import Draft, ModelPair
@@ -33,8 +34,10 @@ class _TopK(Unmasking):
     tokens_per_step: int | Sequence[int]
 
     def __post_init__(self) -> None:
-        if not self._schedule or any(count < 1 for count in self._schedule):
+        if not self._schedule:
             raise ValueError(f"`tokens_per_step` must be at least 1, got {self.tokens_per_step}.")
+        for count in self._schedule:
+            check_count("tokens_per_step", count, "Use 1 for sequential decoding")
 
     def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
         """What to order candidates by, highest first: `b m` float."""
@@ -47,14 +50,14 @@ class _TopK(Unmasking):
 
     def count(self, state: DecodeState) -> Tensor | int:
         """K for the next step of each row, `b 1` int64, or of all."""
-        if isinstance(self.tokens_per_step, int):
+        if not isinstance(self.tokens_per_step, Sequence):
             return self.tokens_per_step
         schedule = to_device(list(self.tokens_per_step), state.steps.device)
         return schedule[state.steps.clamp(max=len(schedule) - 1)][:, None]
 
     @property
     def _schedule(self) -> Sequence[int]:
-        return [self.tokens_per_step] if isinstance(self.tokens_per_step, int) else self.tokens_per_step
+        return self.tokens_per_step if isinstance(self.tokens_per_step, Sequence) else [self.tokens_per_step]
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,7 @@ class Threshold(Unmasking):
     threshold: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
+        check_fraction("threshold", self.threshold, "1 is one token per step")
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
@@ -183,8 +185,8 @@ class Factor(Unmasking):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.factor <= 0:
-            raise ValueError(f"`factor` must be above 0, got {self.factor}. Small values commit one token per step.")
+        remedy = "Small values commit one token per step"
+        check_number("factor", self.factor, "above 0", lambda value: value > 0, remedy)
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
@@ -209,8 +211,8 @@ class EntropyBound(Unmasking):
     bound: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.bound < 0:
-            raise ValueError(f"`bound` must be at least 0 nats, got {self.bound}. Use 0 for certain tokens only.")
+        remedy = "Use 0 for certain tokens only"
+        check_number("bound", self.bound, "at least 0 nats", lambda value: value >= 0, remedy)
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
         return entropy(draft)
@@ -257,8 +259,7 @@ class Blocks(Unmasking):
                 f"`strategy` must pick within a block by the state alone, got {self.strategy!r}. Use Confidence, "
                 "Threshold or the like."
             )
-        if self.length < 1:
-            raise ValueError(f"`length` must be at least 1, got {self.length}. Use 1 for sequential decoding.")
+        check_count("length", self.length, "Use 1 for sequential decoding")
 
     @property
     def is_random(self) -> bool:  # type: ignore[override]

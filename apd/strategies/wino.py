@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from apd.config import check_count, check_fraction
 from apd.decoding.commit import Proposal
 from apd.decoding.pair import ModelPair, concatenate
 from apd.decoding.probability import gather_tokens
@@ -57,12 +58,9 @@ class WINO:
     is_random = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"`threshold` must be in [0, 1], got {self.threshold}. Use 1 for one token per step.")
-        if not 0 <= self.revoke_below <= 1:
-            raise ValueError(f"`revoke_below` must be in [0, 1], got {self.revoke_below}. Use 0 to revoke nothing.")
-        if self.length < 1:
-            raise ValueError(f"`length` must be at least 1, got {self.length}. Use 1 for sequential decoding.")
+        check_fraction("threshold", self.threshold, "1 is one token per step")
+        check_fraction("revoke_below", self.revoke_below, "0 revokes nothing")
+        check_count("length", self.length, "Use 1 for sequential decoding")
 
     def open(self, state: DecodeState) -> _WINOSession:
         return _WINOSession(self, state)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from apd.generation.many import Prompt, encode
 from apd.generation.text import whole_text
+from apd.models.checkpoint import Checkpoint
 
 __all__ = ["Alone", "Answer", "CausalLM", "Endpoint"]
 
@@ -70,15 +71,19 @@ class CausalLM:
         """Safetensors only, and no code of the checkpoint.
 
         Raises:
-            ValueError: there is no such model, or it needs code of its own.
+            ValueError: there is no such model, it needs code of its own, or a file is damaged.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        checkpoint = Checkpoint(name, {})
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, trust_remote_code=False
-            )
+            checkpoint.refuse_adapter()
+            with checkpoint.reading_tokenizer():
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            with checkpoint.reading_weights():
+                model = AutoModelForCausalLM.from_pretrained(
+                    name, dtype=dtype or "auto", device_map=device_map, use_safetensors=True, trust_remote_code=False
+                )
         except OSError as error:
             raise ValueError(
                 f"`causal_lm` must be a directory or hub id of a causal LM in safetensors, got {name!r}: {error}"
