@@ -6,7 +6,7 @@ import pytest
 import torch
 from states import state_of
 
-from apd.decoding.commit import DRAFTER_FAULT, MIXTURE_FAULT, VALID, VERIFIER_FAULT, Proposal, Stopping, commit
+from apd.decoding.commit import DRAFT_FAULT, TARGET_FAULT, VALID, Proposal, Stopping, commit
 from apd.decoding.window import AllMasks, window_policy
 from apd.models.graphs import BucketedWindow
 
@@ -72,7 +72,7 @@ def test_every_small_row_is_committed_as_the_rules_say(window_size, is_fixed) ->
     assert not info.broken.any()
 
 
-@pytest.mark.parametrize("fault", [DRAFTER_FAULT, VERIFIER_FAULT, MIXTURE_FAULT])
+@pytest.mark.parametrize("fault", [DRAFT_FAULT, TARGET_FAULT])
 def test_only_a_decisive_position_must_have_a_distribution(fault) -> None:
     tokens = torch.tensor([[OLD, MASK, MASK]] * 2)
     state = state_of(tokens, tokens != MASK, prompt_end=1)

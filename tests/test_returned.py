@@ -35,7 +35,8 @@ class Mine(Unmasking):
         self.own_choose, self.own_measure = choose or (lambda candidate: candidate), measure
 
     def measure(self, draft, window):
-        return draft.best if self.own_measure is None else self.own_measure(draft.best)
+        confidence = draft.logprobs.amax(-1)
+        return confidence if self.own_measure is None else self.own_measure(confidence)
 
     def choose(self, measure, candidate, state, window, sampling):
         return self.own_choose(candidate)
@@ -96,7 +97,7 @@ class Changing(Memoryless):
         ("chosen", lambda chosen: chosen.float(), TypeError),
         ("decisive", lambda decisive: decisive[0], ValueError),
         ("draft", lambda draft: draft[:1], ValueError),
-        ("best", lambda best: (best[0][:, :1],), ValueError),
+        ("fault", lambda fault: fault[:, :1], ValueError),
     ],
 )
 def test_what_a_proposal_holds(name, change, error) -> None:
@@ -170,22 +171,21 @@ def test_rows_that_join_have_their_own_count() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "error"),
     [
-        ("kept", lambda kept: kept[:, :1], ValueError),
-        ("kept", lambda kept: kept.float(), TypeError),
-        ("instead", lambda instead: instead[:, :1], ValueError),
-        ("best", lambda best: best[:, -1], ValueError),
-        ("replaced", lambda _: torch.tensor(True), ValueError),
+        ("accept", lambda accept: accept[:, :1], ValueError),
+        ("accept", lambda accept: accept.float(), TypeError),
+        ("replacement", lambda _: torch.zeros(ROWS, 1).long(), ValueError),
+        ("use_replacement", lambda _: torch.tensor(True), ValueError),
     ],
 )
 def test_what_a_rule_returns(name, change, error) -> None:
-    def rule(**evidence):
-        judgement = Coupling(correction=True)(**evidence)
+    def rule(evidence):
+        judgement = Coupling(correction=True)(evidence)
         return dataclasses.replace(judgement, **{name: change(getattr(judgement, name))})
 
     with pytest.raises(error, match=rf"`rule\(\)\.{name}` must return a tensor of"):
         decode(APD(0.5, rule))
     with pytest.raises(TypeError, match=r"`<lambda>` must return a `Judgement`, got NoneType"):
-        decode(APD(0.5, lambda **_: None))
+        decode(APD(0.5, lambda _: None))
 
 
 # --- models

@@ -159,7 +159,7 @@ def choose(strategy, rows, *, decided=None, width=None):
     window = Window(columns, torch.ones(1, m, dtype=torch.bool), [1], [m + 1])
     candidate = ~state.decided[:, 1:]
     noise = Noise(zeros, columns, zeros, DRAFT)
-    draft = Draft(logprobs.argmax(-1), torch.zeros_like(columns), logprobs, Scores(logprobs), noise)
+    draft = Draft(logprobs.argmax(-1), torch.zeros_like(columns).bool(), logprobs, Scores(logprobs), noise)
     sampling = Sampling(LogitsProcessorList(), greedy=True)
     chosen = strategy.choose(strategy.measure(draft, window), candidate, state, window, sampling) & candidate
     return chosen[0].nonzero().flatten().tolist()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,13 +24,13 @@ class Distribution:
 
     Attributes:
         logits: `b m v` float32, log p up to a constant, before temperature and truncation; −∞ removes a token.
-        scores: log p after temperature and truncation, which tokens are drawn from; `None` of the verifier.
+        scores: log p after temperature and truncation, which tokens are drawn from; the verifier's are its logits.
     """
 
     logits: Tensor
-    scores: Scores | None = None
+    scores: Scores
 
-    @cached_property
+    @property
     def logprobs(self) -> Tensor:
         """log p, `b m v` float32, before temperature and truncation."""
         return log_normalise(self.logits)
@@ -191,7 +190,6 @@ class Coupling:
         check_fraction("threshold", self.threshold, "0 is the paper, 1 one token per step")
 
     def __call__(self, evidence: Evidence, /) -> Judgement:
-        assert evidence.target.scores is not None
         target = evidence.sampling.sample(evidence.target.scores, evidence.noise(DRAFT)).tokens
         accept, replacement = evidence.draft == target, target if self.correction else None
         if self.threshold == 0:
@@ -212,7 +210,6 @@ class Rejection:
 
     def __call__(self, evidence: Evidence, /) -> Judgement:
         sampling, target, drafter = evidence.sampling, evidence.target.scores, evidence.drafter.scores
-        assert target is not None and drafter is not None
         vocab_size = evidence.target.logits.shape[-1]
         p_target = sampling.probs(target)
         dense_draft, dense_target = (p.dense(vocab_size, missing=0.0) for p in (sampling.probs(drafter), p_target))

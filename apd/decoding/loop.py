@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from apd.decoding.commit import DRAFTER_FAULT, VALID, VERIFIER_FAULT, StepInfo
+from apd.decoding.commit import DRAFT_FAULT, StepInfo
 from apd.decoding.pair import Kernels, ModelPair, Support
 from apd.decoding.protocols import CachingDrafter, Drafter, Verifier
 from apd.decoding.request import Request
@@ -177,11 +177,9 @@ def _refuse_broken(info: StepInfo) -> None:
         return
     row, proposal = int(info.broken.long().argmax()), info.proposal
     faults = proposal.fault[row][proposal.decisive[row]].tolist()
-    fault = min(code for code in faults if code != VALID)
-    model, gave = {
-        DRAFTER_FAULT: (proposal.models[1], "NaN, infinite or no finite logits"),
-        VERIFIER_FAULT: ("verifier", "NaN or infinite logits"),
-    }.get(fault, ("mixture", "no token that both models allow, or the verifier none at all,"))
+    model, gave = "verifier", "NaN or infinite logits, or no token that the drafter allows too,"
+    if any(fault & DRAFT_FAULT for fault in faults):
+        model, gave = proposal.models[1], "NaN, infinite or no finite logits"
     raise FloatingPointError(
         f"The {model} gave {gave} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where a token "
         "had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apd.decoding.commit import DRAFTER_FAULT, VALID
 from apd.decoding.noise import Noise
-from apd.decoding.probability import gather_tokens, log_normalise
+from apd.decoding.probability import gather_tokens, log_normalise, non_finite
 from apd.decoding.processing import Processing
 from apd.decoding.protocols import DrafterSession, LeaveOneOutSession, Logits, ScoringSession, VerifierSession
 from apd.decoding.returned import CheckedLogits, check_returned, name_of
@@ -63,7 +62,7 @@ class Draft:
 
     Attributes:
         tokens: `b c` int64.
-        fault: `b c` int64, see `Proposal.fault`.
+        fault: `b c` bool, True where there is no valid distribution.
         logits: `b c v` float32, log p_D up to a constant, before temperature and truncation.
         scores: log p_D after temperature and truncation.
         noise: what was added to the scores before the argmax.
@@ -91,8 +90,7 @@ def draw(logits: Tensor, state: DecodeState, window: Window, sampling: Sampling,
     logits = support.restrict(logits, state, window, sample)
     scores = sampling.warp(logits)
     tokens, best = sampling.sample(scores, noise)
-    fault = torch.where(best.isfinite(), VALID, DRAFTER_FAULT)
-    return Draft(tokens, fault, logits, scores, noise)
+    return Draft(tokens, non_finite(best), logits, scores, noise)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ def largest(values: Tensor) -> tuple[Tensor, Tensor]:
     return value, best * block + index
 
 
+def non_finite(values: Tensor) -> Tensor:
+    """NaN or infinite: `…` float → `…` bool."""
+    return values - values != 0  # two kernels, where `isfinite` takes four
+
+
 def mix(draft_logits: Tensor, verify_logits: Tensor | None, mixture_weight: float) -> Tensor:
     """The product p_D^R · p_AR^(1−R) in log space, not normalised; nor need its factors be.
 

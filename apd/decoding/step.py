@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from apd.config import check_fraction
@@ -29,9 +28,7 @@ from apd.decoding.acceptance import (
     record,
 )
 from apd.decoding.commit import (
-    MIXTURE_FAULT,
-    VALID,
-    VERIFIER_FAULT,
+    TARGET_FAULT,
     Proposal,
     StepInfo,
     Stopping,
@@ -39,9 +36,9 @@ from apd.decoding.commit import (
     commit,
 )
 from apd.decoding.pair import Draft, Kernels, ModelPair, concatenate, draw
-from apd.decoding.probability import mix
+from apd.decoding.probability import mix, non_finite
 from apd.decoding.returned import name_of
-from apd.decoding.sampling import Sampling
+from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Memoryless, StrategySession
 from apd.decoding.window import Window, WindowPolicy
@@ -118,17 +115,16 @@ def judge(
     """
     # 3. Mix raw, then warp: the other order gives empty supports. At R = 1 the target is the draft, bit for bit.
     drafter = target = Distribution(draft.logits, draft.scores)
-    verifier, scores, fault = None, None, draft.fault
+    verifier, scores, fault = None, None, draft.fault.long()
     if verified is not None and verified.dim() == 2:
         scores = verified
-        fault = torch.where((fault == VALID) & (scores.isnan() | scores.isposinf()), VERIFIER_FAULT, fault)
+        fault = fault.add_(scores.isnan() | scores.isposinf(), alpha=TARGET_FAULT)
     elif verified is not None:
-        verifier = Distribution(pair.support.restrict(verified, state, window, lambda _, i: draft.tokens[:, i]))
-        mixture = mix(draft.logits, verifier.logits, apd.mixture_weight)
-        warped = sampling.warp(mixture)
-        target, best = Distribution(mixture, warped), warped.values.amax(-1)
-        mixture_fault = torch.where(best.isneginf(), MIXTURE_FAULT, VERIFIER_FAULT)
-        fault = torch.where((fault == VALID) & ~best.isfinite(), mixture_fault, fault)
+        logits = pair.support.restrict(verified, state, window, lambda _, i: draft.tokens[:, i])
+        verifier = Distribution(logits, Scores(logits))
+        mixture = mix(draft.logits, logits, apd.mixture_weight)
+        target = Distribution(mixture, sampling.warp(mixture))
+        fault = fault.add_(non_finite(target.scores.values.amax(-1)), alpha=TARGET_FAULT)
 
     # 4. Accept.
     evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)

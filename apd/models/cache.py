@@ -164,7 +164,7 @@ class ColumnCache(Cache):
         if span.is_level and rows is None:
             target.slots = slice(span.starts[0], span.ends[0])
             return
-        rows = torch.arange(target.num_rows, device=span.edges.device) if rows is None else rows
+        rows = torch.arange(target.num_rows, device=span.columns.device) if rows is None else rows
         target.slots = rows[:, None], span.slots(target.num_columns)
 
     def clear_target(self) -> None:

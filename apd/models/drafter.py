@@ -28,6 +28,8 @@ class MaskedDiffusionDrafter(TransformersModel):
         ValueError: `mask_token_id` is not in the vocabulary.
     """
 
+    role = "drafter"
+
     def __init__(
         self, model: PreTrainedModel, *, mask_token_id: int, logit_shift: int, block_size: int | None = None
     ) -> None:

@@ -60,7 +60,7 @@ def compile_pair(models: dict[str, Any], **options: Any) -> Kernels:
         if not isinstance(model, TransformersModel):
             raise TypeError(f"`{role}` must be a transformers model to be compiled, got {type(model).__name__}.")
     for model in models.values():
-        model.compiled = CompiledModel(model.model, model.block_size, **options)
+        model.compiled = CompiledModel(model.model, model.block_size, model.role, **options)
     backend = options.get("backend", "inductor")
     return CompiledKernels(backend)
 
@@ -128,7 +128,7 @@ def forward_slots(
     starts, ends, paddings = edges[:, rows]
     if cache is not None:
         starts = torch.where(slots[0] < 0, ends, starts)
-    span = Span((), (), (), torch.stack([starts, ends, paddings]), width)
+    span = Span.of_edges(torch.stack([starts, ends, paddings]), width)
     if cache is not None:
         cache.set_target(span, num_readable=cache.target.num_columns)
     mask = attention_mask(span.mask(None if cache is None else cache.num_readable, block_size), model)
@@ -144,12 +144,12 @@ class CompiledModel:
 
     Args:
         model: a transformers decoder.
-        block_size: see `TransformersModel`.
+        block_size, role: see `TransformersModel`.
         **options: of `torch.compile`.
     """
 
-    def __init__(self, model: PreTrainedModel, block_size: int | None, **options: Any) -> None:
-        self.model, self.block_size, self.options = model, block_size, options
+    def __init__(self, model: PreTrainedModel, block_size: int | None, role: str, **options: Any) -> None:
+        self.model, self.block_size, self.role, self.options = model, block_size, role, options
         # torch.compile takes entries out of its options, and the other model gets the same ones.
         options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
         # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
@@ -164,7 +164,7 @@ class CompiledModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles again and has caches of its own, since graphs belong to their model."""
-        return {"model": self.model, "block_size": self.block_size, **self.options}
+        return {"model": self.model, "block_size": self.block_size, "role": self.role, **self.options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -261,7 +261,7 @@ class GraphPasses(EagerPasses):
     """
 
     def __init__(self, compiled: CompiledModel, state: DecodeState, *, is_cached: bool) -> None:
-        super().__init__(compiled.model, block_size=compiled.block_size)
+        super().__init__(compiled.model, block_size=compiled.block_size, role=compiled.role)
         self.compiled = compiled
         self.is_cached = is_cached
         self.slots = list(range(len(state.rows)))  # of each row
@@ -271,7 +271,7 @@ class GraphPasses(EagerPasses):
         self.fixed: FixedCache | None = None
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
-        check_evaluating(self.model, [("", self.model)])
+        check_evaluating(self.model, [("", self.model)], self.role)
         if not self.is_cached:
             return self.forward_compiled(tokens, span, self.slots)
         if self.fixed is None:
@@ -302,7 +302,8 @@ class GraphPasses(EagerPasses):
         # The device idles until the graph is launched, so as little as possible is done before.
         canvas = torch.empty(self.num_slots, self.num_columns, dtype=tokens.dtype, device=self.device)
         canvas[: len(tokens), : tokens.shape[1]] = tokens
-        edges, by_slot, num_empty = span.edges.to(self.device), self.slot_tensor(slots), self.num_slots - len(slots)
+        edges = to_device([span.starts, span.ends, span.paddings], self.device)
+        by_slot, num_empty = self.slot_tensor(slots), self.num_slots - len(slots)
         if num_empty:
             edges = pad(edges, (0, num_empty))
         if canvas.is_cuda:  # outputs of earlier graphs are not used any more

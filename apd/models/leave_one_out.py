@@ -31,7 +31,7 @@ class Shadows:
 
 def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
     """Hidden states of the span's columns (attention both ways, no cache), then those of the shadows: `b q+k·g d`."""
-    check_evaluating(model, [("", model)])
+    check_evaluating(model, [("", model)], "drafter")
     device = input_device(model)
     padding = to_device(span.paddings, tokens.device)[:, None]
     visible = (span.columns >= padding) & span.real  # b q

@@ -696,12 +696,12 @@ def _check_computation(model: PreTrainedModel) -> None:
     rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
     tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows], device="cpu")
     paddings = [5 - len(row) for row in rows]
-    passes = EagerPasses(model, block_size=1, cache_shape=(len(rows), 5))
+    passes = EagerPasses(model, block_size=1, cache_shape=(len(rows), 5), role="verifier")
     parts = []
     for starts, ends in ((paddings, [4, 3]), ([4, 3], [5, 5])):
         span = Span.of_rows(starts, ends, paddings, tokens.device)
         hidden = passes(tokens, span)
-        parts.append((span.real, model.get_output_embeddings()(hidden)))
+        parts.append((span.real.expand(len(rows), -1), model.get_output_embeddings()(hidden)))
     for i, row in enumerate(rows):
         ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])
         alone = model(input_ids=torch.tensor([row], device=input_device(model)), use_cache=False).logits[0]

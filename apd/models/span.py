@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -20,47 +20,51 @@ PASS_OVERHEAD_COLUMNS = 128
 class Span:
     """The columns `start … end − 1` of every row; rows with fewer columns are filled up on the right.
 
-    Shapes follow from host integers, so no pass needs a host synchronisation. Inside a graph there are no host integers:
-    `starts`, `ends` and `paddings` are empty there, and only `edges` and `width` are used.
+    Shapes follow from host integers, so no pass needs a host synchronisation.
 
     Attributes:
-        starts: per row, the first column.
-        ends: per row, the column behind the last.
-        paddings: per row, columns of left padding, which nothing sees. Positions count from the first real token.
-        edges: `3 b` int64: starts, ends and paddings on the device.
+        starts: per row, the first column; empty inside a graph, which knows no host integers.
+        ends: per row, the column behind the last; likewise.
+        paddings: per row, columns of left padding, which nothing sees; likewise. Positions count from the first real token.
+        columns: `b q` int64, or `1 q` of a level span; fillers are columns behind the row's end.
         width: q, columns of the widest row.
+        edges: `3 b 1` int64, starts, ends and paddings on the device; `None` of a level span: all rows have the same columns
+            and no padding, so nothing needs fillers, an index or a padding mask.
     """
 
     starts: Sequence[int]
     ends: Sequence[int]
     paddings: Sequence[int]
-    edges: Tensor
+    columns: Tensor
     width: int
+    edges: Tensor | None
 
     @classmethod
     def of_rows(
         cls, starts: Sequence[int], ends: Sequence[int], paddings: Sequence[int], device: torch.device
     ) -> Span:
         """The span of these host integers, `b` each."""
+        if len(set(starts)) == len(set(ends)) == 1 and not any(paddings):
+            columns = torch.arange(starts[0], ends[0], device=device)[None]
+            return cls(starts, ends, paddings, columns, ends[0] - starts[0], None)
         width = max(end - start for start, end in zip(starts, ends, strict=True))
-        return cls(starts, ends, paddings, to_device([starts, ends, paddings], device), width)
+        span = cls.of_edges(to_device([starts, ends, paddings], device), width)
+        return dataclasses.replace(span, starts=starts, ends=ends, paddings=paddings)
 
-    @cached_property
+    @classmethod
+    def of_edges(cls, edges: Tensor, width: int) -> Span:
+        """The span of starts, ends and paddings on the device, `3 b` int64."""
+        edges = edges[..., None]
+        return cls((), (), (), edges[0] + torch.arange(width, device=edges.device), width, edges)
+
+    @property
     def is_level(self) -> bool:
-        """Whether all rows have the same columns and no padding: then nothing needs fillers, an index or a padding mask."""
-        return len(set(self.starts)) == len(set(self.ends)) == 1 and not any(self.paddings)
+        return self.edges is None
 
-    @cached_property
-    def columns(self) -> Tensor:
-        """`b q` int64, or `1 q` of a level span; fillers are columns behind the row's end."""
-        if self.is_level:
-            return torch.arange(self.starts[0], self.ends[0], device=self.edges.device)[None]
-        return self.edges[0][:, None] + torch.arange(self.width, device=self.edges.device)
-
-    @cached_property
+    @property
     def real(self) -> Tensor:
-        """`b q` bool, False for fillers."""
-        return self.columns < self.edges[1][:, None]
+        """`b q` or `1 q` bool, False for fillers."""
+        return torch.ones_like(self.columns, dtype=torch.bool) if self.edges is None else self.columns < self.edges[1]
 
     def ids(self, tokens: Tensor) -> Tensor:
         """The tokens of the span, `b l` → `b q`; fillers are id 0."""
@@ -71,9 +75,9 @@ class Span:
     @property
     def positions(self) -> Tensor:
         """`b q` or `1 q` int64, 0 for the row's first real token and for fillers."""
-        if self.is_level:
+        if self.edges is None:
             return self.columns
-        return (self.columns - self.edges[2][:, None]).masked_fill(~self.real, 0)
+        return (self.columns - self.edges[2]).masked_fill(~self.real, 0)
 
     def slots(self, num_columns: int) -> Tensor:
         """Where a cache with `num_columns` columns takes their keys, `b q` or `1 q`; those of fillers go behind the last."""
@@ -89,14 +93,14 @@ class Span:
             block_size: b: 1 is causal attention, `None` attention both ways, others attend within their block and to
                 earlier blocks.
         """
-        device = self.edges.device
-        if self.is_level and block_size is None:
+        if self.edges is None and block_size is None:
             return None
-        if self.is_level and block_size == 1:
+        if self.edges is None and block_size == 1:
             before, num_keys = (0, self.width) if num_cached is None else (self.starts[0], num_cached)
-            return torch.ones(1, 1, self.width, num_keys, dtype=torch.bool, device=device).tril_(before)
-        _, ends, paddings = self.edges[..., None].unbind()
-        keys = self.columns if num_cached is None else torch.arange(num_cached, device=device)[None]
+            mask = torch.ones(1, 1, self.width, num_keys, dtype=torch.bool, device=self.columns.device)
+            return mask.tril_(before)
+        ends, paddings = (max(self.ends), 0) if self.edges is None else (self.edges[1], self.edges[2])
+        keys = self.columns if num_cached is None else torch.arange(num_cached, device=self.columns.device)[None]
         seen = ((keys >= paddings) & (keys < ends))[:, None]
         if block_size is not None:
             key, query = keys, self.columns
@@ -125,4 +129,4 @@ class Span:
     def select(self, rows: list[int]) -> Span:
         """The span of these rows."""
         starts, ends, paddings = ([edge[row] for row in rows] for edge in (self.starts, self.ends, self.paddings))
-        return Span.of_rows(starts, ends, paddings, self.edges.device)
+        return Span.of_rows(starts, ends, paddings, self.columns.device)

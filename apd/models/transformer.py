@@ -25,6 +25,8 @@ class TransformersModel:
         block_size: how it attends: 1 is causal, `None` both ways, b within blocks of b tokens and to earlier blocks.
     """
 
+    role = "model"  # in error messages
+
     def __init__(self, model: PreTrainedModel, *, block_size: int | None) -> None:
         self.model = model
         self.block_size = block_size
@@ -41,7 +43,7 @@ class TransformersModel:
         if self.compiled is not None:
             return self.compiled.passes(state, is_cached=is_cached)
         shape = (state.tokens.shape[0], state.width) if is_cached else None
-        return EagerPasses(self.model, block_size=self.block_size, cache_shape=shape)
+        return EagerPasses(self.model, block_size=self.block_size, cache_shape=shape, role=self.role)
 
 
 class Passes(RowMemory, Protocol):
@@ -72,19 +74,26 @@ class EagerPasses:
         block_size: see `TransformersModel`.
         cache_shape: rows and columns of a cache that keeps keys and values from pass to pass; `None`: each pass computes
             everything.
+        role: `"drafter"` or `"verifier"`, for error messages.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, block_size: int | None, cache_shape: tuple[int, int] | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        block_size: int | None,
+        cache_shape: tuple[int, int] | None = None,
+        role: str = "model",
     ) -> None:
         self.model = model
         self.device = input_device(model)
         self.block_size = block_size
-        check_evaluating(model, model.named_modules())
+        self.role = role
+        check_evaluating(model, model.named_modules(), role)
         self.cache: ColumnCache | None = None if cache_shape is None else ColumnCache(model, *cache_shape)
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
-        check_evaluating(self.model, [("", self.model)])  # `train()` sets the flag here, too
+        check_evaluating(self.model, [("", self.model)], self.role)  # `train()` sets the flag here, too
         groups = [list(range(len(tokens)))] if self.cache is None else span.groups()
         if len(groups) == 1:
             return self.forward(tokens, span)
@@ -131,7 +140,7 @@ def hidden_states(
     return output.last_hidden_state
 
 
-def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]]) -> None:
+def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]], role: str) -> None:
     """Refuse a model in training mode, where dropout draws and gradient checkpointing may drop the cache.
 
     The mode is not switched here: it belongs to the module, which other threads share, and a suspended iterator would
@@ -139,15 +148,16 @@ def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Mod
 
     Args:
         modules: modules of the model, with their names.
+        role: "drafter" or "verifier", for the message.
 
     Raises:
         ValueError: one of them is in training mode.
     """
     name = next((name for name, module in modules if module.training), None)
     if name is not None:
-        what = f"its module `{name}`" if name else "the model"
+        what = f"its module `{name}`" if name else f"the {type(model).__name__}"
         raise ValueError(
-            f"The {type(model).__name__} must be in evaluation mode, got {what} in training mode: dropout and gradient "
+            f"The {role} must be in evaluation mode, got {what} in training mode: dropout and gradient "
             "checkpointing change what it computes. Call `model.eval()` before decoding, and `model.train()` to go on "
             "training."
         )

@@ -20,6 +20,8 @@ class CausalVerifier(TransformersModel):
         model: any causal LM with full attention; see `load_verifier`.
     """
 
+    role = "verifier"
+
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model, block_size=1)
 

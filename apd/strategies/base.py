@@ -97,14 +97,15 @@ def single_model_proposal(
         model: `"drafter"` or `"verifier"`.
         draft: its draft of the window; of the last part where there are several.
         probs: untempered probabilities of the tokens, `b m`.
-        tokens, chosen, decisive, drafted, fault: as in `Proposal`.
+        tokens, chosen, decisive, drafted: as in `Proposal`.
+        fault: `b m` bool, as in `Draft`.
     """
     records = pair.record_scores  # then there is one part
     return Proposal(
         tokens=tokens,
         chosen=chosen,
         decisive=decisive,
-        fault=fault,
+        fault=fault.long(),
         draft=drafted,
         models=("target", model),
         probs=None if probs is None else probs[..., None].expand(-1, -1, 2),
