@@ -107,7 +107,9 @@ def test_a_new_field_that_asks_for_something_is_refused_by_name(sampler, new_fie
     for call in (sampler.generate, lambda **given: sampler.drafter.model.generate(**given, custom_generate=sampler)):
         config = GenerationConfig(new_field=[1, 2], max_new_tokens=6)
         for asked in ({"new_field": 3, "max_new_tokens": 6}, {"generation_config": config}):
-            with pytest.raises(ValueError, match=r"`new_field` is not supported, got .*newer than this version of apd"):
+            with pytest.raises(
+                ValueError, match=r"`new_field` is not supported, got .*newer than this version of apd"
+            ):
                 call(**PROMPT, **asked)
 
 
