@@ -29,6 +29,7 @@ from apd.cache import ColumnCache, Span
 from apd.forward import PlainPasses, run_seated
 from apd.models import as_drafter, as_verifier
 
+pytestmark = pytest.mark.compat
 ROWS, QUERIES, KEYS, SIZE = 3, 5, 19, 8
 # Of outputs of unit scale: some ten times the rounding of their type.
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}

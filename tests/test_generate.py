@@ -23,6 +23,7 @@ from apd.arguments import REFUSED, SUPPORTED, effective_config
 from apd.probability import mix_seed
 from apd.stop_strings import StopStrings
 
+pytestmark = pytest.mark.compat
 DOCS = Path(__file__).parent.parent / "docs" / "generate.md"
 SAMPLED = {"do_sample": True, "temperature": 1.2, "top_k": 0}
 

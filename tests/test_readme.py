@@ -37,9 +37,11 @@ def test_the_first_block_holds_the_two_commands() -> None:
     job, tests = blocks("bash")[0].splitlines()
     assert job.startswith("python3 -m venv .venv && ") and job.endswith("apd demo")
     assert '".[test]"' in tests and tests.endswith("-m pytest -q")
+    assert all("pip install -q -c constraints.txt " in command for command in (job, tests))
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_blocks_run_without_a_warning(block: str) -> None:
     with warnings.catch_warnings():
