@@ -28,6 +28,7 @@ setup(
         "test": [
             "apd-decoding[eval,bench]",
             "pytest>=8",
+            "pytest-xdist>=3",
             "nbclient>=0.10",
             "ipykernel>=6",
             "ruff==0.17.5",

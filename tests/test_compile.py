@@ -12,9 +12,10 @@ import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import tiny_pair
 from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, TemperatureLogitsWarper
 
-from apd import APDSampler, IdealListModel, Threshold
+from apd import KLASS, WINO, APDSampler, IdealListModel, LeftToRight, Threshold
 from apd.cache import ColumnCache
 from apd.forward import run_seated
 from apd.step import as_it_is
@@ -33,13 +34,6 @@ class Counting:
     def __call__(self, module, example_inputs):
         self.graphs.append(module.graph)
         return module.forward
-
-
-@pytest.fixture
-def untraced() -> Iterator[None]:
-    """What is given to torch.compile runs as it is."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untraced", "traced"])
@@ -61,21 +55,54 @@ def compiled(*, between: bool = True) -> tuple[APDSampler, Counting]:
 PROMPTS = [prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())]
 
 
-@pytest.mark.parametrize("knobs", [{"kv_window": 4}, {"kv_window": None}, {"kv_window": 1, "kv_refresh": 8}], ids=str)
-@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "top_k": 0}], ids=["greedy", "sampled"])
-def test_compiled_passes_give_the_same_tokens(is_traced, knobs, sampling) -> None:
-    settings = {"max_new_tokens": 24, "eos_token_id": STOP, "window_size": 6} | knobs | sampling
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"kv_window": 4},
+        {"kv_window": 4, "do_sample": True, "top_k": 0},
+        {"kv_window": None, "do_sample": True, "top_k": 0},
+        {"kv_window": 1, "kv_refresh": 8},
+    ],
+    ids=str,
+)
+def test_compiled_passes_give_the_same_tokens(is_traced, knobs) -> None:
+    settings = {"max_new_tokens": 16, "eos_token_id": STOP, "window_size": 6} | knobs
     sampler, backend = compiled()
 
     def answers(sampler: APDSampler) -> list[list[int]]:
         batch = sampler.generate(
             **left_padded(PROMPTS), seed=list(range(len(PROMPTS))), return_dict_in_generate=True, **settings
         )
-        many = sampler.generate_many(PROMPTS * 2, batch_size=3, seed=3, **settings)
+        many = sampler.generate_many(PROMPTS + PROMPTS[:2], batch_size=3, seed=3, **settings)
         return new_tokens(batch) + [answer.tokens for answer in many]
 
     assert answers(sampler) == answers(trace_sampler())
     assert (backend.count > 0) is is_traced
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"correction": True},
+        {"acceptance": "rejection", "do_sample": True, "top_k": 5},
+        {"mixture_weight": 1.0, "window_size": None},
+        {"noise": "step", "do_sample": True, "num_return_sequences": 2},
+        {"window_size": "auto"},
+        {"strategy": LeftToRight(1)},
+        {"strategy": KLASS(0.2, 0.5, 1), "kv_window": None},
+        {"strategy": WINO(0.2, 0.9, 5), "kv_window": None},
+    ],
+    ids=str,
+)
+def test_fixed_passes_serve_every_rule_and_strategy(untraced, call) -> None:
+    settings = {"max_new_tokens": 16, "eos_token_id": STOP, "window_size": 5, "kv_window": 4, "seed": 7} | call
+    expected, found = (
+        sampler.generate(**left_padded(PROMPTS[:3]), return_dict_in_generate=True, **settings)
+        for sampler in (trace_sampler(), compiled()[0])
+    )
+    assert found.sequences.equal(expected.sequences)
+    assert found.drafter_forwards.equal(expected.drafter_forwards)
+    assert [row.steps for row in found.trace] == [row.steps for row in expected.trace]
 
 
 @pytest.mark.slow
@@ -354,17 +381,20 @@ def test_inductor_gives_the_same_tokens(call) -> None:
         assert sampler.generate(**settings).equal(expected)
 
 
-def test_both_models_are_compiled_with_the_same_options() -> None:
+def test_both_models_are_traced_with_the_same_options() -> None:
     """torch.compile took the filter out of the options that both models were given, so that one had none."""
     torch._dynamo.reset()
-    asked = []
+    plain, asked = APDSampler(*tiny_pair()), []
 
     def keep_all(guards):
         asked.append(len(guards))
         return [True] * len(guards)
 
-    sampler = trace_sampler.__wrapped__().compile(
+    sampler = APDSampler(*tiny_pair()).compile(
         backend=lambda module, _, **__: module.forward, options={"guard_filter_fn": keep_all}
     )
-    sampler.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=8, eos_token_id=[], window_size=4, kv_window=2)
-    assert len(asked) >= 2
+    call = {"max_new_tokens": 8, "eos_token_id": [], "window_size": 4, "kv_window": 2}
+    assert sampler.generate(torch.tensor([[3, 14, 15]]), **call).equal(
+        plain.generate(torch.tensor([[3, 14, 15]]), **call)
+    )
+    assert len(asked) == 2
