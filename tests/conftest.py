@@ -44,3 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("error::DeprecationWarning", "error::FutureWarning"))
         if "gpu" in item.keywords and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """What is given to `torch.compile` runs as it is."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

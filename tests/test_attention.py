@@ -202,6 +202,7 @@ def test_a_model_computes_the_same_and_repeats_no_keys(family, is_cached, causal
         torch.testing.assert_close(found, states, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
     model, graphs = model_of(causal=causal), []
