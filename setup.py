@@ -12,11 +12,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    # "." makes an editable install a plain entry of sys.path. With the default, a script in the folder above a clone named
+    # `apd` imports that folder as a namespace package instead.
+    package_dir={"": "."},
     packages=find_packages(include=["apd", "apd.*"]),
     package_data={"apd": ["py.typed", "embedded/*/*.safetensors", "embedded/*/*.json"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.9,<2.14",
+        "torch>=2.9",
         "transformers>=5.17,<6",
         "accelerate>=1.1",
         "safetensors>=0.4.3",
@@ -28,6 +31,7 @@ setup(
         "test": [
             "apd-decoding[eval,bench]",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "nbclient>=0.10",
             "ipykernel>=6",
             "ruff==0.17.5",

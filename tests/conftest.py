@@ -38,8 +38,16 @@ def nothing_is_deprecated() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    has_gpu = torch.cuda.is_available()
     for item in items:
-        if "gpu" in item.keywords:
+        if "compat" in item.keywords:
+            item.add_marker(pytest.mark.filterwarnings("error::DeprecationWarning", "error::FutureWarning"))
+        if "gpu" in item.keywords and not has_gpu:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """What is given to `torch.compile` runs as it is."""
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -30,6 +30,7 @@ from apd.models.loading import as_drafter, as_verifier
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses
 
+pytestmark = pytest.mark.compat
 ROWS, QUERIES, KEYS, SIZE = 3, 5, 19, 8
 # Of outputs of unit scale: some ten times the rounding of their type.
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 2e-6, torch.bfloat16: 4e-2, torch.float16: 5e-3}
@@ -204,6 +205,7 @@ def test_a_model_computes_the_same_and_repeats_no_keys(family, is_cached, causal
         torch.testing.assert_close(found, states, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
     model, graphs = model_of(causal=causal), []

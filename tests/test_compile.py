@@ -1,18 +1,23 @@
-"""CompiledModel passes: the plain path's tokens, in a few shapes, whoever comes and goes."""
+"""CompiledModel passes: the plain path's tokens, in a few shapes, whoever comes and goes.
+
+Tracing takes seconds. By default the functions that are given to torch.compile run as they are (`untraced`): fixed
+shapes, slots and reused caches, without graphs. What needs graphs is marked `slow`, except for one pair of tiny models.
+"""
 
 import statistics
+from collections.abc import Iterator
 
 import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import tiny_pair
 from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, TemperatureLogitsWarper
 
-from apd import APDSampler, IdealListModel, Threshold
-from apd.decoding.step import as_it_is
-from apd.models.cache import ColumnCache
-from apd.models.graphs import forward_slots
+from apd import KLASS, WINO, APDSampler, IdealListModel, LeftToRight, Threshold
+from apd.decoding.step import PLAIN
+from apd.models.graphs import FixedCache, forward_slots
 
 
 class Counting:
@@ -30,51 +35,89 @@ class Counting:
         return module.forward
 
 
+@pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untraced", "traced"])
+def is_traced(request: pytest.FixtureRequest) -> Iterator[bool]:
+    with torch.compiler.set_stance("default" if request.param else "force_eager"):
+        yield request.param
+
+
 def compiled(*, between: bool = True) -> tuple[APDSampler, Counting]:
     """The traced pair, but not the models that all tests share; and what is between the passes, or not."""
     torch._dynamo.reset()
     backend = Counting()
     sampler = trace_sampler.__wrapped__().compile(backend=backend, fullgraph=True)
-    sampler.goes_ahead = True  # as on a GPU
     if not between:
-        sampler.fused = as_it_is
+        sampler.kernels = PLAIN
     return sampler, backend
 
 
 PROMPTS = [prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())]
 
 
-@pytest.mark.parametrize("knobs", [{"kv_window": 4}, {"kv_window": None}, {"kv_window": 1, "kv_refresh": 8}], ids=str)
-@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "top_k": 0}], ids=["greedy", "sampled"])
-def test_compiled_passes_give_the_same_tokens(knobs, sampling) -> None:
-    settings = {"max_new_tokens": 24, "eos_token_id": STOP, "window_size": 6} | knobs | sampling
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"kv_window": 4},
+        {"kv_window": 4, "do_sample": True, "top_k": 0},
+        {"kv_window": None, "do_sample": True, "top_k": 0},
+        {"kv_window": 1, "kv_refresh": 8},
+    ],
+    ids=str,
+)
+def test_compiled_passes_give_the_same_tokens(is_traced, knobs) -> None:
+    settings = {"max_new_tokens": 16, "eos_token_id": STOP, "window_size": 6} | knobs
     sampler, backend = compiled()
 
     def answers(sampler: APDSampler) -> list[list[int]]:
         batch = sampler.generate(
             **left_padded(PROMPTS), seed=list(range(len(PROMPTS))), return_dict_in_generate=True, **settings
         )
-        many = sampler.generate_many(PROMPTS * 2, batch_size=3, seed=3, **settings)
-        unwatched = sampler.generate(**left_padded(PROMPTS[:3]), seed=3, **settings)  # which goes ahead
-        return new_tokens(batch) + [answer.tokens for answer in many] + unwatched.tolist()
+        many = sampler.generate_many(PROMPTS + PROMPTS[:2], batch_size=3, seed=3, **settings)
+        return new_tokens(batch) + [answer.tokens for answer in many]
 
     assert answers(sampler) == answers(trace_sampler())
-    assert backend.count > 0
+    assert (backend.count > 0) is is_traced
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"correction": True},
+        {"acceptance": "rejection", "do_sample": True, "top_k": 5},
+        {"mixture_weight": 1.0, "window_size": None},
+        {"noise": "step", "do_sample": True, "num_return_sequences": 2},
+        {"window_size": "auto"},
+        {"strategy": LeftToRight(1)},
+        {"strategy": KLASS(0.2, 0.5, 1), "kv_window": None},
+        {"strategy": WINO(0.2, 0.9, 5), "kv_window": None},
+    ],
+    ids=str,
+)
+def test_fixed_passes_serve_every_rule_and_strategy(untraced, call) -> None:
+    settings = {"max_new_tokens": 16, "eos_token_id": STOP, "window_size": 5, "kv_window": 4, "seed": 7} | call
+    expected, found = (
+        sampler.generate(**left_padded(PROMPTS[:3]), return_dict_in_generate=True, **settings)
+        for sampler in (trace_sampler(), compiled()[0])
+    )
+    assert found.sequences.equal(expected.sequences)
+    assert found.drafter_forwards.equal(expected.drafter_forwards)
+    assert [row.steps for row in found.trace] == [row.steps for row in expected.trace]
+
+
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing() -> None:
     """A graph is tied to the memory of its cache, which the next call takes over, and to shapes, which do not change."""
     sampler, backend = compiled()
     settings = {"max_new_tokens": 24, "eos_token_id": [], "window_size": 6, "kv_window": 4}
     for prompt in (PROMPTS[1], PROMPTS[2], PROMPTS[3]):
         sampler.generate(torch.tensor([prompt]), **settings)
-        first, memory = backend.count, sampler.drafter.compiled.caches[-1].cache.layers[0].keys
+        first, memory = backend.count, sampler.drafter.compiled.loans[-1].cache.layers[0].keys
         sampler.generate(torch.tensor([prompt]), **settings)
         assert backend.count == first
-        assert sampler.drafter.compiled.caches[-1].cache.layers[0].keys is memory
+        assert sampler.drafter.compiled.loans[-1].cache.layers[0].keys is memory
 
 
-def test_calls_beside_each_other_have_caches_of_their_own() -> None:
+def test_calls_beside_each_other_have_caches_of_their_own(is_traced) -> None:
     sampler, backend = compiled(between=False)
     settings = {"max_new_tokens": 24, "eos_token_id": [], "window_size": 6, "kv_window": 4}
     prompts = [torch.tensor([prompt]) for prompt in PROMPTS[:2]]
@@ -86,9 +129,10 @@ def test_calls_beside_each_other_have_caches_of_their_own() -> None:
             tokens.append(chunk.tokens)
     for tokens, expected in zip(together, alone, strict=True):
         assert tokens == expected[: len(tokens)] and len(tokens) > 1
-    assert backend.count == 2  # of drafter and verifier: a graph is not compiled again for another cache
+    assert backend.count == 2 * is_traced  # of drafter and verifier: a graph is not compiled again for another cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call",
     [
@@ -118,6 +162,7 @@ def test_what_is_between_the_passes_gives_the_same(call) -> None:
         torch.testing.assert_close(outputs[0][name], outputs[1][name], atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_other_numbers_need_no_other_graphs() -> None:
     """One graph of each function for the first call, another when a number changes, and none for all further ones."""
     sampler, backend = compiled()
@@ -204,7 +249,7 @@ def test_a_model_that_is_not_neural_is_refused() -> None:
     assert drafter.compiled is None
 
 
-def test_a_longer_prompt_that_joins_outgrows_the_cache() -> None:
+def test_a_longer_prompt_that_joins_outgrows_the_cache(is_traced) -> None:
     """Prompts that crossed 256 columns broke the run: the wider cache had no rows yet when it was filled."""
     sampler, _ = compiled()
     prompts = [PROMPTS[1], PROMPTS[2], (trace_prompts()[0] * 30)[:300], PROMPTS[3]]
@@ -215,7 +260,7 @@ def test_a_longer_prompt_that_joins_outgrows_the_cache() -> None:
     assert answers[0] == answers[1]
 
 
-def test_what_broke_one_call_does_not_break_the_next() -> None:
+def test_what_broke_one_call_does_not_break_the_next(untraced) -> None:
     """Memory that is used again held NaN, which a mask does not keep out of a product with 0."""
     sampler, _ = compiled()
     settings = {"kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
@@ -230,7 +275,7 @@ def test_what_broke_one_call_does_not_break_the_next() -> None:
     assert sampler.generate(short, **settings).equal(expected)
 
 
-def test_memory_that_is_used_again_suits_the_call() -> None:
+def test_memory_that_is_used_again_suits_the_call(is_traced) -> None:
     sampler, _ = compiled()
     settings = {"kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
     prompt = torch.tensor([PROMPTS[1]])
@@ -242,8 +287,9 @@ def test_memory_that_is_used_again_suits_the_call() -> None:
     assert sampler.generate(prompt, **settings).equal(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_window", [None, 4])
-def test_only_the_tokens_and_their_seats_are_copied_into_a_graph(kv_window) -> None:
+def test_only_the_tokens_and_their_slots_are_copied_into_a_graph(kv_window) -> None:
     """Cache and weights are read where they are, and nothing but the hidden states comes out."""
     sampler, backend = compiled(between=False)
     sampler.generate(**left_padded(PROMPTS[:3]), max_new_tokens=12, eos_token_id=[], kv_window=kv_window)
@@ -253,8 +299,8 @@ def test_only_the_tokens_and_their_seats_are_copied_into_a_graph(kv_window) -> N
         assert sorted(value.shape for value in copied) == [(2, 3), (3, 3), (3, 256)]
         assert len(graph.output_node().args[0]) == 1
     for model in (sampler.drafter, sampler.verifier):
-        for lent in model.compiled.caches:
-            assert lent.cache.aimed.rows is lent.cache.aimed.slots is None
+        for loan in model.compiled.loans:
+            assert loan.cache.target.rows is loan.cache.target.slots is None
 
 
 class Watching(TorchDispatchMode):
@@ -276,7 +322,6 @@ class Watching(TorchDispatchMode):
 def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> None:
     """The device is idle from where the host has waited for it until the graph is launched. It was 45 operations."""
     sampler, _ = compiled()
-    sampler.goes_ahead = False
     passes, waited, between = sampler.drafter.compiled, [0], []
 
     class Waiting(TorchFunctionMode):
@@ -288,9 +333,9 @@ def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> Non
 
     def run(*args):
         between.append(watching.count - waited[-1])
-        return forward_slots(passes.model, False, *args)
+        return forward_slots(passes.model, None, *args)
 
-    passes.run = run
+    passes.forward_slots = run
     with Watching() as watching, Waiting():
         settings = {"kv_window": kv_window, "window_size": 4, "mixture_weight": 1.0}
         sampler.generate(**left_padded(PROMPTS[:3]), max_new_tokens=24, eos_token_id=[], **settings)
@@ -307,12 +352,12 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
     config.num_key_value_heads, config._attn_implementation, config.is_causal = 1, implementation, causal
     with torch.device("meta"), torch.no_grad():
         model = Qwen2ForCausalLM(config)
-        cache = ColumnCache(model, 3, 256, is_fixed=True) if is_cached else None
+        cache = FixedCache(model, 3, 256) if is_cached else None
         if cache is not None:
             cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 64)] * 2)
-        tokens, edges, seating = (torch.empty(n, of, dtype=torch.int64) for n, of in ((3, 256), (3, 3), (2, 3)))
+        tokens, edges, slots = (torch.empty(n, of, dtype=torch.int64) for n, of in ((3, 256), (3, 3), (2, 3)))
     with Watching() as watching, torch.no_grad():
-        assert forward_slots(model, causal, tokens, edges, seating, 64, cache).shape == (3, 64, 128)
+        assert forward_slots(model, 1 if causal else None, tokens, edges, slots, 64, cache).shape == (3, 64, 128)
     assert watching.devices == {"meta"}
 
 
@@ -323,7 +368,6 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
 def test_inductor_gives_the_same_tokens(call) -> None:
     torch._dynamo.reset()
     sampler = trace_sampler.__wrapped__().compile(mode="reduce-overhead", fullgraph=True)
-    sampler.goes_ahead = True  # as on a GPU
     settings = left_padded(PROMPTS[:3]) | {
         "max_new_tokens": 24,
         "eos_token_id": [],
@@ -336,17 +380,20 @@ def test_inductor_gives_the_same_tokens(call) -> None:
         assert sampler.generate(**settings).equal(expected)
 
 
-def test_both_models_are_compiled_with_the_same_options() -> None:
+def test_both_models_are_traced_with_the_same_options() -> None:
     """torch.compile took the filter out of the options that both models were given, so that one had none."""
     torch._dynamo.reset()
-    asked = []
+    plain, asked = APDSampler(*tiny_pair()), []
 
     def keep_all(guards):
         asked.append(len(guards))
         return [True] * len(guards)
 
-    sampler = trace_sampler.__wrapped__().compile(
+    sampler = APDSampler(*tiny_pair()).compile(
         backend=lambda module, _, **__: module.forward, options={"guard_filter_fn": keep_all}
     )
-    sampler.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=8, eos_token_id=[], window_size=4, kv_window=2)
-    assert len(asked) >= 2
+    call = {"max_new_tokens": 8, "eos_token_id": [], "window_size": 4, "kv_window": 2}
+    assert sampler.generate(torch.tensor([[3, 14, 15]]), **call).equal(
+        plain.generate(torch.tensor([[3, 14, 15]]), **call)
+    )
+    assert len(asked) == 2

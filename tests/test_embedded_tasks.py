@@ -71,10 +71,12 @@ def test_a_story_may_reach_the_result_by_true_equations_only() -> None:
     assert not tasks.is_right(story, " 7 + 5 = 12. 12 - 3 = 9. Answer 12")
 
 
-@pytest.mark.parametrize("task", tasks.TASKS)
-def test_random_answers_cover_what_is_valid(task: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "count"), [("insert_random", 400), ("replace_random", 400), ("remove_random", 400), ("shuffle", 1500)]
+)
+def test_random_answers_cover_what_is_valid(task: str, count: int) -> None:
     """Each right answer is drawn: all 6 places of an insertion into 5 names, and so on."""
-    drawn = [i for i in tasks.instances(task, 2000, seed=0) if len(i.names) == 5]
+    drawn = [i for i in tasks.instances(task, count, seed=0) if len(i.names) == 5]
     if task == "insert_random":
         assert {json.loads(i.answer).index(i.newcomer) for i in drawn} == set(range(6))
     elif task == "replace_random":
@@ -96,7 +98,7 @@ def test_stories_stay_small_and_never_go_below_zero() -> None:
 @pytest.mark.parametrize("task", tasks.TASKS)
 def test_train_and_test_share_no_question(task: str) -> None:
     def questions(split: str) -> set[tuple]:
-        return {(i.names, i.numbers) for i in tasks.instances(task, 1500, seed=7, split=split)}
+        return {(i.names, i.numbers) for i in tasks.instances(task, 400, seed=7, split=split)}
 
     assert not questions("train") & questions("test")
 
@@ -117,7 +119,7 @@ def test_examples_are_twelve_held_out_prompts_of_every_task() -> None:
 
 def test_prompts_end_where_the_answer_begins_and_fit_the_vocabulary() -> None:
     for task in tasks.TASKS:
-        for i in tasks.instances(task, 300, seed=11):
+        for i in tasks.instances(task, 100, seed=11):
             assert i.prompt.endswith("?" if task == tasks.ARITHMETIC else ".") and i.answer.startswith(" ")
             pieces = re.findall(tasks.TOKEN_PATTERN, i.prompt + i.answer)
             assert "".join(pieces) == i.prompt + i.answer and set(pieces) <= set(tasks.VOCABULARY)
@@ -130,7 +132,7 @@ def test_tokenizer_gives_back_every_text(directory: Path) -> None:
     assert tokenizer.get_vocab() == {token: i for i, token in enumerate(tasks.VOCABULARY)}
     assert tokenizer.padding_side == "left" and tokenizer.pad_token_id != tokenizer.eos_token_id
     for task in tasks.TASKS:
-        for i in tasks.instances(task, 50, seed=13):
+        for i in tasks.instances(task, 10, seed=13):
             ids = tokenizer(i.prompt + i.answer).input_ids
             assert tokenizer.decode(ids) == i.prompt + i.answer
             assert ids == tokenizer(i.prompt).input_ids + tokenizer(i.answer).input_ids

@@ -76,11 +76,19 @@ def test_notebooks_are_stored_without_outputs_and_state_their_needs(path: Path) 
     assert "**Needs**" in first and re.search(r"\*\*Takes\*\* about \d+ seconds", first)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=pytest.mark.slow) if path.stem == "2_knobs" else path for path in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "2_knobs"], ids=lambda path: path.stem)
+def test_cells_of_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: a kernel takes seconds to start, and the slow test below has one."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(read(path).cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{path.name}, cell {number}", "exec"), namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, tmp_path: Path) -> None:
     nbclient = pytest.importorskip("nbclient")
     for module in ("ipykernel", "matplotlib"):

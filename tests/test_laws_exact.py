@@ -22,7 +22,7 @@ from apd.decoding.window import Window, window_policy
 from apd.models.ideal import IdealListModel
 
 FALSE_ALARM = 1e-6
-ROWS = 40_000
+ROWS = 20_000
 TEMPERATURES = [0.0, 0.5, 1.0, 2.0]
 
 shuffle, replace_random = IdealListModel.shuffle, IdealListModel.replace_random
@@ -140,11 +140,12 @@ EXACT_MODELS = {
 }
 
 
-@pytest.mark.parametrize("window_size", [1, 2, 3, None])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", EXACT_MODELS)
-def test_law_6_a_perfect_verifier_changes_no_token_of_an_exact_model(name, temperature, window_size):
-    model = EXACT_MODELS[name]
+def test_law_6_a_perfect_verifier_changes_no_token_of_an_exact_model(name, temperature):
+    """Every pair of model, temperature and window occurs."""
+    place = [*EXACT_MODELS].index(name) + TEMPERATURES.index(temperature)
+    model, window_size = EXACT_MODELS[name], [1, 2, 3, None][place % 4]
     arguments = {"rows": 1000, "temperature": temperature, "window_size": window_size}
     sequential = draw(model, strategy=LeftToRight(1), **arguments)
     for correction in (False, True):
@@ -171,20 +172,19 @@ def test_law_6_fails_when_noise_is_redrawn():
 
 @pytest.mark.parametrize("window_size", [1, 2, 3, 4, None])
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 2.0])
-@pytest.mark.parametrize("model_seed", [0, 1])
-def test_law_6_a_perfect_verifier_changes_no_token_of_a_neural_drafter(model_seed, temperature, window_size):
+def test_law_6_a_perfect_verifier_changes_no_token_of_a_neural_drafter(temperature, window_size):
+    model_seed = ((window_size or 5) + int(temperature)) % 2
     drafter, _ = tiny_pair(model_seed)
     sampler = APDSampler(drafter, AskTheDrafter(drafter, window_size), mixture_weight=0, window_size=window_size)
     prompt = torch.randint(drafter.mask_token_id, (12, 5), generator=torch.Generator().manual_seed(model_seed))
     ragged = torch.arange(5) >= torch.arange(12)[:, None] % 4
     arguments = at(temperature) | {"attention_mask": ragged, "max_new_tokens": 9, "return_dict_in_generate": True}
-    for seed in (0, 1):
-        sequential = sampler.generate(prompt, strategy=LeftToRight(1), seed=seed, **arguments)
-        assert (sequential.drafter_forwards == 9).all()
-        for correction in (False, True):
-            parallel = sampler.generate(prompt, correction=correction, seed=seed, **arguments)
-            assert parallel.sequences.equal(sequential.sequences)
-            assert window_size == 1 or parallel.drafter_forwards.sum() < sequential.drafter_forwards.sum()
+    sequential = sampler.generate(prompt, strategy=LeftToRight(1), seed=0, **arguments)
+    assert (sequential.drafter_forwards == 9).all()
+    for correction in (False, True):
+        parallel = sampler.generate(prompt, correction=correction, seed=0, **arguments)
+        assert parallel.sequences.equal(sequential.sequences)
+        assert window_size == 1 or parallel.drafter_forwards.sum() < sequential.drafter_forwards.sum()
 
 
 def test_law_6_fails_when_the_canvas_is_not_the_sequential_one():
@@ -197,8 +197,7 @@ def test_law_6_fails_when_the_canvas_is_not_the_sequential_one():
     )
 
 
-@pytest.mark.parametrize("window_size", [2, None])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("temperature", "window_size"), [(0.5, 2), (1.0, None), (2.0, 2)])
 @pytest.mark.parametrize(
     "knobs",
     [{"acceptance": "rejection"}, {"acceptance": "rejection", "noise": "step"}, {}, {"correction": True}],
@@ -254,16 +253,20 @@ def test_law_6_the_rejection_rule_is_unbiased_at_the_resolution_that_finds_broke
     assert follows(draw(toy(), 200_000, strategy=APD(0.0, Rejection())), toy_truth(toy()))
 
 
-@pytest.mark.parametrize("rule", [NoResidual(), NoiseAgain(OneGumbelStream), NoiseAgain(OneUniformStream)], ids=str)
-def test_law_6_broken_rejection_rules_are_found_biased(rule):
+@pytest.mark.parametrize(
+    ("rule", "rows"),
+    [(NoResidual(), ROWS), (NoiseAgain(OneGumbelStream), 200_000), (NoiseAgain(OneUniformStream), ROWS)],
+    ids=str,
+)
+def test_law_6_broken_rejection_rules_are_found_biased(rule, rows):
     """The draft's noise in the residual is the hardest to see: total variation .011."""
-    assert not follows(draw(toy(), 200_000, strategy=APD(0.0, rule)), toy_truth(toy()))
+    assert not follows(draw(toy(), rows, strategy=APD(0.0, rule)), toy_truth(toy()))
 
 
 # --- Law 7: temperature is applied once
 
 
-LAW_7_ROWS = 8000
+LAW_7_ROWS = 3000
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
@@ -320,8 +323,8 @@ RULES = [{}, {"correction": True}, {"acceptance": "rejection"}, {"noise": "step"
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_law_9_the_verifier_alone_is_always_valid(knobs, temperature):
     model = shuffle(5)
-    for window_size in (1, 2, 3, 5, 9, None):
-        tokens = draw(model, 2000, temperature, mixture_weight=0, window_size=window_size, **knobs)
+    for window_size in (1, 3, 5, None):
+        tokens = draw(model, 500, temperature, mixture_weight=0, window_size=window_size, **knobs)
         assert model.is_valid(tokens).all()
 
 
@@ -373,8 +376,7 @@ def replace_accuracy(n: int, k: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("n", [4, 5, 6])
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize(("n", "k"), [(4, 1), (4, 3), (4, 4), (5, 2), (6, 2), (6, 3), (6, 4)])
 def test_k_from_the_left_follow_the_closed_form(n, k):
     for model, accuracy in ((shuffle(n), shuffle_accuracy(n, k)), (replace_random(n), replace_accuracy(n, k))):
         valid = model.is_valid(draw(model, strategy=LeftToRight(k)))
@@ -416,8 +418,8 @@ def test_greedy_decoding_breaks_exact_ties_by_the_lowest_id():
 @pytest.mark.parametrize("n", [4, 6])
 def test_greedy_decoding_with_ties_broken_at_random_follows_the_closed_form(strategy, n):
     for k in (1, 2, n):
-        replaced = replace_random(n).is_valid(draw(replace_random(n), 20_000, ALMOST_GREEDY, strategy=strategy(k)))
-        shuffled = shuffle(n).is_valid(draw(shuffle(n), 20_000, ALMOST_GREEDY, strategy=strategy(k)))
+        replaced = replace_random(n).is_valid(draw(replace_random(n), 8000, ALMOST_GREEDY, strategy=strategy(k)))
+        shuffled = shuffle(n).is_valid(draw(shuffle(n), 8000, ALMOST_GREEDY, strategy=strategy(k)))
         if k == 1:
             assert replaced.all() and shuffled.all()
             continue

@@ -37,6 +37,7 @@ from apd.models.loading import (
     load_verifier,
 )
 
+pytestmark = pytest.mark.compat
 DREAM, LLADA, A2D = (FIXTURES / f"parity_{name}" for name in ("dream", "llada", "a2d_qwen3"))
 TRACED = FIXTURES / "apd_traces" / "models"
 TINY = {

@@ -2,13 +2,16 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 import apd
 
@@ -25,6 +28,45 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     script = ROOT / "setup.py"
     exec(compile(script.read_text(), str(script), "exec"), {"__file__": str(script)})
     return given
+
+
+def test_what_is_supported_includes_what_was_tested(metadata: dict[str, Any]) -> None:
+    """Each direct dependency has a release in `constraints.txt`, and it is in the range of `setup.py`."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {pin.name: pin for pin in (Requirement(line) for line in lines if line[0] != "#")}
+    extras = metadata["extras_require"]
+    for line in metadata["install_requires"] + extras["test"] + extras["eval"] + extras["bench"]:
+        asked = Requirement(line)
+        if asked.name == metadata["name"]:
+            continue
+        [pin] = pinned[asked.name].specifier
+        assert pin.operator == "==" and "+" not in pin.version, pin
+        assert asked.specifier.contains(pin.version), line
+
+
+@pytest.mark.slow
+def test_a_script_beside_an_editable_clone_imports_the_package(tmp_path: Path) -> None:
+    """A clone has the package's name: its folder was imported in the package's place, as a namespace."""
+    pytest.importorskip("setuptools", minversion="77")
+    clone, site = tmp_path / "apd", tmp_path / "site"
+    shutil.copytree(PACKAGE, clone / "apd")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone)
+    site.mkdir()
+    build = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(site)], cwd=clone, check=True, capture_output=True)
+    [wheel] = site.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import site, sys; site.addsitedir(sys.argv[1]);"
+        "from importlib.util import find_spec; print(find_spec('apd').origin)"
+    )
+    # Without the test run's own packages (-S), of which `apd` may be one.
+    found = subprocess.run(
+        [sys.executable, "-E", "-S", script, site], capture_output=True, text=True, check=True
+    ).stdout
+    assert found.strip() == str(clone / "apd" / "__init__.py")
 
 
 def test_every_data_file_is_packaged(metadata: dict[str, Any]) -> None:

@@ -130,9 +130,10 @@ def is_clean(output: Path) -> bool:
 # ---------------------------------------------------------------- processes
 
 
-def test_three_processes_give_the_bytes_of_one(prompts: Path, whole: bytes, tmp_path: Path) -> None:
+def test_two_processes_continue_what_three_have_left(prompts: Path, whole: bytes, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    with Launch(3, command(prompts, output, "--batch-size", "4")) as launch:
+    leave_torn_lines(output, whole.splitlines(keepends=True)[:20])
+    with Launch(2, command(prompts, output, "--batch-size", "4")) as launch:
         code, err = launch.finish()
     assert code == 0, err
     assert output.read_bytes() == whole
@@ -144,6 +145,7 @@ def test_three_processes_give_the_bytes_of_one(prompts: Path, whole: bytes, tmp_
     ]  # each once
 
 
+@pytest.mark.slow
 def test_killed_runs_continue_with_any_number_of_processes(prompts: Path, whole: bytes, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     launch_and_kill(prompts, output, processes=3, more=4)
@@ -165,17 +167,35 @@ def test_killed_runs_continue_with_any_number_of_processes(prompts: Path, whole:
     assert is_clean(output)
 
 
-def test_a_fatal_prompt_ends_all_processes_and_keeps_what_is_done(
-    prompts: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+@pytest.fixture
+def fatal(prompts: Path, tmp_path: Path) -> Path:
+    """Prompts of which the last one is refused, and no other."""
     lines = prompts.read_text().splitlines(keepends=True)
     lines[BAD_LINE] = "\n"
     lines[TOO_LONG], lines[-1] = "\n", lines[TOO_LONG]  # the last one is in the second half
-    without = tmp_path / "prompts.jsonl"
-    without.write_text("".join(lines))
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_fatal_prompt_keeps_what_is_done(
+    fatal: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    output = tmp_path / "out.jsonl"
+    assert main(command(fatal, output, "--on-error", "stop", "--batch-size", "4")) == 1
+    assert f"line {COUNT}: Prompt and new tokens must fit" in capsys.readouterr().err
+    assert not output.exists() and len(indices(part_path(output, 0))) > COUNT // 2
+    assert main(command(fatal, output)) == 0
+    assert output.read_bytes().splitlines() == whole.splitlines()[:-1]
+
+
+@pytest.mark.slow
+def test_a_fatal_prompt_ends_all_processes_and_keeps_what_is_done(
+    fatal: Path, whole: bytes, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     output = tmp_path / "out.jsonl"
     stop = ["--on-error", "stop", "--batch-size", "1"]
-    with Launch(2, command(without, output, *stop)) as launch:
+    with Launch(2, command(fatal, output, *stop)) as launch:
         code, err = launch.finish()
     assert code != 0 and not output.exists()
     complaints = [line for line in err.splitlines() if line.startswith("apd: error: ")]
@@ -183,9 +203,9 @@ def test_a_fatal_prompt_ends_all_processes_and_keeps_what_is_done(
     done = set().union(*(indices(path) for path in part_paths(output)))
     assert len(done) >= (COUNT - 3) // 2 - 1  # the share of the process that met it, at least
 
-    assert main(command(without, output, *stop)) == 1  # a lone process says the same
+    assert main(command(fatal, output, *stop)) == 1  # a lone process says the same
     assert f"line {COUNT}: Prompt and new tokens must fit" in capsys.readouterr().err
-    assert main(command(without, output)) == 0
+    assert main(command(fatal, output)) == 0
     assert output.read_bytes().splitlines() == whole.splitlines()[:-1]
 
 

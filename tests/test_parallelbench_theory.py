@@ -271,9 +271,9 @@ def test_what_cannot_be_meant_is_named(call, named):
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_strategies_meet_their_closed_forms_on_the_exact_model(method, task):
     """Exactly where nothing is random, else at most `FALSE_ALARM` for each of the comparisons."""
-    for n in (3, 4):
-        found = cell(task, n, method, rows=400)
-        assert found.agrees, found
+    n = 3 + (METHODS.index(method) + [*TASKS].index(task)) % 2
+    found = cell(task, n, method, rows=400)
+    assert found.agrees, found
 
 
 @pytest.mark.parametrize(

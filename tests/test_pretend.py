@@ -44,7 +44,7 @@ def embedded_on_gpu() -> APDSampler:
 
 PROMPTS = [prompt[: 4 + 5 * i] for i, prompt in enumerate(trace_prompts()[:3])]
 BATCH = left_padded(PROMPTS)
-KNOBS = {"max_new_tokens": 9, "window_size": 5, "eos_token_id": STOP, "seed": 3}
+KNOBS = {"max_new_tokens": 6, "window_size": 4, "eos_token_id": STOP, "seed": 3}
 
 
 def to(device: Any, value: Any) -> Any:
@@ -142,6 +142,7 @@ WAITING_ONCE += ["processors without history"]  # and the tokens that these remo
 def test_a_step_waits_for_the_gpu_once(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """For the layout of its rows; blocking copies to the GPU count too."""
     sampler, counts = on_gpu(), []
+    long = {"max_new_tokens": 9, "window_size": 3, "eos_token_id": []}
 
     def step(*args: Any, **kwargs: Any) -> Any:
         counts.append(gpu.waits.total())
@@ -149,9 +150,22 @@ def test_a_step_waits_for_the_gpu_once(monkeypatch: pytest.MonkeyPatch, call: st
 
     monkeypatch.setattr("apd.decoding.loop.decode_step", step)
     with PretendGPU() as gpu:
-        sampler.generate(**to(GPU, BATCH), **KNOBS | CALLS[call] | {"eos_token_id": [], "window_size": 3})
+        sampler.generate(**to(GPU, BATCH), **KNOBS | CALLS[call] | long)
     # A row that leaves is rare and may cost more.
     assert statistics.mode(after - before for before, after in itertools.pairwise(counts)) == 1
+
+
+def test_recording_does_not_wait_at_every_step() -> None:
+    """It waited twice per step for the numbers of that step."""
+    sampler, settings = on_gpu(), KNOBS | {"max_new_tokens": 9, "eos_token_id": []}
+    with PretendGPU() as gpu:
+        inputs, waits = to(GPU, BATCH), []
+        for is_recorded in (False, True):
+            before = gpu.waits.total()
+            sampler.generate(**inputs, **settings, return_dict_in_generate=is_recorded)
+            waits.append(gpu.waits.total() - before)
+    # Each row's prompt is asked for once, in two numbers and its ids, and at the end there is more to be put together.
+    assert waits[1] - waits[0] <= 3 * len(PROMPTS) + 2
 
 
 @pytest.mark.parametrize("which", ["drafter", "verifier"])

@@ -1,7 +1,7 @@
 """What callers hook into a decode: processors, grammars, stopping criteria, scores. All exact, since commitment goes
 from left to right."""
 
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 
 import pytest
 import torch
@@ -55,11 +55,12 @@ def plain_loop(prompt, seed, processors, *, temperature, length=16, window_size=
 @pytest.mark.parametrize("one_per_step", [{"acceptance_threshold": 1.0}, {"strategy": LeftToRight(1)}])
 def test_one_token_per_step_equals_a_plain_loop_with_the_same_processors(sampling, one_per_step):
     processors = [RepetitionPenaltyLogitsProcessor(1.7), NoRepeatNGramLogitsProcessor(2)]
-    seeds = list(range(len(trace_prompts())))
-    output = generate(logits_processor=processors, seed=seeds, **one_per_step, **sampling)
-    for row, prompt, seed in zip(new_tokens(output), trace_prompts(), seeds, strict=True):
+    prompts, seeds = trace_prompts()[::2], [0, 2, 4]
+    call = {**left_padded(prompts), "seed": seeds, **one_per_step, **sampling}
+    output = generate(logits_processor=processors, **call)
+    for row, prompt, seed in zip(new_tokens(output), prompts, seeds, strict=True):
         assert row == plain_loop(prompt, seed, processors, temperature=sampling.get("temperature", 0.0))
-    plain = generate(seed=seeds, **one_per_step, **sampling)
+    plain = generate(**call)
     assert new_tokens(output) != new_tokens(plain)
 
 
@@ -139,11 +140,15 @@ class EvenThenOdd:
         return [i for i in range(148) if i % 2 != parity] + ([STOP] if parity else [])
 
 
-@pytest.mark.parametrize("mixture_weight", [0.0, 0.5, 1.0])
+SAMPLINGS = [{}, SAMPLED, {"do_sample": True, "temperature": 3.0, "top_p": 0.9}]
+RULES = [{}, {"correction": True}, {"acceptance": "rejection"}]
+
+
 @pytest.mark.parametrize("window_size", [None, 3])
-@pytest.mark.parametrize("sampling", [{}, SAMPLED, {"do_sample": True, "temperature": 3.0, "top_p": 0.9}])
-@pytest.mark.parametrize("rule", [{}, {"correction": True}, {"acceptance": "rejection"}])
-def test_every_output_is_in_the_grammar(mixture_weight, window_size, sampling, rule):
+@pytest.mark.parametrize(("rule", "sampling"), product(RULES, SAMPLINGS))
+def test_every_output_is_in_the_grammar(rule, sampling, window_size):
+    """With every weight: of rule, sampling and weight each pair occurs."""
+    mixture_weight = [0.0, 0.5, 1.0][(RULES.index(rule) + SAMPLINGS.index(sampling)) % 3]
     output = generate(
         prefix_allowed_tokens_fn=EvenThenOdd(),
         mixture_weight=mixture_weight,

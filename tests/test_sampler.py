@@ -95,9 +95,11 @@ def test_arguments_override_the_config_which_overrides_the_models():
 
 def test_the_models_own_stop_token_is_used():
     assert trace_sampler().drafter.generation_config.eos_token_id == STOP
-    assert generate(eos_token_id=None, max_new_tokens=200).new_tokens.min() == 200  # None stops nowhere, as there
-    stopped = generate(eos_token_id=..., max_new_tokens=200)
-    assert torch.equal(stopped.sequences, generate(eos_token_id=STOP, max_new_tokens=200).sequences)
+    call = {"max_new_tokens": 32, "do_sample": True, "top_k": 0, "seed": 1}
+    assert generate(eos_token_id=None, **call).new_tokens.min() == 32  # None stops nowhere, as there
+    stopped = generate(eos_token_id=..., **call)
+    assert stopped.new_tokens.min() < 32
+    assert torch.equal(stopped.sequences, generate(eos_token_id=STOP, **call).sequences)
 
 
 def test_sampling_means_top_k_50_unless_set():
@@ -281,7 +283,8 @@ def test_the_window_follows_what_its_own_row_commits(knobs):
 
 def test_a_strategy_that_counts_its_tokens_gets_a_window_for_them():
     for strategy, first, last in ((LeftToRight(1), 16, AUTO.least), (LeftToRight(12), 16, 24)):
-        output = generate(window_size="auto", max_new_tokens=200, eos_token_id=[], strategy=strategy)
+        settings = {"window_size": "auto", "max_new_tokens": 9 * last, "eos_token_id": []}
+        output = generate(**left_padded(trace_prompts()[:1]), strategy=strategy, **settings)
         widths = [len(draft) for draft in output.trace[0].drafts]
         assert widths[0] == first
         assert widths[8] == last  # twice the count, at least eight

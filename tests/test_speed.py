@@ -33,6 +33,12 @@ FIELDS = set(
 )
 
 
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    """No test looks at the machine's rates."""
+    monkeypatch.setattr("benchmarks.speed.floor.BUDGET", 0.01)
+
+
 @pytest.fixture(scope="module")
 def tiny():
     return load("tiny", Loading())
@@ -66,8 +72,8 @@ def counted(pair, strategy, **knobs):
 
 def test_the_schedule_has_its_mean_and_is_the_same_again():
     # Keyed noise with fixed seeds: this cannot alarm falsely, it either holds or it does not. The tolerance is four
-    # standard errors of 200,000 draws of a geometric number.
-    state, window = rows_at([7] * 200_000, width=200)
+    # standard errors of 40,000 draws of a geometric number.
+    state, window = rows_at([7] * 40_000, width=100)
     for mean in (1.5, 5.75):
         found = counts(Schedule(mean), state, window)
         assert found.min() == 1
@@ -147,6 +153,7 @@ def compiled_tiny(tiny):
     return compiled(tiny, backend=backend, fullgraph=True), backend
 
 
+@pytest.mark.slow
 def test_the_meter_sees_compiled_passes_and_nothing_is_compiled_for_it(tiny):
     pair, backend = compiled_tiny(tiny)
     decode = decoder(Setting("apd", 0.5, 4, 2), pair, Schedule(), lambda inputs: 0).decode
@@ -221,7 +228,7 @@ def test_the_meter_keeps_no_tensor_and_leaves_the_modules_as_they_were(tiny):
     assert found <= {list, tuple, torch.Size, str, float, int, type(None)}
 
 
-def test_compiled_settings_have_parts_and_a_floor(tiny):
+def test_compiled_settings_have_parts_and_a_floor(tiny, untraced):
     pair, _ = compiled_tiny(tiny)
     settings = [Setting("left-to-right", None, 4, 2), Setting("apd", 0.5, 4, 2), Setting("apd", 0.5, 4, None)]
     rates = Rates(1e9, 1e9, {})
@@ -410,7 +417,7 @@ def test_targets_are_judged_by_what_was_measured():
     assert str(told[2]).count("would gain at most") == 1 and str(told[2]).endswith("of batch 1.")
 
 
-def test_answers_agree_where_both_have_the_same_token(tiny):
+def test_answers_agree_where_both_have_the_same_token(tiny, untraced):
     pair, _ = compiled_tiny(tiny)
     assert targets.agreement(tiny, pair, targets.OURS, 3, 2) == targets.Agreement("APD", 2, 3, 36, 36, 3)
     shorter = dataclasses.replace(tiny, new_tokens=9)
@@ -425,7 +432,7 @@ def test_tokens_count_to_the_first_stop_token(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_path, capsys, monkeypatch):
+def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_path, capsys, monkeypatch, untraced):
     torch._dynamo.reset()
     monkeypatch.setattr(targets, "compiled", lambda pair: compiled(pair, backend=Counting()))
     compiling = "--compile" if is_compiled else "--no-compile"
@@ -453,6 +460,7 @@ def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_pa
         assert entry["drafter_ms"] > 0 and entry["floor_ms"] > 0 and entry["kv_window"] == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["drafter", "verifier"])
 @pytest.mark.parametrize("way", WAYS)
 def test_only_the_first_launch_is_compiled(role, way, tiny):
@@ -466,6 +474,7 @@ def test_only_the_first_launch_is_compiled(role, way, tiny):
     assert parts == [] or sum(parts) == pytest.approx(whole)
 
 
+@pytest.mark.slow
 def test_launches_are_one_table_and_a_line(capsys):
     torch._dynamo.reset()
     assert main(["launch", "--layers", "1", "--repetitions", "1"]) == 0

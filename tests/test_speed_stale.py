@@ -11,7 +11,7 @@ from benchmarks.speed import stale
 def test_exact_settings_have_no_distance_and_refreshing_costs_columns() -> None:
     sampler = APDSampler.from_embedded()
     exact, always, rare, never = (
-        stale.measure(sampler, "shuffle", 8, LeftToRight(2), stale.Setting(None, *knobs))
+        stale.measure(sampler, "shuffle", 4, LeftToRight(2), stale.Setting(None, *knobs))
         for knobs in ((None, None), (1, 1), (1, 4), (1, None))
     )
     assert exact.kl == pytest.approx(0, abs=1e-5) and always.kl == pytest.approx(0, abs=1e-5)
@@ -24,7 +24,7 @@ def test_a_run_writes_what_it_prints(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(stale, "KV_WINDOWS", (1,))
     monkeypatch.setattr(stale, "REFRESHES", (None, 4))
     monkeypatch.setattr(stale, "WINDOW_SIZES", ("auto",))
-    assert stale.main(["--out", str(tmp_path), "--count", "1", "--tokens-per-step", "4"]) == 0
+    assert stale.main(["--out", str(tmp_path), "--count", "1", "--tokens-per-step", "8"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 + 4
     with (tmp_path / "stale.csv").open() as file:
         rows = list(csv.DictReader(file))

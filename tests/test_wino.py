@@ -194,11 +194,11 @@ def wino_by_hand(drafter, prompt: list[int], length: int, wino: WINO) -> tuple[l
 
 @pytest.mark.parametrize("wino", SETTINGS, ids=repr)
 def test_a_ragged_batch_follows_the_rule(sampler, wino):
-    output = generate(sampler, length=32, strategy=wino)
+    output = generate(sampler, length=24, strategy=wino)
     rows = list(zip(prompts(), new_tokens(output), output.committed_per_step, strict=True))
     num_revoked = 0
-    for prompt, tokens, counts in rows[::2]:  # by hand is slow
-        *expected, revoked = wino_by_hand(sampler.drafter, prompt, 32, wino)
+    for prompt, tokens, counts in rows[::3]:  # by hand is slow
+        *expected, revoked = wino_by_hand(sampler.drafter, prompt, 24, wino)
         assert (tokens, counts) == tuple(expected)
         num_revoked += revoked
     assert num_revoked > 0 or wino.threshold > 0.3  # or the test would say little
@@ -261,7 +261,7 @@ def decode(model: IdealListModel, wino: WINO, rows: int) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("wino", [WINO(0.3, 0.9), WINO(0.35, 0.4), WINO(0.4, 0.0)], ids=repr)
 def test_sampled_answers_have_the_enumerated_probabilities(wino):
     """Pearson's chi-square over 81 answers, and Hoeffding's bound on the mean of the forwards."""
-    model, rows = toy(), 20_000
+    model, rows = toy(), 8000
     finals, forwards = all_decodings(model, wino)
     assert math.isclose(sum(finals.values()), 1)
     tokens, steps = decode(model, wino, rows)
@@ -282,7 +282,7 @@ def test_sampled_answers_have_the_enumerated_probabilities(wino):
 )
 def test_on_shuffle_nothing_is_reviewed_in_time(n, threshold, schedule):
     """Two steps of two tokens or more are what it takes, and up to six items there is only one: the schedule decides."""
-    model, rows = IdealListModel.shuffle(n), 4000
+    model, rows = IdealListModel.shuffle(n), 1000
     tokens, steps = decode(model, WINO(threshold), rows)
     assert steps.tolist() == [len(schedule)] * rows
     expected, share = shuffle_accuracy(schedule), float(model.is_valid(tokens).double().mean())
@@ -369,8 +369,8 @@ def test_rows_of_every_family_do_not_depend_on_their_batch(sampler, sampling, wi
         **sampling,
     }
     batch = sampler.generate(**left_padded(prompts(), pad=58), seed=list(range(6)), **common)
-    for i, prompt in enumerate(prompts()):
-        alone = sampler.generate(torch.tensor([prompt]), seed=[i], **common)
+    for i in (0, 5):
+        alone = sampler.generate(torch.tensor([prompts()[i]]), seed=[i], **common)
         assert new_tokens(batch)[i] == new_tokens(alone)[0]
         assert batch.drafter_forwards[i] == alone.drafter_forwards[0]
 

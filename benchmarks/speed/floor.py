@@ -23,6 +23,9 @@ from benchmarks.speed.instruments import Clock, Forward
 
 __all__ = ["Rates", "Size", "cache_bytes", "floor_seconds", "measure_rates", "parts", "weights_seconds", "work"]
 
+#: Seconds in which an action is tried again and again, of which the fastest counts.
+BUDGET = 0.4
+
 
 @dataclass(frozen=True)
 class Size:
@@ -155,8 +158,8 @@ def _matmul_rate(side: int, device: str, dtype: torch.dtype) -> float:
     return 2 * side**3 / _best(lambda: torch.mm(left, right, out=product), device)
 
 
-def _best(action: Callable[[], object], device: str, budget: float = 0.4) -> float:
-    """Seconds of one action at its fastest within a budget of seconds; a try is long enough for the clock to tell."""
+def _best(action: Callable[[], object], device: str) -> float:
+    """Seconds of one action at its fastest within `BUDGET`; a try is long enough for the clock to tell."""
     clock = Clock(device)
 
     def taken(repeats: int) -> float:
@@ -168,6 +171,6 @@ def _best(action: Callable[[], object], device: str, budget: float = 0.4) -> flo
     taken(1)  # the first also pays for what is set up once
     repeats = max(1, round(1e-3 / max(taken(1), 1e-7)))
     tries = [taken(repeats)]
-    while sum(tries) < budget:
+    while sum(tries) < BUDGET:
         tries.append(taken(repeats))
     return min(tries) / repeats
