@@ -252,7 +252,7 @@ def test_a_decoder_takes_its_cache_by_one_of_two_names(kind) -> None:
 
 
 def test_a_decoder_without_a_cache_is_refused() -> None:
-    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=2)).eval()
     with pytest.raises(
         ValueError, match=r"`cache` or `past_key_values`, but OpenAIGPTModel.forward takes `input_ids`"
     ):

@@ -12,7 +12,7 @@ from toy import tiny_pair
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from apd import WINO, APDSampler, Autoregressive, LeftToRight
+from apd import KLASS, WINO, APDSampler, Autoregressive, LeftToRight
 from apd.decoding.step import PLAIN
 from apd.integrations.lm_eval import sequential_logprobs
 from apd.models.loading import as_drafter, as_verifier
@@ -174,9 +174,13 @@ def test_an_iterator_may_be_resumed_in_another_mode(mode) -> None:
     """What it holds was made in one mode and is written to in the other."""
     sampler = own_sampler()
     answers = sampler.generate_many([[1, 2], [3], [4, 5]], batch_size=2, **SETTINGS)
+    remembers = KLASS(threshold=1.0)  # what it saw of every column
+    chunks = sampler.stream(TINY_PROMPT, max_new_tokens=4, eos_token_id=[], strategy=remembers)
     with mode():
         next(answers)
+        next(chunks)
     assert len(list(answers)) == 2
+    assert list(chunks)[-1].done
 
 
 def test_an_iterator_leaves_no_mode_to_its_caller() -> None:
