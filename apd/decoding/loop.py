@@ -8,13 +8,13 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from apd.decoding import step
 from apd.decoding.commit import DRAFT_FAULT, StepInfo
 from apd.decoding.pair import Kernels, ModelPair, Support
 from apd.decoding.protocols import CachingDrafter, Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.returned import check_session, name_of
 from apd.decoding.state import DecodeState
-from apd.decoding.step import PLAIN, decode_step
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +26,9 @@ def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
     Not a context of a generator, which would be left when the interpreter ends and torch is gone.
     """
     return torch.inference_mode(False)(torch.no_grad()(function))
+
+
+decode_step = without_gradients(step.decode_step)
 
 
 class DecodeLoop:
@@ -54,7 +57,7 @@ class DecodeLoop:
         vocab_size: int,
         rows: Tensor | None = None,
         record_probs: bool = True,
-        kernels: Kernels = PLAIN,
+        kernels: Kernels = step.PLAIN,
     ) -> None:
         self.request = request
         self.mask_token_id = drafter.mask_token_id
@@ -69,7 +72,7 @@ class DecodeLoop:
             self._open(verifier) if verifier is not None and strategy.needs_verifier else None,
             Support(vocab_size, removed, request.processing),
             mask_token_id=drafter.mask_token_id,
-            kernels=PLAIN if request.calls_user_code else kernels,
+            kernels=step.PLAIN if request.calls_user_code else kernels,
             record_probs=record_probs,
             record_scores=request.record_scores or request.record_logits,
         )
@@ -88,23 +91,18 @@ class DecodeLoop:
         while self.newcomers or not all(self.state.layout.done):
             self._drop_finished()
             self._admit_newcomers()
-            info = self._step()
+            self.state, info = decode_step(
+                self.state,
+                strategy=self.strategy,
+                pair=self.pair,
+                sampling=self.request.sampling,
+                policy=self.request.policy,
+                stopping=self.request.stopping,
+            )
             if any(self.state.layout.done):
                 _refuse_broken(info)
             self._check_progress(info)
             yield info, self.state
-
-    @without_gradients
-    def _step(self) -> StepInfo:
-        self.state, info = decode_step(
-            self.state,
-            strategy=self.strategy,
-            pair=self.pair,
-            sampling=self.request.sampling,
-            policy=self.request.policy,
-            stopping=self.request.stopping,
-        )
-        return info
 
     def _check_progress(self, info: StepInfo) -> None:
         """Refuse a strategy that would never end: one token per step is enough to commit a row in as many steps as masks."""

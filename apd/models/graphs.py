@@ -27,9 +27,8 @@ from apd.models.span import Span
 from apd.models.transformer import (
     EagerPasses,
     TransformersModel,
-    attention_mask,
     check_evaluating,
-    hidden_states,
+    forward_inputs,
     input_device,
 )
 
@@ -131,8 +130,7 @@ def forward_slots(
     span = Span.of_edges(torch.stack([starts, ends, paddings]), width)
     if cache is not None:
         cache.set_target(span, num_readable=cache.target.num_columns)
-    mask = attention_mask(span.mask(None if cache is None else cache.num_readable, block_size), model)
-    hidden = hidden_states(model, span.ids(tokens[rows]), mask, span.positions, cache)
+    hidden = model.base_model(**forward_inputs(model, tokens[rows], span, block_size, cache)).last_hidden_state
     if cache is not None:
         # Tensors made in a graph that outlive it would be outputs and pin its memory pool.
         cache.clear_target()
@@ -288,7 +286,8 @@ class GraphPasses(EagerPasses):
             if is_compiled:
                 found = self.forward_compiled(chosen, part, slots)
             else:
-                found = self.forward(chosen, part, to_device(slots, tokens.device))
+                inputs = self.inputs(chosen, part, to_device(slots, tokens.device))
+                found = self.model.base_model(**inputs).last_hidden_state
             if is_all:
                 return found
             if hidden is None:

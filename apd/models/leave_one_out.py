@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from apd.decoding.state import to_device
 from apd.models.span import Span
-from apd.models.transformer import attention_mask, check_evaluating, hidden_states, input_device
+from apd.models.transformer import attention_mask, check_evaluating, input_device
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,7 @@ def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, s
     assert mask is not None
     positions = torch.cat([span.positions.expand_as(visible), shadows.columns.flatten(1) - padding], 1)
     ids = torch.cat([span.ids(tokens), shadows.tokens.flatten(1)], 1)
-    return hidden_states(model, ids.to(device), mask.to(device), positions.to(device), None)
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return model.base_model(
+        **{name: each.to(device) for name, each in inputs.items()}, use_cache=False
+    ).last_hidden_state

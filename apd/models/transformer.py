@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,33 +94,31 @@ class EagerPasses:
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
         check_evaluating(self.model, [("", self.model)], self.role)  # `train()` sets the flag here, too
-        groups = [list(range(len(tokens)))] if self.cache is None else span.groups()
-        if len(groups) == 1:
-            return self.forward(tokens, span)
-        hidden: Tensor | None = None
+        groups = [[]] if self.cache is None else span.groups()
+        whole: Tensor | None = None
         for group in groups:
+            if len(groups) == 1:
+                return self.model.base_model(**self.inputs(tokens, span)).last_hidden_state
             rows = to_device(group, tokens.device)
-            of_group = self.forward(tokens.index_select(0, rows), span.select(group), rows)
-            if hidden is None:
-                hidden = of_group.new_zeros(len(tokens), span.width, of_group.shape[-1])
-            hidden[rows.to(hidden.device), : of_group.shape[1]] = of_group
-        assert hidden is not None
-        return hidden
+            inputs = self.inputs(tokens.index_select(0, rows), span.select(group), rows)
+            hidden = self.model.base_model(**inputs).last_hidden_state
+            if whole is None:
+                whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
+            whole[rows.to(hidden.device), : hidden.shape[1]] = hidden
+        assert whole is not None
+        return whole
 
-    def forward(self, tokens: Tensor, span: Span, rows: Tensor | None = None) -> Tensor:
-        """One pass: `n l` → `n q d`.
+    def inputs(self, tokens: Tensor, span: Span, rows: Tensor | None = None) -> dict[str, Any]:
+        """What the model's forward takes for this span: ids `n q`, mask `n 1 q k`, positions `n q`, the cache.
 
         Args:
+            tokens: `n l` int64.
             rows: `n` int64, their rows of the cache; `None`: all of them.
         """
-        num_cached = None
         if self.cache is not None:
             self.cache.set_target(span, rows)
-            num_cached = self.cache.num_readable
-        mask = attention_mask(span.mask(num_cached, self.block_size), self.model)
-        mask = None if mask is None else mask.to(self.device)
-        ids, positions = span.ids(tokens).to(self.device), span.positions.to(self.device)
-        return hidden_states(self.model, ids, mask, positions, self.cache)
+        inputs = forward_inputs(self.model, tokens, span, self.block_size, self.cache)
+        return {name: each.to(self.device) if isinstance(each, Tensor) else each for name, each in inputs.items()}
 
     def select(self, rows: Tensor) -> None:
         if self.cache is not None:
@@ -131,13 +129,13 @@ class EagerPasses:
             self.cache.grow(*state.tokens.shape)
 
 
-def hidden_states(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, positions: Tensor, cache: ColumnCache | None
-) -> Tensor:
-    """The forward pass itself: `n q` ids, `n 1 q k` mask, `n q` positions → `n q d`."""
-    keys = {} if cache is None else {cache.argument: cache}
-    output = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False, **keys)
-    return output.last_hidden_state
+def forward_inputs(
+    model: PreTrainedModel, tokens: Tensor, span: Span, block_size: int | None, cache: ColumnCache | None
+) -> dict[str, Any]:
+    """The arguments of `model.base_model` for a span; the cache has its target already."""
+    mask = span.mask(None if cache is None else cache.num_readable, block_size)
+    inputs = {"input_ids": span.ids(tokens), "attention_mask": attention_mask(mask, model), "use_cache": False}
+    return inputs | {"position_ids": span.positions} | ({} if cache is None else {cache.argument: cache})
 
 
 def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]], role: str) -> None:
