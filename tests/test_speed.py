@@ -55,7 +55,7 @@ def rows_at(frontiers, *, seeds=None, width=40):
     columns = frontier[:, None] + torch.arange(width)
     state = SimpleNamespace(
         seeds=torch.arange(len(frontier)) if seeds is None else torch.tensor(seeds),
-        start=torch.zeros_like(frontier),
+        prompt_end=torch.zeros_like(frontier),
         frontier=frontier,
     )
     return state, SimpleNamespace(columns=columns, inside=torch.ones_like(columns, dtype=torch.bool))
@@ -243,14 +243,13 @@ def test_compiled_settings_have_parts_and_a_floor(tiny, untraced):
     }
 
 
-def test_rows_of_different_widths_are_not_taken_for_unseen(tiny):
-    """They are computed in two forwards, of which there were more than steps, so that no part was told."""
+def test_prefill_apart_from_decode_is_not_taken_for_unseen(tiny):
+    """A prompt that joins is read in a forward of its own, of which there were more than steps, so that no part was told."""
     meter = Meter(tiny.models, Clock("cpu"))
-    prompts = [torch.ones(1, 400, dtype=torch.int64), *[torch.ones(1, 4, dtype=torch.int64)] * 3]
-    ids = torch.cat([torch.nn.functional.pad(prompt, (400 - prompt.shape[1], 0)) for prompt in prompts])
+    prompts, settings = [[1] * 4] * 2 + [[1] * 400], {"max_new_tokens": 6, "eos_token_id": [], "seed": 0}
+    strategy = Timed(APD(0.5, Coupling()), meter)
     with meter.attached(), meter.call():
-        each = decoder(Setting("apd", 0.5, 4, None), tiny, Schedule(), lambda inputs: 0)
-        each.decode({"input_ids": ids, "attention_mask": ids, "seed": [0, 1, 2, 3]}, meter)
+        list(tiny.sampler.generate_many(prompts, batch_size=2, kv_window=4, strategy=strategy, **settings))
     assert sum(forward.role == "drafter" for forward in meter.forwards) > meter.count("propose")
     assert meter.unseen == 0
 

@@ -14,7 +14,7 @@ from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
 #: What `Proposal.fault` says of a position, added up.
-VALID, DRAFT_FAULT, TARGET_FAULT = range(3)
+VALID, DRAFT_FAULT, TARGET_FAULT, EMPTY_TARGET = 0, 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Proposal:
         tokens: `b m` int64, the token of each chosen or decisive column of the window.
         chosen: `b m` bool, the columns to commit.
         decisive: `b m` bool, the positions whose distribution this step used; an invalid one there is an error.
-        fault: `b m` int64: `VALID`, or the sum of `DRAFT_FAULT` and `TARGET_FAULT`, where the distribution that was drafted
-            from, or the mixture, is NaN or +∞ somewhere or allows no token.
+        fault: `b m` int64: `VALID`, or the sum of `DRAFT_FAULT` and `TARGET_FAULT` where the distribution that was drafted
+            from, or the mixture, is NaN or +∞ somewhere or allows no token; `EMPTY_TARGET` in the last case.
         draft: `b m` int64, the drafted tokens; fewer columns where fewer were drafted.
         models: n names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
         probs: `b m n` float32, where they are recorded: the untempered probability of `tokens` by each of `models`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from apd.decoding import step
-from apd.decoding.commit import DRAFT_FAULT, StepInfo
+from apd.decoding.commit import DRAFT_FAULT, TARGET_FAULT, StepInfo
 from apd.decoding.pair import Kernels, ModelPair, Support
 from apd.decoding.protocols import CachingDrafter, Drafter, Verifier
 from apd.decoding.request import Request
@@ -175,9 +175,12 @@ def _refuse_broken(info: StepInfo) -> None:
         return
     row, proposal = int(info.broken.long().argmax()), info.proposal
     faults = proposal.fault[row][proposal.decisive[row]].tolist()
-    model, gave = "verifier", "NaN or infinite logits, or no token that the drafter allows too,"
     if any(fault & DRAFT_FAULT for fault in faults):
         model, gave = proposal.models[1], "NaN, infinite or no finite logits"
+    elif any(fault == TARGET_FAULT for fault in faults):
+        model, gave = "verifier", "NaN or infinite logits"
+    else:
+        model, gave = "mixture", "no token that both models allow, or the verifier none at all,"
     raise FloatingPointError(
         f"The {model} gave {gave} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where a token "
         "had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "

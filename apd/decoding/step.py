@@ -28,6 +28,7 @@ from apd.decoding.acceptance import (
     record,
 )
 from apd.decoding.commit import (
+    EMPTY_TARGET,
     TARGET_FAULT,
     Proposal,
     StepInfo,
@@ -118,13 +119,14 @@ def judge(
     verifier, scores, fault = None, None, draft.fault.long()
     if verified is not None and verified.dim() == 2:
         scores = verified
-        fault = fault.add_(scores.isnan() | scores.isposinf(), alpha=TARGET_FAULT)
+        fault.add_(scores.isnan() | scores.isposinf(), alpha=TARGET_FAULT)
     elif verified is not None:
         logits = pair.support.restrict(verified, state, window, lambda _, i: draft.tokens[:, i])
         verifier = Distribution(logits, Scores(logits))
         mixture = mix(draft.logits, logits, apd.mixture_weight)
         target = Distribution(mixture, sampling.warp(mixture))
-        fault = fault.add_(non_finite(target.scores.values.amax(-1)), alpha=TARGET_FAULT)
+        best = target.scores.values.amax(-1)
+        fault.add_(non_finite(best), alpha=TARGET_FAULT).add_(best == -torch.inf, alpha=EMPTY_TARGET)
 
     # 4. Accept.
     evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)

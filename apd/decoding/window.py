@@ -90,8 +90,11 @@ class Window:
 class WindowPolicy(Protocol):
     """Says how many masks a step drafts. A policy holds no state of a call: what it follows is in `DecodeState`."""
 
+    def ends(self, state: DecodeState) -> Sequence[int]:
+        """Per row the column behind its window, on the host: beyond the frontier, at most the row's end."""
+
     def window(self, state: DecodeState) -> Window:
-        """The window of the next step, from each row's frontier on, at least one column in every row that is not done."""
+        """The window of the next step, from each row's frontier to `ends`."""
 
     def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
         """What the policy wants remembered of a step; `state` is the one after it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +91,13 @@ class BucketedWindow:
     policy: WindowPolicy
 
     def window(self, state: DecodeState) -> Window:
-        exact = self.policy.window(state)
+        ends = self.policy.ends(state)
+        width = max(end - start for start, end in zip(state.layout.frontier, ends, strict=True))
         most = min(self.policy.size, state.width) if isinstance(self.policy, FixedWindow) else state.width
-        return Window.of_rows(state, exact.ends, width=min(round_up(exact.columns.shape[1], COLUMN_BUCKET), most))
+        return Window.of_rows(state, ends, width=min(round_up(width, COLUMN_BUCKET), most))
+
+    def ends(self, state: DecodeState) -> Sequence[int]:
+        return self.policy.ends(state)
 
     def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
         return self.policy.update(state, info)
