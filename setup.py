@@ -37,6 +37,7 @@ setup(
             "ruff==0.17.5",
             "mypy==2.4.1",
         ],
+        "docs": ["mkdocs-material>=9.6", "mkdocstrings>=1", "mkdocstrings-python>=2", "griffe>=2", "ruff"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         "notebook": ["jupyterlab>=4", "ipywidgets>=8", "matplotlib>=3.8"],
         "bench": ["matplotlib>=3.8", "openai>=1"],

