@@ -4,26 +4,23 @@ A policy says how many masks a step drafts. It holds no state of a call: what it
 has the same windows alone and in any batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apd import EXAMPLE_PROMPTS, APDSampler
-from apd.decoding.commit import StepInfo
 from apd.decoding.state import DecodeState
-from apd.decoding.window import Window
+from apd.decoding.window import WindowPolicy
 
 
 @dataclass(frozen=True)
-class Share:
+class Share(WindowPolicy):
     """A share of the masks that are left, rounded up: long windows first, short ones near the end."""
 
     share: float = 0.5
 
-    def window(self, state: DecodeState) -> Window:
+    def ends(self, state: DecodeState) -> Sequence[int]:
         rows = zip(state.layout.frontier, state.layout.end, strict=True)  # numbers on the host
-        return Window.of_rows(state, [end - int((end - frontier) * (1 - self.share)) for frontier, end in rows])
-
-    def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
-        return state  # nothing is remembered; `AutoWindow` keeps a rate in `state.commit_rate`
+        return [end - int((end - frontier) * (1 - self.share)) for frontier, end in rows]
 
 
 def main() -> None:

@@ -244,12 +244,13 @@ def test_compiled_settings_have_parts_and_a_floor(tiny, untraced):
 
 
 def test_prefill_apart_from_decode_is_not_taken_for_unseen(tiny):
-    """A prompt that joins is read in a forward of its own, of which there were more than steps, so that no part was told."""
+    """Rows that are refreshed have a forward of their own, so that there are more forwards than steps."""
     meter = Meter(tiny.models, Clock("cpu"))
-    prompts, settings = [[1] * 4] * 2 + [[1] * 400], {"max_new_tokens": 6, "eos_token_id": [], "seed": 0}
-    strategy = Timed(APD(0.5, Coupling()), meter)
+    settings = {"max_new_tokens": 24, "eos_token_id": [], "window_size": 4, "kv_window": 4, "kv_refresh": 9}
+    strategy = Timed(APD(0.5, Scheduled(Coupling(), Schedule(2.0))), meter)
     with meter.attached(), meter.call():
-        list(tiny.sampler.generate_many(prompts, batch_size=2, kv_window=4, strategy=strategy, **settings))
+        ids = torch.ones(4, 400, dtype=torch.int64)
+        tiny.sampler.generate(ids, attention_mask=ids, seed=[0, 1, 2, 3], strategy=strategy, **settings)
     assert sum(forward.role == "drafter" for forward in meter.forwards) > meter.count("propose")
     assert meter.unseen == 0
 

@@ -126,7 +126,7 @@ def judge(
         mixture = mix(draft.logits, logits, apd.mixture_weight)
         target = Distribution(mixture, sampling.warp(mixture))
         best = target.scores.values.amax(-1)
-        fault.add_(non_finite(best), alpha=TARGET_FAULT).add_(best == -torch.inf, alpha=EMPTY_TARGET)
+        fault.add_(non_finite(best), alpha=TARGET_FAULT).add_(best.isneginf(), alpha=EMPTY_TARGET)
 
     # 4. Accept.
     evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)

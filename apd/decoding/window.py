@@ -88,34 +88,25 @@ class Window:
 
 @runtime_checkable
 class WindowPolicy(Protocol):
-    """Says how many masks a step drafts. A policy holds no state of a call: what it follows is in `DecodeState`."""
+    """Says how many masks a step drafts. Subclasses define `ends`.
+
+    A policy holds no state of a call: what it follows is in `DecodeState`.
+    """
 
     def ends(self, state: DecodeState) -> Sequence[int]:
         """Per row the column behind its window, on the host: beyond the frontier, at most the row's end."""
 
     def window(self, state: DecodeState) -> Window:
         """The window of the next step, from each row's frontier to `ends`."""
+        return Window.of_rows(state, self.ends(state))
 
     def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
         """What the policy wants remembered of a step; `state` is the one after it."""
-
-
-class _Stateless:
-    """A policy that follows nothing but the frontier. Subclasses say where a window ends."""
-
-    def window(self, state: DecodeState) -> Window:
-        return Window.of_rows(state, self.ends(state))
-
-    def ends(self, state: DecodeState) -> Sequence[int]:
-        """Per row the column behind its window, at most the row's end."""
-        raise NotImplementedError
-
-    def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
         return state
 
 
 @dataclass(frozen=True)
-class AllMasks(_Stateless):
+class AllMasks(WindowPolicy):
     """Every mask that is left (`window_size=None`)."""
 
     def ends(self, state: DecodeState) -> Sequence[int]:
@@ -123,7 +114,7 @@ class AllMasks(_Stateless):
 
 
 @dataclass(frozen=True)
-class FixedWindow(_Stateless):
+class FixedWindow(WindowPolicy):
     """M masks, fewer near the row's end (`window_size=M`).
 
     Args:
@@ -137,7 +128,7 @@ class FixedWindow(_Stateless):
 
 
 @dataclass(frozen=True)
-class AutoWindow(_Stateless):
+class AutoWindow(WindowPolicy):
     """Twice what the row's own steps committed on average (`window_size="auto"`).
 
     Where the k tokens that a step could commit are geometric, a window of twice their mean keeps 1 − e⁻² = 86 % of them.
@@ -166,7 +157,7 @@ class AutoWindow(_Stateless):
 
 
 @dataclass(frozen=True)
-class BlockWindow(_Stateless):
+class BlockWindow(WindowPolicy):
     """The rest of the frontier's block, blocks of b tokens counted from the row's first real token.
 
     Args:

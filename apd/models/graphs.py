@@ -279,26 +279,24 @@ class GraphPasses(EagerPasses):
         if self.fixed is None:
             self.cache = self.fixed = self.compiled.lend(self, self.num_slots, self.num_columns)
         prefill, decode = span.prefill_and_decode()
-        hidden: Tensor | None = None
-        for rows, is_compiled in ((prefill, False), (decode, True)):
-            if not rows:
-                continue
-            slots = [self.slots[row] for row in rows]
-            is_all = len(rows) == len(tokens)
+        if not prefill:
+            return self.forward_compiled(tokens, span, self.slots)
+        if not decode:
+            return self.prefill(tokens, span, self.slots)
+        whole: Tensor | None = None
+        for rows, forward in ((prefill, self.prefill), (decode, self.forward_compiled)):
             at = to_device(rows, tokens.device)
-            chosen, part = (tokens, span) if is_all else (tokens.index_select(0, at), span.select(rows))
-            if is_compiled:
-                found = self.forward_compiled(chosen, part, slots)
-            else:
-                inputs = self.inputs(chosen, part, to_device(slots, tokens.device))
-                found = self.model.base_model(**inputs).last_hidden_state
-            if is_all:
-                return found
-            if hidden is None:
-                hidden = found.new_zeros(len(tokens), span.width, found.shape[-1])
-            hidden[at.to(hidden.device), : found.shape[1]] = found
-        assert hidden is not None
-        return hidden
+            hidden = forward(tokens.index_select(0, at), span.select(rows), [self.slots[row] for row in rows])
+            if whole is None:
+                whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
+            whole[at.to(hidden.device), : hidden.shape[1]] = hidden
+        assert whole is not None
+        return whole
+
+    def prefill(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:
+        """One eager pass over rows in these slots: `n l` → `n q d`."""
+        inputs = self.inputs(tokens, span, to_device(slots, tokens.device))
+        return self.model.base_model(**inputs).last_hidden_state
 
     def forward_compiled(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:
         """One compiled pass over rows in these slots: `n l` → `n q d`."""
