@@ -59,7 +59,8 @@ class APDSampler:
 
     Args:
         drafter: a `Drafter`, or a transformers model together with `spec`.
-        verifier: a `Verifier`, or a transformers causal LM; `None` only where it is never asked (R = 1).
+        verifier: a `Verifier`, a transformers causal LM, or the drafter's own transformers model, which then verifies its
+            drafts with causal attention; `None` only where no verifier runs (R = 1).
         tokenizer: kept as `.tokenizer` for the caller; compared with the verifier's, and asked for stop and pad ids
             that the drafter's generation config does not name.
         config: the knobs; `APDConfig()` when not given.
@@ -98,7 +99,7 @@ class APDSampler:
         refuse_unknown(knobs, KNOBS, "APDSampler()")
         self.strategy, self.config = settle(strategy, config or APDConfig(), knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
-        self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
+        self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier, self.drafter)
         self.tokenizer: Any = tokenizer
         self.kernels = PLAIN
         self.vocab_size = self.drafter.vocab_size
