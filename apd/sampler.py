@@ -27,11 +27,11 @@ from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
-from apd.generation.arguments import Resolver, fresh_seed, whole_seed
+from apd.generation.arguments import Resolver, check_row_by_row, fresh_seed, whole_seed
 from apd.generation.interop import naming_knobs, unprepared
 from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
-from apd.generation.prompts import one_prompt
+from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
 from apd.generation.support import refuse_for, refuse_unknown
 from apd.models.loading import (
@@ -61,8 +61,8 @@ class APDSampler:
         drafter: a `Drafter`, or a transformers model together with `spec`.
         verifier: a `Verifier`, a transformers causal LM, or the drafter's own transformers model, which then verifies its
             drafts with causal attention; `None` only where no verifier runs (R = 1).
-        tokenizer: kept as `.tokenizer` for the caller; compared with the verifier's, and asked for stop and pad ids
-            that the drafter's generation config does not name.
+        tokenizer: kept as `.tokenizer`; compared with the verifier's, and names stop and pad ids that the drafter's
+            generation config does not name.
         config: the knobs; `APDConfig()` when not given.
         spec: family of a drafter given as a transformers model: `"dream"`, `"llada"`, … or a `ModelSpec`.
         mask_token_id: of a drafter given as a transformers model; by default its config's, else the tokenizer's.
@@ -72,7 +72,7 @@ class APDSampler:
         **knobs: single knobs that override `config`.
 
     Raises:
-        ValueError: models or vocabularies do not fit each other, or a knob is out of range.
+        ValueError: models or vocabularies do not match, or a knob is out of range.
         TypeError: an unknown argument.
 
     Example:
@@ -176,11 +176,8 @@ class APDSampler:
         loaded = load_drafter(
             drafter, spec=spec, mask_token_id=mask_token_id, device_map=device_map, **shared, **splitting, **of_drafter
         )
-        if splitting.keys() & {
-            "tp_plan",
-            "distributed_config",
-        }:  # the verifier stays whole, beside this process's part of the drafter
-            device_map = loaded.device
+        if splitting.keys() & {"tp_plan", "distributed_config"}:
+            device_map = loaded.device  # the verifier stays whole, beside this process's part of the drafter
         return cls(
             loaded,
             None if verifier is None else load_verifier(verifier, device_map=device_map, **shared, **of_verifier),
@@ -223,7 +220,7 @@ class APDSampler:
         """Continue the prompts, as `transformers`' `generate()` does. `docs/generate.md` has all arguments in a table.
 
         1. Resolve the arguments and lay out the rows, each a prompt with masks behind it.
-        2. While a row is not done, make one `decode_step`; rows that are done leave the batch (`Decoding`).
+        2. While a row is not done, make one `decode_step`; rows that are done leave the batch (`DecodeLoop`).
         3. Put the output together.
 
         Args:
@@ -270,7 +267,7 @@ class APDSampler:
         # 2. While a row is not done.
         steps = loop.steps()
         if streamer is not None:
-            steps = feed(streamer, _only_row(request.prompt), steps)
+            steps = feed(streamer, only_row(request.prompt), steps)
         for info, state in steps:
             if any(state.layout.done):
                 sequences.take(state)
@@ -283,19 +280,18 @@ class APDSampler:
         return recorder.output(sequences.ids(), resolve.tokenizer)
 
     def compile(self, **options: Any) -> APDSampler:
-        """Compile both models' forward passes, for a few fixed shapes, and what stands between them; returns the sampler.
+        """Compile both models' forward passes for a few fixed shapes, and the functions of a step; returns the sampler.
 
-        Worth it where launching kernels takes longer than running them: on a GPU, small batches, `kv_window` set. Then
-        each new batch size, each further 64 columns that a step computes and each further 256 of prompt and answer are
-        compiled once, at their first step, up to dynamo's limit of graphs, which is raised to 64 for the process; passes
-        over whole rows, the first of each and those of `kv_refresh`, are not. Without `kv_window` every pass of the
-        drafter is over whole rows, and compiled for each further 64 columns. The memory of a cache is kept for the next
-        call. Drawing, mixing with accepting, and committing are three graphs of few kernels, made again when a size or a
-        knob changes for the first time; an acceptance rule of yours is traced with them, and a call with processors,
-        criteria or a grammar has none of the three. Tokens are those of the plain path, up to rounding.
+        Worth it where launching kernels takes longer than running them: on a GPU, with small batches and `kv_window`.
+        Each new batch size, each further 64 columns of a pass and each further 256 of prompt and answer are compiled at
+        their first step, up to dynamo's limit of graphs, which is raised to 64 for the process. Prefill and full refreshes
+        run eagerly. Without `kv_window` every pass of the drafter computes whole rows, and is compiled for each further 64
+        columns. Cache memory is kept for the next call. Drawing, mixing with accepting, and committing are three graphs,
+        compiled again when a size or knob is new; an acceptance rule of yours is traced with them, and a call with
+        processors, criteria or a grammar runs them eagerly. Tokens are those of the eager path, up to rounding.
 
         Args:
-            **options: of `torch.compile`, for the passes; what stands between them has their backend. By default
+            **options: of `torch.compile`, for the passes; the functions of a step use their backend. By default
                 `mode="reduce-overhead"` on a GPU, which records CUDA graphs.
 
         Raises:
@@ -372,13 +368,7 @@ class APDSampler:
             "generate_many()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask"
         )
         resolve = self._resolver(**kwargs)
-        for name, neutral in (("num_return_sequences", 1), ("min_length", 0), ("max_time", None)):
-            value = getattr(resolve.generation, name)
-            if value not in (None, neutral):
-                raise ValueError(
-                    f"`{name}` cannot be meant in generate_many(), where prompts come and go, got {value!r}. Use "
-                    "`min_new_tokens`, a prompt several times, or generate()."
-                )
+        check_row_by_row(resolve.generation)
         check_count("batch_size", batch_size, "Use 1 for one row at a time")
         check_prompts(prompts)
         run_seed = fresh_seed() if seed is None else whole_seed(seed)
@@ -445,12 +435,3 @@ class APDSampler:
             record_probs=record_probs,
             kernels=self.kernels,
         )
-
-
-def _only_row(prompt: Tensor) -> Tensor:
-    if len(prompt) != 1:
-        raise ValueError(
-            f"`streamer` must be given one row, got {len(prompt)}: streamers of transformers take one. Use "
-            "`sampler.stream(...)`, which tells rows apart."
-        )
-    return prompt

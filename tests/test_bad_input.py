@@ -306,6 +306,16 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         "no argument `windowsize`. Did you mean `window_size`",
         lambda: generate(windowsize=1),
     ),
+    "a name of an inner function": (
+        TypeError,
+        r"generate\(\) has no argument `config`",
+        lambda: generate(config=APDConfig()),
+    ),
+    "a name of another inner function": (
+        TypeError,
+        r"generate\(\) has no argument `models`",
+        lambda: list(trace_sampler().generate_many([[7]], models=1)),
+    ),
     "misspelt knob of the sampler": (
         TypeError,
         "Did you mean `kv_window`",

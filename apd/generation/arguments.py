@@ -119,6 +119,7 @@ class Resolver:
         models: Models,
         strategy: Strategy,
         config: APDConfig,
+        /,
         *,
         generation_config: GenerationConfig | None = None,
         logits_processor: Iterable[LogitsProcessor] | None = None,
@@ -233,6 +234,20 @@ def check_order(strategy: Strategy, config: APDConfig) -> None:
             f"`kv_window` must be None with {strategy!r}, got {config.kv_window}: frozen keys presume that tokens are "
             "committed from left to right."
         )
+
+
+def check_row_by_row(generation: GenerationConfig) -> None:
+    """Refuse fields that concern a whole batch, for prompts that are decoded one by one.
+
+    Raises:
+        ValueError: a field is set.
+    """
+    for name, neutral in (("num_return_sequences", 1), ("min_length", 0), ("max_time", None)):
+        if (value := getattr(generation, name)) not in (None, neutral):
+            raise ValueError(
+                f"`{name}` cannot be meant in generate_many(), where prompts come and go, got {value!r}. Use "
+                "`min_new_tokens`, a prompt several times, or generate()."
+            )
 
 
 def _defaults(models: Models) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from apd.generation.support import warn
 
-__all__ = ["check_tokens", "checked_ids", "left_padding", "one_prompt", "warn_of_unknown_words"]
+__all__ = ["check_tokens", "checked_ids", "left_padding", "one_prompt", "only_row", "warn_of_unknown_words"]
 
 
 def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
@@ -110,3 +110,13 @@ def warn_of_unknown_words(prompt: Tensor, tokenizer: Any) -> None:
             "The prompt has words that the tokenizer does not know; they became its unknown token. The models cannot "
             "read them."
         )
+
+
+def only_row(prompt: Tensor) -> Tensor:
+    """`prompt` if it is one row, `1 l`."""
+    if len(prompt) != 1:
+        raise ValueError(
+            f"`streamer` must be given one row, got {len(prompt)}: streamers of transformers take one. Use "
+            "`sampler.stream(...)`, which tells rows apart."
+        )
+    return prompt
