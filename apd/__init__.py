@@ -1,106 +1,91 @@
-"""Adaptive parallel decoding for masked-diffusion language models (arXiv:2506.00413)."""
+"""Adaptive parallel decoding for masked-diffusion language models (arXiv:2506.00413).
+
+`APDSampler` takes the place of transformers' `generate()`, `APDConfig` has its knobs, and `strategy=` the other ways to
+decode. Extensions are built on what else is here: models (`Drafter`, `Verifier`), strategies (`Strategy`, `Unmasking`,
+`Proposal`), acceptance rules (`AcceptanceRule`, `Evidence`, `Judgement`) and windows (`WindowPolicy`).
+"""
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from apd.config import APDConfig
-    from apd.decoding.protocols import Drafter, Verifier
-    from apd.embedded.tasks import EXAMPLE_PROMPTS
-    from apd.generation.many import Generated
-    from apd.generation.output import APDOutput, RowTrace, Trace
-    from apd.generation.streaming import Chunk
-    from apd.models.drafter import MaskedDiffusionDrafter
-    from apd.models.ideal import IdealListModel
-    from apd.models.loading import FAMILIES, ModelSpec, load_drafter, load_verifier
-    from apd.models.verifier import CausalVerifier
-    from apd.sampler import APDSampler
-    from apd.strategies import (
-        KLASS,
-        WINO,
-        Autoregressive,
-        Blocks,
-        Confidence,
-        Entropy,
-        EntropyBound,
-        Factor,
-        LeftToRight,
-        Margin,
-        OneStep,
-        RandomOrder,
-        Threshold,
-    )
+if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
+    from apd.config import APDConfig as APDConfig
+    from apd.decoding.acceptance import AcceptanceRule as AcceptanceRule
+    from apd.decoding.acceptance import Coupling as Coupling
+    from apd.decoding.acceptance import Evidence as Evidence
+    from apd.decoding.acceptance import Judgement as Judgement
+    from apd.decoding.acceptance import Rejection as Rejection
+    from apd.decoding.commit import Proposal as Proposal
+    from apd.decoding.noise import mix_seed as mix_seed
+    from apd.decoding.protocols import Drafter as Drafter
+    from apd.decoding.protocols import Verifier as Verifier
+    from apd.decoding.step import APD as APD
+    from apd.decoding.strategy import Strategy as Strategy
+    from apd.decoding.window import AllMasks as AllMasks
+    from apd.decoding.window import AutoWindow as AutoWindow
+    from apd.decoding.window import BlockWindow as BlockWindow
+    from apd.decoding.window import FixedWindow as FixedWindow
+    from apd.decoding.window import WindowPolicy as WindowPolicy
+    from apd.embedded.tasks import EXAMPLE_PROMPTS as EXAMPLE_PROMPTS
+    from apd.generation.many import Generated as Generated
+    from apd.generation.output import APDOutput as APDOutput
+    from apd.generation.output import RowTrace as RowTrace
+    from apd.generation.output import Trace as Trace
+    from apd.generation.streaming import Chunk as Chunk
+    from apd.models import FAMILIES as FAMILIES
+    from apd.models import ModelSpec as ModelSpec
+    from apd.models import load_drafter as load_drafter
+    from apd.models import load_verifier as load_verifier
+    from apd.models.drafter import MaskedDiffusionDrafter as MaskedDiffusionDrafter
+    from apd.models.ideal import IdealListModel as IdealListModel
+    from apd.models.verifier import CausalVerifier as CausalVerifier
+    from apd.sampler import APDSampler as APDSampler
+    from apd.strategies import KLASS as KLASS
+    from apd.strategies import WINO as WINO
+    from apd.strategies import Autoregressive as Autoregressive
+    from apd.strategies import Blocks as Blocks
+    from apd.strategies import Confidence as Confidence
+    from apd.strategies import Entropy as Entropy
+    from apd.strategies import EntropyBound as EntropyBound
+    from apd.strategies import Factor as Factor
+    from apd.strategies import LeftToRight as LeftToRight
+    from apd.strategies import Margin as Margin
+    from apd.strategies import OneStep as OneStep
+    from apd.strategies import RandomOrder as RandomOrder
+    from apd.strategies import Threshold as Threshold
+    from apd.strategies import Unmasking as Unmasking
 
 __version__ = "0.1.0"
 
-# Names are imported when they are asked for: `apd --help` should not wait for torch.
-_HOMES = {
-    "APDConfig": "apd.config",
-    "APDOutput": "apd.generation.output",
-    "APDSampler": "apd.sampler",
-    "Autoregressive": "apd.strategies",
-    "Blocks": "apd.strategies",
-    "CausalVerifier": "apd.models.verifier",
-    "Chunk": "apd.generation.streaming",
-    "Confidence": "apd.strategies",
-    "Drafter": "apd.decoding.protocols",
-    "EXAMPLE_PROMPTS": "apd.embedded.tasks",
-    "Entropy": "apd.strategies",
-    "EntropyBound": "apd.strategies",
-    "FAMILIES": "apd.models",
-    "Factor": "apd.strategies",
-    "Generated": "apd.generation.many",
-    "IdealListModel": "apd.models.ideal",
-    "KLASS": "apd.strategies",
-    "LeftToRight": "apd.strategies",
-    "Margin": "apd.strategies",
-    "MaskedDiffusionDrafter": "apd.models.drafter",
-    "ModelSpec": "apd.models",
-    "OneStep": "apd.strategies",
-    "RandomOrder": "apd.strategies",
-    "RowTrace": "apd.generation.output",
-    "Threshold": "apd.strategies",
-    "Trace": "apd.generation.output",
-    "Verifier": "apd.decoding.protocols",
-    "WINO": "apd.strategies",
-    "load_drafter": "apd.models",
-    "load_verifier": "apd.models",
+# Names are imported on first use: `apd --help` should not wait for torch.
+_NAMES = {
+    "apd.config": "APDConfig",
+    "apd.decoding.acceptance": "AcceptanceRule Coupling Evidence Judgement Rejection",
+    "apd.decoding.commit": "Proposal",
+    "apd.decoding.noise": "mix_seed",
+    "apd.decoding.protocols": "Drafter Verifier",
+    "apd.decoding.step": "APD",
+    "apd.decoding.strategy": "Strategy",
+    "apd.decoding.window": "AllMasks AutoWindow BlockWindow FixedWindow WindowPolicy",
+    "apd.embedded.tasks": "EXAMPLE_PROMPTS",
+    "apd.generation.many": "Generated",
+    "apd.generation.output": "APDOutput RowTrace Trace",
+    "apd.generation.streaming": "Chunk",
+    "apd.models": "FAMILIES ModelSpec load_drafter load_verifier",
+    "apd.models.drafter": "MaskedDiffusionDrafter",
+    "apd.models.ideal": "IdealListModel",
+    "apd.models.verifier": "CausalVerifier",
+    "apd.sampler": "APDSampler",
+    "apd.strategies": (
+        "Autoregressive Blocks Confidence Entropy EntropyBound Factor KLASS LeftToRight Margin OneStep RandomOrder "
+        "Threshold Unmasking WINO"
+    ),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "EXAMPLE_PROMPTS",
-    "FAMILIES",
-    "KLASS",
-    "WINO",
-    "APDConfig",
-    "APDOutput",
-    "APDSampler",
-    "Autoregressive",
-    "Blocks",
-    "CausalVerifier",
-    "Chunk",
-    "Confidence",
-    "Drafter",
-    "Entropy",
-    "EntropyBound",
-    "Factor",
-    "Generated",
-    "IdealListModel",
-    "LeftToRight",
-    "Margin",
-    "MaskedDiffusionDrafter",
-    "ModelSpec",
-    "OneStep",
-    "RandomOrder",
-    "RowTrace",
-    "Threshold",
-    "Trace",
-    "Verifier",
-    "load_drafter",
-    "load_verifier",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -110,4 +95,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

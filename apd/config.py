@@ -1,95 +1,78 @@
-"""The knobs of adaptive parallel decoding, validated once."""
+"""The knobs of adaptive parallel decoding. Each is declared once, in its field of `APDConfig`."""
 
 from __future__ import annotations
 
 import dataclasses
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-#: Masks per step: so many, as many as the row's own steps suggest, or all that are left.
-WindowSize = int | Literal["auto"] | None
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from apd.decoding.acceptance import AcceptanceRule
+    from apd.decoding.window import WindowPolicy
+
+#: Masks per step: so many, as many as the row's own steps suggest, all that are left, or what a policy says.
+WindowSize: TypeAlias = "int | Literal['auto'] | WindowPolicy | None"
 
 
 @dataclass(frozen=True)
-class APDConfig:
-    """Which prefix of a draft is committed, and how much is recomputed to draft it.
+class Form:
+    """How a value is written as text, on the command line or in a strategy spec.
 
     Args:
-        mixture_weight: R in [0, 1], weight of the drafter in p_T ∝ p_D^R · p_AR^(1-R). Higher commits more per step.
-        acceptance_threshold: τ in [0, 1]. Beyond the first position a token is committed only if p_T ≥ τ; 0 is the
-            paper's rule, 1 commits one token per step (as long as no probability rounds to 1).
-        window_size: M, masks drafted per step, in tokens. `None`: all that are left. `"auto"`: twice what the row's own
-            last steps committed on average, at least 8.
-        kv_window: W, how many of the last committed tokens are recomputed each step, in tokens; older keys and values
-            stay frozen, an approximation, since the drafter attends both ways. `None`: no cache, exact.
-        kv_refresh: N, with `kv_window`: a row is recomputed as a whole once N tokens were committed since it last was,
-            in tokens. 1 is exact. `None`: never.
-        acceptance: `"coupling"` (the paper: draft and target share their noise) or `"rejection"` (speculative
-            sampling toward p_T).
-        correction: with `"coupling"`, also commit the target's token at the first mismatch.
-        noise: `"keyed"` draws the same noise whenever a position is drafted again; `"step"` redraws it, as published
-            code does, which biases what is generated unless `correction` is on.
-
-    Raises:
-        ValueError: a knob is outside its range.
-        TypeError: a knob has the wrong type.
-
-    Source: Israel, Van den Broeck, Grover 2025, arXiv:2506.00413; rejection: arXiv:2606.08048.
+        name: what is read, behind "must be".
+        parse: text → value; raises ValueError for other text.
     """
 
-    mixture_weight: float = 0.5
-    acceptance_threshold: float = 0.0
-    window_size: WindowSize = None
-    kv_window: int | None = None
-    kv_refresh: int | None = None
-    acceptance: str = "coupling"
-    correction: bool = False
-    noise: str = "keyed"
+    name: str
+    parse: Callable[[str], Any]
 
-    def __post_init__(self) -> None:
-        check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
-        check_fraction("acceptance_threshold", self.acceptance_threshold, "0 is the paper, 1 one token per step")
-        if self.window_size != "auto":
-            remedy = "Use 1 for one mask per step, None for all that are left, 'auto' to follow what is committed"
-            check_count("window_size", self.window_size, remedy, or_none=True)
-        remedy = "Use None for no cache (exact); 0 would never recompute a new token"
-        check_count("kv_window", self.kv_window, remedy, or_none=True)
-        remedy = "Use 1 to recompute everything at each step, None for never"
-        check_count("kv_refresh", self.kv_refresh, remedy, or_none=True)
-        if self.kv_refresh is not None and self.kv_window is None:
-            raise ValueError(
-                f"`kv_refresh` must be None without `kv_window`, got {self.kv_refresh}: there is no cache to refresh. Set "
-                "`kv_window`, or leave it out."
-            )
-        _check_choice("acceptance", self.acceptance, ("coupling", "rejection"))
-        _check_choice("noise", self.noise, ("keyed", "step"))
-        if not isinstance(self.correction, bool):
-            raise TypeError(f"`correction` must be True or False, got {self.correction!r}.")
-        if self.acceptance == "rejection" and self.acceptance_threshold > 0:
-            raise ValueError(
-                f"`acceptance_threshold` must be 0 with acceptance='rejection', got {self.acceptance_threshold}: a "
-                "threshold would bias what rejection sampling keeps exact. Use acceptance='coupling' with a threshold."
-            )
-        if self.acceptance == "rejection" and self.correction:
-            raise ValueError(
-                "`correction` must be False with acceptance='rejection', got True: rejection always commits a draw "
-                "from the residual in place of the rejected token."
-            )
+    def read(self, text: str) -> Any:
+        """The value that `text` stands for.
 
-    @classmethod
-    def paper(cls, **overrides: Any) -> APDConfig:
-        """The setting of the paper's headline numbers: R 0.7, M 100, W 16, noise redrawn each step (Table 2)."""
-        settings: dict[str, Any] = {"mixture_weight": 0.7, "window_size": 100, "kv_window": 16, "noise": "step"}
-        return cls(**(settings | overrides))
-
-    def replace(self, **changes: Any) -> APDConfig:
-        """A copy with some knobs changed, validated again."""
-        return dataclasses.replace(self, **changes)
+        Raises:
+            ValueError: "must be …, got …".
+        """
+        try:
+            return self.parse(text)
+        except ValueError:
+            raise ValueError(f"must be {self.name}, got {text!r}") from None
 
 
-KNOBS = tuple(field.name for field in dataclasses.fields(APDConfig))
+NUMBER = Form("a number", float)
+WHOLE_NUMBER = Form("a whole number", int)
+_COUNT = Form("a whole number or 'none'", lambda text: None if text == "none" else int(text))
+_WINDOW = Form("a whole number, 'auto' or 'none'", lambda text: text if text == "auto" else _COUNT.parse(text))
+
+
+@dataclass(frozen=True)
+class Knob:
+    """How a knob is written, checked and explained. Command line, strategy specs, lm-eval and README follow from it.
+
+    Args:
+        help: its effect, in one line.
+        check: raises for a value that the knob cannot have, given its name and the value.
+        letter: its letter in the paper; "" if it has none.
+        spec: its name in strategy specs, where that is not the letter.
+        form: how a number is written; `None` for flags and choices.
+        choices: the names that it takes.
+    """
+
+    help: str
+    check: Callable[[str, Any], None]
+    letter: str = ""
+    spec: str = ""
+    form: Form | None = None
+    choices: tuple[str, ...] = ()
+
+
+def _knob(*args: Any, **kwargs: Any) -> dict[str, Knob]:
+    """A field's metadata."""
+    return {"knob": Knob(*args, **kwargs)}
 
 
 def check_fraction(name: str, value: Any, remedy: str) -> None:
@@ -115,6 +98,190 @@ def check_count(name: str, value: Any, remedy: str, *, or_none: bool = False) ->
         raise ValueError(f"`{name}` must be at least 1, got {value}. {remedy}.")
 
 
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], otherwise: str = "") -> None:
     if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}{otherwise}, got {value!r}.")
+
+
+def _check_window_size(name: str, value: Any) -> None:
+    if _is_object(name, value, "window", "update") or value == "auto":
+        return
+    remedy = (
+        "Use 1 for one mask per step, None for all that are left, 'auto' to follow what is committed, or give a "
+        "`WindowPolicy`"
+    )
+    check_count(name, value, remedy, or_none=True)
+
+
+def _check_acceptance(name: str, value: Any) -> None:
+    if not _is_object(name, value, "__call__"):
+        _check_choice(name, value, _RULES, " or an `AcceptanceRule`")
+
+
+def _is_object(name: str, value: Any, *methods: str) -> bool:
+    """Whether `value` has these methods, and so stands for itself; configurations are hashed and compared with it.
+
+    Raises:
+        TypeError: a class that has them, or an object that cannot be hashed.
+    """
+    if not all(callable(getattr(value, method, None)) for method in methods):
+        return False
+    if isinstance(value, type):
+        raise TypeError(f"`{name}` must be an instance, got the class {value.__name__}. Call it.")
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"`{name}` must be hashable, got {value!r}. Make it a `@dataclass(frozen=True)`.") from None
+    return True
+
+
+_RULES = ("coupling", "rejection")
+_NOISES = ("keyed", "step")
+
+
+@dataclass(frozen=True)
+class APDConfig:
+    """Which prefix of a draft is committed, and how much is recomputed to draft it.
+
+    Args:
+        mixture_weight: R in [0, 1], weight of the drafter in p_T ∝ p_D^R · p_AR^(1-R). Higher commits more per step.
+        acceptance_threshold: τ in [0, 1]. Beyond the first position a token is committed only if p_T ≥ τ; 0 is the
+            paper's rule, 1 commits one token per step (as long as no probability rounds to 1).
+        window_size: M, masks drafted per step, in tokens. `None`: all that are left. `"auto"`: twice what the row's own
+            last steps committed on average, at least 8. Or a `WindowPolicy`.
+        kv_window: W, how many of the last committed tokens are recomputed each step, in tokens; older keys and values
+            stay frozen, an approximation, since the drafter attends both ways. `None`: no cache, exact.
+        kv_refresh: N, with `kv_window`: a row is recomputed as a whole once N tokens were committed since it last was,
+            in tokens. 1 is exact. `None`: never.
+        acceptance: `"coupling"` (the paper: draft and target share their noise), `"rejection"` (speculative sampling
+            toward p_T), or an `AcceptanceRule`.
+        correction: with `"coupling"`, also commit the target's token at the first mismatch.
+        noise: `"keyed"` draws the same noise whenever a position is drafted again; `"step"` redraws it, as published
+            code does, which biases what is generated unless `correction` is on.
+
+    Raises:
+        ValueError: a knob is outside its range.
+        TypeError: a knob has the wrong type.
+
+    Source: Israel, Van den Broeck, Grover 2025, arXiv:2506.00413; rejection: arXiv:2606.08048.
+    """
+
+    mixture_weight: float = field(
+        default=0.5,
+        metadata=_knob(
+            "the drafter's weight in the mixture, 0 to 1; higher commits more per step and makes more mistakes; 1 needs no "
+            "verifier",
+            partial(check_fraction, remedy="1 trusts the drafter alone, 0 the verifier alone"),
+            "R",
+            form=NUMBER,
+        ),
+    )
+    acceptance_threshold: float = field(
+        default=0.0,
+        metadata=_knob(
+            "beyond the first token, accept only where p_T(x) is at least this; higher is slower and safer; 0 is the paper, "
+            "1 commits one token per step unless p_T is exactly 1",
+            partial(check_fraction, remedy="0 is the paper, 1 one token per step"),
+            "τ",
+            "tau",
+            form=NUMBER,
+        ),
+    )
+    window_size: WindowSize = field(
+        default=None,
+        metadata=_knob(
+            "masks drafted per step; smaller makes a step cheaper, and a drafter that never saw so few masks worse; auto "
+            "follows what the row's steps commit",
+            _check_window_size,
+            "M",
+            form=_WINDOW,
+        ),
+    )
+    kv_window: int | None = field(
+        default=None,
+        metadata=_knob(
+            "committed tokens recomputed per step, older keys and values stay frozen; smaller is cheaper and less exact; none "
+            "is exact",
+            partial(
+                check_count, remedy="Use None for no cache (exact); 0 would never recompute a new token", or_none=True
+            ),
+            "W",
+            form=_COUNT,
+        ),
+    )
+    kv_refresh: int | None = field(
+        default=None,
+        metadata=_knob(
+            "with W: recompute a whole row after every N committed tokens; smaller is more exact and costs more",
+            partial(check_count, remedy="Use 1 to recompute everything at each step, None for never", or_none=True),
+            "N",
+            "refresh",
+            form=_COUNT,
+        ),
+    )
+    acceptance: str | AcceptanceRule = field(
+        default="coupling",
+        metadata=_knob(
+            "coupling is the paper's rule, rejection is speculative sampling toward p_T",
+            _check_acceptance,
+            choices=_RULES,
+        ),
+    )
+    correction: bool = field(
+        default=False,
+        metadata=_knob(
+            "at the first mismatch, also commit the target token: more tokens per step, but a weak verifier gets to write",
+            _check_flag,
+        ),
+    )
+    noise: str = field(
+        default="keyed",
+        metadata=_knob(
+            "keyed: the same noise whenever a position is drafted again; step: redrawn at each step, which biases samples",
+            partial(_check_choice, choices=_NOISES),
+            choices=_NOISES,
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        for name, knob in KNOBS.items():
+            knob.check(name, getattr(self, name))
+        if self.kv_refresh is not None and self.kv_window is None:
+            raise ValueError(
+                f"`kv_refresh` must be None without `kv_window`, got {self.kv_refresh}: there is no cache to refresh. Set "
+                "`kv_window`, or leave it out."
+            )
+        if self.acceptance == "coupling":
+            return
+        if self.acceptance == "rejection":
+            reasons = (
+                "a threshold would bias what rejection sampling keeps exact. Use acceptance='coupling' with a threshold",
+                "rejection always commits a draw from the residual in place of the rejected token",
+            )
+        else:
+            reasons = ("a rule has its own settings. Set them there, as in `Coupling(threshold=0.9)`",) * 2
+        for name, reason in zip(("acceptance_threshold", "correction"), reasons, strict=True):
+            if value := getattr(self, name):
+                neutral = "False" if value is True else "0"
+                raise ValueError(
+                    f"`{name}` must be {neutral} with acceptance={self.acceptance!r}, got {value}: {reason}."
+                )
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> APDConfig:
+        """The setting of the paper's headline numbers: R 0.7, M 100, W 16, noise redrawn each step (Table 2)."""
+        settings: dict[str, Any] = {"mixture_weight": 0.7, "window_size": 100, "kv_window": 16, "noise": "step"}
+        return cls(**(settings | overrides))
+
+    def replace(self, **changes: Any) -> APDConfig:
+        """A copy with some knobs changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+
+#: The knobs by name, in the order of their fields.
+KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in dataclasses.fields(APDConfig)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -20,30 +20,20 @@ from transformers import (
 )
 
 from apd.config import KNOBS, APDConfig, check_count
-from apd.decoding.acceptance import Coupling, Rejection
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.noise import mix_seed
 from apd.decoding.processing import AllowedTokens
 from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
-from apd.decoding.step import APD, PLAIN
-from apd.decoding.strategy import Strategy, check_strategy
-from apd.generation.arguments import (
-    Limits,
-    check_prepared,
-    effective_config,
-    fresh_seed,
-    one_prompt,
-    refuse_for,
-    refuse_unknown,
-    resolve,
-    unprepared,
-    warn_of_unknown_words,
-    whole_seed,
-)
+from apd.decoding.step import PLAIN
+from apd.decoding.strategy import Strategy
+from apd.generation.arguments import Resolver, check_row_by_row, fresh_seed, whole_seed
+from apd.generation.interop import naming_knobs, unprepared
 from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
+from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
+from apd.generation.support import refuse_for, refuse_unknown
 from apd.models.loading import (
     HUB_ARGUMENTS,
     PLACING_ARGUMENTS,
@@ -58,6 +48,7 @@ from apd.models.loading import (
     load_verifier,
     verifier_config,
 )
+from apd.strategies.registry import apd_of, settle
 
 
 class APDSampler:
@@ -68,18 +59,20 @@ class APDSampler:
 
     Args:
         drafter: a `Drafter`, or a transformers model together with `spec`.
-        verifier: a `Verifier`, or a transformers causal LM; `None` only where it is never asked (R = 1).
-        tokenizer: kept as `.tokenizer` for the caller; compared with the verifier's, and asked for stop and pad ids
-            that the drafter's generation config does not name.
+        verifier: a `Verifier`, a transformers causal LM, or the drafter's own transformers model, which then verifies its
+            drafts with causal attention; `None` only where no verifier runs (R = 1).
+        tokenizer: kept as `.tokenizer`; compared with the verifier's, and names stop and pad ids that the drafter's
+            generation config does not name.
         config: the knobs; `APDConfig()` when not given.
         spec: family of a drafter given as a transformers model: `"dream"`, `"llada"`, … or a `ModelSpec`.
         mask_token_id: of a drafter given as a transformers model; by default its config's, else the tokenizer's.
         verifier_tokenizer: compared with `tokenizer`, token by token, when both are given.
-        strategy: decode with this instead of APD unless a call says otherwise.
+        strategy: decode with this instead of APD unless a call says otherwise; an object or a short name, see
+            `apd.strategies.registry`.
         **knobs: single knobs that override `config`.
 
     Raises:
-        ValueError: models or vocabularies do not fit each other, or a knob is out of range.
+        ValueError: models or vocabularies do not match, or a knob is out of range.
         TypeError: an unknown argument.
 
     Example:
@@ -100,17 +93,14 @@ class APDSampler:
         spec: ModelSpec | str | None = None,
         mask_token_id: int | None = None,
         verifier_tokenizer: PreTrainedTokenizerBase | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | str | None = None,
         **knobs: Any,
     ) -> None:
         refuse_unknown(knobs, KNOBS, "APDSampler()")
-        if strategy is not None:
-            check_strategy(strategy)
-        self.config = (config or APDConfig()).replace(**knobs)
+        self.strategy, self.config = settle(strategy, config or APDConfig(), knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
-        self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier)
+        self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier, self.drafter)
         self.tokenizer: Any = tokenizer
-        self.strategy = strategy
         self.kernels = PLAIN
         self.vocab_size = self.drafter.vocab_size
         if self.verifier is not None:
@@ -186,11 +176,8 @@ class APDSampler:
         loaded = load_drafter(
             drafter, spec=spec, mask_token_id=mask_token_id, device_map=device_map, **shared, **splitting, **of_drafter
         )
-        if splitting.keys() & {
-            "tp_plan",
-            "distributed_config",
-        }:  # the verifier stays whole, beside this process's part of the drafter
-            device_map = loaded.device
+        if splitting.keys() & {"tp_plan", "distributed_config"}:
+            device_map = loaded.device  # the verifier stays whole, beside this process's part of the drafter
         return cls(
             loaded,
             None if verifier is None else load_verifier(verifier, device_map=device_map, **shared, **of_verifier),
@@ -227,13 +214,13 @@ class APDSampler:
         streamer: Any = None,
         tokenizer: Any = None,
         seed: int | Sequence[int] | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | str | None = None,
         **kwargs: Any,
     ) -> Tensor | APDOutput:
         """Continue the prompts, as `transformers`' `generate()` does. `docs/generate.md` has all arguments in a table.
 
         1. Resolve the arguments and lay out the rows, each a prompt with masks behind it.
-        2. While a row is not done, make one `decode_step`; rows that are done leave the batch (`Decoding`).
+        2. While a row is not done, make one `decode_step`; rows that are done leave the batch (`DecodeLoop`).
         3. Put the output together.
 
         Args:
@@ -242,14 +229,15 @@ class APDSampler:
             logits_processor: transformers' processors or your own, pure functions of (ids, scores). They act on both
                 models' raw logits; those that look at the tokens before see exactly these, one row without padding at a
                 time. Warpers among them act on draft and mixture, behind the configured ones.
-            stopping_criteria: asked at every committed token, with one row without padding; the row is cut there.
+            stopping_criteria: called at every committed token, with one row without padding; the row is cut there.
             prefix_allowed_tokens_fn: from (row, ids) the ids that may come next; every output obeys it.
-            attention_mask: `b l`, 0 where padding stands; inferred from the pad token when not given.
+            attention_mask: `b l`, 0 at padding; inferred from the pad token when not given.
             streamer: gets committed tokens, one row only; drafts too where it has `put_draft`.
             tokenizer: for `stop_strings`; the sampler's own when not given.
             seed: one integer for the call, or one per row (of the expanded batch); drawn from torch's default
                 generator when not given. With its own seed a row's tokens do not depend on the rest of the batch.
-            strategy: decode with this instead of APD, e.g. `apd.LeftToRight(1)`, one token per step.
+            strategy: decode with this instead of APD: `apd.LeftToRight(1)`, one token per step, or a short name such as
+                `"confidence:2"`.
             **kwargs: the knobs of `APDConfig` and the fields of `GenerationConfig`.
         Returns:
             `b·num_return_sequences l` int64 ids, prompt included, padded behind the stop token; with
@@ -262,16 +250,16 @@ class APDSampler:
         """
         # 1. Resolve the arguments and lay out the rows.
         prompt = one_prompt(inputs, kwargs)
-        request = self._request(
-            self._settings(generation_config, strategy, kwargs),
-            prompt,
-            attention_mask=attention_mask,
-            seed=seed,
+        resolve = self._resolver(
+            generation_config=generation_config,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
             tokenizer=tokenizer,
+            strategy=strategy,
+            **kwargs,
         )
+        request = resolve(prompt, attention_mask, seed)
         loop = self._open(request, record_probs=request.is_recorded)
         sequences = Sequences(loop.state, request.pad_token_id)
         recorder = Recorder(scores=request.record_scores, logits=request.record_logits)
@@ -279,7 +267,7 @@ class APDSampler:
         # 2. While a row is not done.
         steps = loop.steps()
         if streamer is not None:
-            steps = feed(streamer, _only_row(request.prompt), steps)
+            steps = feed(streamer, only_row(request.prompt), steps)
         for info, state in steps:
             if any(state.layout.done):
                 sequences.take(state)
@@ -289,22 +277,21 @@ class APDSampler:
         # 3. Put the output together.
         if not request.is_recorded:
             return sequences.ids()
-        return recorder.output(sequences.ids(), self.tokenizer if tokenizer is None else tokenizer)
+        return recorder.output(sequences.ids(), resolve.tokenizer)
 
     def compile(self, **options: Any) -> APDSampler:
-        """Compile both models' forward passes, for a few fixed shapes, and what stands between them; returns the sampler.
+        """Compile both models' forward passes for a few fixed shapes, and the functions of a step; returns the sampler.
 
-        Worth it where launching kernels takes longer than running them: on a GPU, small batches, `kv_window` set. Then
-        each new batch size, each further 64 columns that a step computes and each further 256 of prompt and answer are
-        compiled once, at their first step, up to dynamo's limit of graphs, which is raised to 64 for the process; passes
-        over whole rows, the first of each and those of `kv_refresh`, are not. Without `kv_window` every pass of the
-        drafter is over whole rows, and compiled for each further 64 columns. The memory of a cache is kept for the next
-        call. Drawing, mixing with accepting, and committing are three graphs of few kernels, made again when a size or a
-        knob changes for the first time; an acceptance rule of yours is traced with them, and a call with processors,
-        criteria or a grammar has none of the three. Tokens are those of the plain path, up to rounding.
+        Worth it where launching kernels takes longer than running them: on a GPU, with small batches and `kv_window`.
+        Each new batch size, each further 64 columns of a pass and each further 256 of prompt and answer are compiled at
+        their first step, up to dynamo's limit of graphs, which is raised to 64 for the process. Prefill and full refreshes
+        run eagerly. Without `kv_window` every pass of the drafter computes whole rows, and is compiled for each further 64
+        columns. Cache memory is kept for the next call. Drawing, mixing with accepting, and committing are three graphs,
+        compiled again when a size or knob is new; an acceptance rule of yours is traced with them, and a call with
+        processors, criteria or a grammar runs them eagerly. Tokens are those of the eager path, up to rounding.
 
         Args:
-            **options: of `torch.compile`, for the passes; what stands between them has their backend. By default
+            **options: of `torch.compile`, for the passes; the functions of a step use their backend. By default
                 `mode="reduce-overhead"` on a GPU, which records CUDA graphs.
 
         Raises:
@@ -325,11 +312,6 @@ class APDSampler:
         *,
         attention_mask: Tensor | None = None,
         seed: int | Sequence[int] | None = None,
-        strategy: Strategy | None = None,
-        logits_processor: Iterable[LogitsProcessor] | None = None,
-        stopping_criteria: Iterable[StoppingCriteria] | None = None,
-        prefix_allowed_tokens_fn: AllowedTokens | None = None,
-        tokenizer: Any = None,
         skip_special_tokens: bool = True,
         **kwargs: Any,
     ) -> Iterator[Chunk]:
@@ -345,19 +327,9 @@ class APDSampler:
         """
         refuse_for("stream()", kwargs, "streamer", "return_dict_in_generate")
         prompt = one_prompt(inputs, kwargs)
-        request = self._request(
-            self._settings(generation_config, strategy, kwargs),
-            prompt,
-            attention_mask=attention_mask,
-            seed=seed,
-            logits_processor=logits_processor,
-            stopping_criteria=stopping_criteria,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            tokenizer=tokenizer,
-        )
-        tokenizer = self.tokenizer if tokenizer is None else tokenizer
-        steps = self._open(request, record_probs=False).steps()
-        return chunks(steps, tokenizer, skip_special_tokens=skip_special_tokens)
+        resolve = self._resolver(generation_config=generation_config, **kwargs)
+        loop = self._open(resolve(prompt, attention_mask, seed), record_probs=False)
+        return chunks(loop.steps(), resolve.tokenizer, skip_special_tokens=skip_special_tokens)
 
     def generate_many(
         self,
@@ -369,12 +341,6 @@ class APDSampler:
         progress: bool = False,
         seed: int | None = None,
         on_error: Callable[[int, Exception], None] | None = None,
-        generation_config: GenerationConfig | None = None,
-        strategy: Strategy | None = None,
-        logits_processor: Iterable[LogitsProcessor] | None = None,
-        stopping_criteria: Iterable[StoppingCriteria] | None = None,
-        prefix_allowed_tokens_fn: AllowedTokens | None = None,
-        tokenizer: Any = None,
         **kwargs: Any,
     ) -> Iterator[Generated]:
         """Answer any number of prompts, refilling a row as soon as it is done.
@@ -390,9 +356,9 @@ class APDSampler:
             ordered: yield in the order of the prompts; else as soon as each is done.
             progress: show a progress bar.
             seed: one integer for the run; drawn from torch's default generator when not given.
-            on_error: told the number and the error of a prompt that is refused, which is then left out. When not
+            on_error: called with the number and the error of a prompt that is refused, which is then left out. When not
                 given, the error is raised.
-            generation_config, …, **kwargs: as in `generate`, one answer per prompt.
+            **kwargs: as in `generate`, one answer per prompt.
 
         Example:
             >>> for answer in sampler.generate_many(apd.EXAMPLE_PROMPTS, max_new_tokens=32):
@@ -401,31 +367,16 @@ class APDSampler:
         refuse_for(
             "generate_many()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask"
         )
-        settings = self._settings(generation_config, strategy, kwargs)
-        for name, neutral in (("num_return_sequences", 1), ("min_length", 0), ("max_time", None)):
-            value = getattr(settings.generation, name)
-            if value not in (None, neutral):
-                raise ValueError(
-                    f"`{name}` cannot be meant in generate_many(), where prompts come and go, got {value!r}. Use "
-                    "`min_new_tokens`, a prompt several times, or generate()."
-                )
+        resolve = self._resolver(**kwargs)
+        check_row_by_row(resolve.generation)
         check_count("batch_size", batch_size, "Use 1 for one row at a time")
         check_prompts(prompts)
         run_seed = fresh_seed() if seed is None else whole_seed(seed)
-        given = {
-            "logits_processor": list(logits_processor or ()),
-            "stopping_criteria": list(stopping_criteria or ()),
-            "prefix_allowed_tokens_fn": prefix_allowed_tokens_fn,
-            "tokenizer": tokenizer,
-        }
-
-        max_lengths = [length for length in self._limits(settings.strategy).max_lengths.values() if length is not None]
+        most_tokens = min(filter(None, resolve.max_lengths.values()), default=None)
 
         def request_of(index: int, prompt: Prompt) -> Request:
-            ids = encode(prompt, self.tokenizer, min(max_lengths, default=None))
-            return self._request(
-                settings, ids, attention_mask=torch.ones_like(ids), seed=[mix_seed(run_seed, index)], **given
-            )
+            ids = encode(prompt, self.tokenizer, most_tokens)
+            return resolve(ids, torch.ones_like(ids), [mix_seed(run_seed, index)])
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
         queue = Queue(numbered, request_of, on_error)
@@ -434,6 +385,7 @@ class APDSampler:
         found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
+    @naming_knobs
     def __call__(
         self,
         model: PreTrainedModel,
@@ -443,21 +395,13 @@ class APDSampler:
         generation_config: GenerationConfig | None = None,
         *,
         seed: int | Sequence[int] | None = None,
-        strategy: Strategy | None = None,
-        mixture_weight: float | None = None,
-        acceptance_threshold: float | None = None,
-        window_size: Any = ...,
-        kv_window: Any = ...,
-        kv_refresh: Any = ...,
-        acceptance: str | None = None,
-        correction: bool | None = None,
-        noise: str | None = None,
+        strategy: Strategy | str | None = None,
         **prepared: Any,
     ) -> Tensor | APDOutput:
-        """`model.generate(..., custom_generate=sampler)`: the same ids as `sampler.generate`.
+        """`model.generate(..., custom_generate=sampler)`: the ids of `sampler.generate`.
 
-        transformers calls this with prepared inputs. It passes on only the keyword arguments named here, and neither
-        `streamer` nor `stop_strings`: use `sampler.generate` for those.
+        transformers calls this with prepared inputs. Of the caller's keyword arguments it passes on `seed`, `strategy` and
+        the knobs, but neither `streamer` nor `stop_strings`: use `sampler.generate` for those.
 
         Raises:
             ValueError: `model` is not the sampler's drafter, or an argument is refused as in `generate`.
@@ -468,82 +412,14 @@ class APDSampler:
                 f"`custom_generate` must be given to the sampler's own drafter, got another {type(model).__name__}. "
                 "Call `sampler.drafter.model.generate(...)`."
             )
-        knobs: dict[str, Any] = {
-            "mixture_weight": mixture_weight,
-            "acceptance_threshold": acceptance_threshold,
-            "acceptance": acceptance,
-            "correction": correction,
-            "noise": noise,
-        }
-        knobs = {name: value for name, value in knobs.items() if value is not None}
-        may_be_none = {"window_size": window_size, "kv_window": kv_window, "kv_refresh": kv_refresh}
-        knobs |= {name: value for name, value in may_be_none.items() if value is not ...}
-        attention_mask = prepared.pop("attention_mask", None)  # transformers would pass it twice, were it named above
-        check_prepared(model, prepared, [*KNOBS, "seed", "strategy"])
-        return self.generate(
-            input_ids,
-            attention_mask=torch.ones_like(input_ids) if attention_mask is None else attention_mask,
-            seed=seed,
-            strategy=strategy,
-            **unprepared(model, generation_config, logits_processor, stopping_criteria, input_ids.shape[1]),
-            **knobs,
-        )
+        meant = unprepared(model, input_ids, logits_processor, stopping_criteria, generation_config, prepared)
+        return self.generate(seed=seed, strategy=strategy, **meant)
 
-    def _settings(
-        self, generation_config: GenerationConfig | None, strategy: Strategy | None, kwargs: dict[str, Any]
-    ) -> Settings:
-        """What holds for every row of a call: knobs, strategy, generation configuration."""
-        if strategy is not None:
-            check_strategy(strategy)
+    def _resolver(self, *, strategy: Strategy | str | None = None, **kwargs: Any) -> Resolver:
+        """The arguments of a call, its knobs among them, checked and ready for a prompt."""
         knobs = {name: kwargs.pop(name) for name in KNOBS if name in kwargs}
-        idle = sorted(knobs.keys() & {"mixture_weight", "acceptance_threshold", "acceptance", "correction"})
-        if strategy is not None and idle:
-            raise ValueError(f"`{idle[0]}` has no effect beside `strategy`, got {strategy!r}. Leave one of them out.")
-        config = self.config.replace(**knobs)
-        of_model = getattr(self.drafter, "generation_config", None)
-        of_tokenizer = {name: getattr(self.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
-        defaults = [{name: value for name, value in vars(of_model).items() if name[0] != "_"} if of_model else {}]
-        generation = effective_config(generation_config, [*defaults, of_tokenizer], kwargs)
-        strategy = strategy or self.strategy or _apd(config)
-        if not callable(getattr(strategy, "open", None)):
-            raise TypeError(
-                f"`strategy` must be an `apd.decoding.step.Strategy`, got {strategy!r} without a method `open`."
-            )
-        return Settings(config, strategy, generation)
-
-    def _request(
-        self, settings: Settings, prompt: Any, *, attention_mask: Tensor | None, tokenizer: Any, **of_request: Any
-    ) -> Request:
-        """All arguments of `generate`, checked."""
-        strategy = settings.strategy
-        if strategy.needs_verifier and self.verifier is None:
-            raise ValueError(
-                f"`verifier` must be given with {strategy!r}, got None. Name a causal LM with the drafter's tokenizer; "
-                "mixture_weight=1 needs none."
-            )
-        request = resolve(
-            prompt,
-            attention_mask,
-            settings.generation,
-            self._limits(strategy),
-            config=settings.config,
-            strategy=strategy,
-            tokenizer=self.tokenizer if tokenizer is None else tokenizer,
-            **of_request,
-        )
-        warn_of_unknown_words(request, self.tokenizer)
-        if not strategy.left_to_right:
-            self._check_any_order(settings, request)
-        return request
-
-    def _limits(self, strategy: Strategy) -> Limits:
-        running = {"drafter": self.drafter} | ({"verifier": self.verifier} if strategy.needs_verifier else {})
-        return Limits(
-            vocab_size=self.vocab_size,
-            mask_token_id=self.drafter.mask_token_id,
-            max_lengths={name: model.max_length for name, model in running.items() if model is not None},
-            device=self.drafter.device,
-        )
+        chosen, config = settle(strategy, self.config, knobs, default=self.strategy)
+        return Resolver(self, chosen or apd_of(config), config, **kwargs)
 
     def _open(self, request: Request, rows: Tensor | None = None, *, record_probs: bool = True) -> DecodeLoop:
         if self.kernels is not PLAIN and not request.calls_user_code:
@@ -559,45 +435,3 @@ class APDSampler:
             record_probs=record_probs,
             kernels=self.kernels,
         )
-
-    def _check_any_order(self, settings: Settings, request: Request) -> None:
-        if settings.config.window_size == "auto":
-            raise ValueError(
-                f"`window_size` must be a number or None with {settings.strategy!r}, got 'auto': the window follows how far "
-                "a step gets from the left, and would decide here what may be committed."
-            )
-        if settings.config.kv_window is not None:
-            raise ValueError(
-                f"`kv_window` must be None with {settings.strategy!r}, got {settings.config.kv_window}: frozen keys "
-                "presume that tokens are committed from left to right."
-            )
-        if request.processing.needs_history:
-            raise ValueError(
-                f"`logits_processor` must not look at earlier tokens with {settings.strategy!r}, which commits in any "
-                "order. Decode from left to right (APD, LeftToRight), or mark a processor that ignores ids "
-                "`history_free`."
-            )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What holds for every row of a call."""
-
-    config: APDConfig
-    strategy: Strategy
-    generation: GenerationConfig
-
-
-def _apd(config: APDConfig) -> APD:
-    if config.acceptance == "rejection":
-        return APD(config.mixture_weight, Rejection())
-    return APD(config.mixture_weight, Coupling(config.acceptance_threshold, config.correction))
-
-
-def _only_row(prompt: Tensor) -> Tensor:
-    if len(prompt) != 1:
-        raise ValueError(
-            f"`streamer` must be given one row, got {len(prompt)}: streamers of transformers take one. Use "
-            "`sampler.stream(...)`, which tells rows apart."
-        )
-    return prompt

@@ -15,6 +15,8 @@ from pairs import STOP, trace_sampler
 from transformers import GenerationConfig, Qwen2ForCausalLM, TopKLogitsWarper
 
 from apd import APDConfig, APDSampler, Confidence, LeftToRight
+from apd.decoding.acceptance import Coupling, Rejection
+from apd.decoding.window import AutoWindow
 from apd.strategies import KLASS, WINO, Blocks, EntropyBound, Factor, Threshold
 
 try:
@@ -28,6 +30,18 @@ MASK = 150
 
 def generate(**kwargs: Any) -> Any:
     return trace_sampler().generate(**({"input_ids": PROMPT, "max_new_tokens": 4} | kwargs))
+
+
+class Unhashable:
+    """A window policy and acceptance rule as a dataclass that is not frozen."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, evidence: Any) -> Any: ...
+
+    def window(self, state: Any) -> Any: ...
+
+    def update(self, state: Any, info: Any) -> Any: ...
 
 
 class Broken:
@@ -111,6 +125,21 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         r"`window_size` must be a number or None with Confidence\(tokens_per_step=1\), got 'auto'",
         lambda: generate(window_size="auto", strategy=Confidence(1)),
     ),
+    "M a policy of its own": (
+        ValueError,
+        r"`window_size` must be a number or None with Confidence\(tokens_per_step=1\), got AutoWindow\(",
+        lambda: generate(window_size=AutoWindow(), strategy="confidence"),
+    ),
+    "M a class": (
+        TypeError,
+        "`window_size` must be an instance, got the class AutoWindow. Call it",
+        lambda: generate(window_size=AutoWindow),
+    ),
+    "M that cannot be hashed": (
+        TypeError,
+        "`window_size` must be hashable, got .*frozen=True",
+        lambda: APDConfig(window_size=Unhashable()),
+    ),
     "N of 0": (ValueError, "`kv_refresh` must be at least 1, got 0", lambda: generate(kv_window=4, kv_refresh=0)),
     "N without W": (ValueError, "`kv_refresh` must be None without `kv_window`", lambda: generate(kv_refresh=4)),
     "W of 0": (ValueError, "`kv_window` must be at least 1, got 0. Use None", lambda: generate(kv_window=0)),
@@ -118,6 +147,47 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         ValueError,
         "`acceptance` must be one of 'coupling', 'rejection'",
         lambda: generate(acceptance="x"),
+    ),
+    "a rule of no kind": (ValueError, "or an `AcceptanceRule`, got 3", lambda: generate(acceptance=3)),
+    "a rule's class": (
+        TypeError,
+        "`acceptance` must be an instance, got the class Coupling. Call it",
+        lambda: generate(acceptance=Coupling),
+    ),
+    "a rule that cannot be hashed": (
+        TypeError,
+        "`acceptance` must be hashable, got .*frozen=True",
+        lambda: generate(acceptance=Unhashable()),
+    ),
+    "a rule with tau": (
+        ValueError,
+        r"`acceptance_threshold` must be 0 with acceptance=Coupling\(.*Set them there",
+        lambda: generate(acceptance=Coupling(), acceptance_threshold=0.5),
+    ),
+    "a rule with correction": (
+        ValueError,
+        "`correction` must be False with acceptance=Rejection",
+        lambda: generate(acceptance=Rejection(), correction=True),
+    ),
+    "unknown strategy": (
+        ValueError,
+        r"`strategy` must be one of the names below, got 'confidense:2'. Did you mean `confidence`\?(.|\n)*left-to-right",
+        lambda: generate(strategy="confidense:2"),
+    ),
+    "K of 0 in a name": (
+        ValueError,
+        "'confidence:0': `tokens_per_step` must be at least 1, got 0",
+        lambda: generate(strategy="confidence:0"),
+    ),
+    "a strategy's class": (
+        TypeError,
+        "`strategy` must be an instance, got the class Confidence. Call it",
+        lambda: generate(strategy=Confidence),
+    ),
+    "a strategy of no kind": (
+        TypeError,
+        r"`strategy` must be an object such as `apd.Confidence\(2\)` or a name such as 'confidence:2', got 2",
+        lambda: APDSampler(trace_sampler().drafter, strategy=2),  # type: ignore[arg-type]
     ),
     "unknown noise": (ValueError, "`noise` must be one of 'keyed', 'step'", lambda: generate(noise="fresh")),
     "correction a number": (TypeError, "`correction` must be True or False", lambda: generate(correction=1)),
@@ -236,6 +306,16 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         "no argument `windowsize`. Did you mean `window_size`",
         lambda: generate(windowsize=1),
     ),
+    "a name of an inner function": (
+        TypeError,
+        r"generate\(\) has no argument `config`",
+        lambda: generate(config=APDConfig()),
+    ),
+    "a name of another inner function": (
+        TypeError,
+        r"generate\(\) has no argument `models`",
+        lambda: list(trace_sampler().generate_many([[7]], models=1)),
+    ),
     "misspelt knob of the sampler": (
         TypeError,
         "Did you mean `kv_window`",
@@ -274,7 +354,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "NaN verifier": (
         FloatingPointError,
-        "The verifier gave NaN or infinite logits at step 1",
+        "The verifier gave NaN or infinite logits, .* at step 1",
         lambda: broken("verifier", float("nan"), 2),
     ),
     "infinite verifier": (
@@ -284,10 +364,10 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "a verifier that leaves no token": (
         FloatingPointError,
-        "no token that both models allow, or the verifier none at all, at step 0",
+        "or no token that the drafter allows too, at step 0",
         lambda: broken("verifier", -float("inf"), 1),
     ),
-    "models that exclude each other": (FloatingPointError, "no token that both models allow", disjoint_models),
+    "models that exclude each other": (FloatingPointError, "no token that the drafter allows too", disjoint_models),
     "a warper that leaves no token": (  # token 0 was committed
         FloatingPointError,
         "no finite logits at step 0 .* leave a token",

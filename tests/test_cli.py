@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from apd import EXAMPLE_PROMPTS, APDSampler, Confidence, LeftToRight
+from apd import EXAMPLE_PROMPTS, APDSampler, Blocks, Confidence, LeftToRight, Threshold
 from apd.cli import main
 from apd.cli.demo import Comparison, Run, compare, play, table
 from apd.cli.results import BadLine, Part, part_path, read_results
@@ -298,7 +298,12 @@ def test_texts_are_those_of_generate_many(prompts: Path, tmp_path: Path, sampler
 
 @pytest.mark.parametrize(
     ("flag", "strategy"),
-    [("left-to-right", LeftToRight(1)), ("left-to-right:3", LeftToRight(3)), ("confidence:2", Confidence(2))],
+    [
+        ("left-to-right", LeftToRight(1)),
+        ("left-to-right:3", LeftToRight(3)),
+        ("confidence:2", Confidence(2)),
+        ("blocks:4/threshold", Blocks(Threshold(), 4)),
+    ],
 )
 def test_another_strategy_can_be_compared(
     tmp_path: Path, prompts: Path, sampler: APDSampler, flag: str, strategy: Strategy
@@ -513,12 +518,13 @@ def test_a_missing_folder_and_the_current_one_are_named(
         (["--stop-string", ""], "--stop-string must not be empty"),
         (["--stop-string", "caf\udce9"], "--stop-string must be text that UTF-8 can write"),
         (["--prompt", "caf\udce9"], "--prompt must be text that UTF-8 can write, got '\\udce9' at character 4"),
-        (["--strategy", "confidence:2", "-R", "1", "--correction"], "--mixture-weight, --correction with --strategy"),
+        (["--strategy", "confidence:2", "-R", "1", "--correction"], "`correction` has no effect beside `strategy`"),
         (
             ["--strategy", "confidence", "-M", "auto"],
-            "--window-size must be a number or none with --strategy confidence",
+            "`window_size` must be a number or None with Confidence(tokens_per_step=1), got 'auto'",
         ),
-        (["--strategy", "confidence", "-W", "4"], "--kv-window must be none with --strategy confidence"),
+        (["--strategy", "confidence", "-W", "4"], "`kv_window` must be None with Confidence(tokens_per_step=1)"),
+        (["--strategy", "apd:R=0.3", "-R", "0.5"], "`mixture_weight` must be given once, got 0.5 and 'apd:R=0.3'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -537,7 +543,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
         ["generate"],
         ["generate", "--prompt", "a", "-M", "few"],
         ["generate", "--prompt", "a", "--strategy", "confidence:0"],
-        ["generate", "--prompt", "a", "--strategy", "random"],
+        ["generate", "--prompt", "a", "--strategy", "rand"],
         ["demo", "--fast"],
     ],
 )

@@ -41,7 +41,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from apd import APDSampler
 from apd.decoding.processing import STATEFUL, WARPERS, split_processors
-from apd.generation.arguments import REFUSED, SUPPORTED
+from apd.generation.support import REFUSED, SUPPORTED
 from apd.models.cache import ColumnCache, ColumnLayer, cache_argument
 from apd.models.loading import as_verifier
 
@@ -75,7 +75,7 @@ def handing_over(sampler: APDSampler, **more: Any) -> Any:
 
 
 def test_every_argument_of_generate_is_supported_or_refused() -> None:
-    """Decide in `apd/generation/arguments.py` about each argument that a release adds; it is refused by name until then."""
+    """Decide in `apd/generation/support.py` about each argument that a release adds; it is refused by name until then."""
     there = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs"}
     there |= {name for name in vars(GenerationConfig()) if name[0] != "_"} - {"transformers_version"}
     assert there - set(SUPPORTED) - set(REFUSED) == set()

@@ -128,7 +128,7 @@ def test_seeds_may_be_any_integer(seed):
         ({"attention_mask": [[1]]}, TypeError, "`attention_mask` must be a tensor"),
         ({"generation_config": {"top_k": 3}}, TypeError, "`generation_config` must be a GenerationConfig, got dict"),
         ({"strategy": LeftToRight}, TypeError, "`strategy` must be an instance, got the class LeftToRight"),
-        ({"strategy": "confidence"}, TypeError, "`strategy` must be an object .*, got 'confidence'"),
+        ({"strategy": 2}, TypeError, r"`strategy` must be an object such as .* or a name such as .*, got 2"),
         ({"strategy": LeftToRight(), "mixture_weight": 0.9}, ValueError, "`mixture_weight` has no effect beside"),
         ({"generation_config": GenerationConfig(temprature=0.3)}, TypeError, "Did you mean `temperature`"),
         ({"generation_config": GenerationConfig(mixture_weight=0.3)}, TypeError, "no argument `mixture_weight`"),

@@ -1,5 +1,6 @@
 """A drop-in for transformers' `generate()`: which arguments there are, streams, many prompts, `custom_generate`."""
 
+import inspect
 import re
 import threading
 from itertools import chain
@@ -19,9 +20,11 @@ from transformers import (
 )
 
 from apd import EXAMPLE_PROMPTS, KLASS, WINO, APDSampler, Confidence
+from apd.config import KNOBS
 from apd.decoding.noise import mix_seed
-from apd.generation.arguments import REFUSED, SUPPORTED, effective_config
+from apd.generation.arguments import effective_config
 from apd.generation.stop_strings import StopStrings
+from apd.generation.support import REFUSED, SUPPORTED
 
 pytestmark = pytest.mark.compat
 DOCS = Path(__file__).parent.parent / "docs" / "generate.md"
@@ -97,6 +100,16 @@ def test_custom_generate_gives_the_same_ids(sampler, arguments):
     torch.manual_seed(0)
     model = sampler.drafter.model
     assert torch.equal(model.generate(**inputs, max_new_tokens=16, custom_generate=sampler, **arguments), expected)
+
+
+def test_every_knob_reaches_a_custom_generate(sampler):
+    """transformers passes on the keyword arguments that the signature names."""
+    named = inspect.signature(sampler).parameters
+    assert {*KNOBS, "seed", "strategy"} <= set(named)
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[0], return_tensors="pt")
+    for name in KNOBS:
+        with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
+            sampler.drafter.model.generate(**inputs, max_new_tokens=4, custom_generate=sampler, **{name: "wrong"})
 
 
 def test_custom_generate_refuses_what_cannot_be_meant(sampler):

@@ -27,12 +27,13 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from toy import LENGTH, TOKENS, tiny_pair, toy
 
-from apd import APDSampler, LeftToRight, MaskedDiffusionDrafter
+from apd import APDConfig, APDSampler, BlockWindow, Coupling, LeftToRight, MaskedDiffusionDrafter
 from apd.cli import main
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import instances
 from apd.integrations.lm_eval import APDLM, StopInAnswer, sequential_logprobs
 from apd.models.ideal import IdealListModel
+from apd.strategies.registry import parse
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -604,7 +605,8 @@ def test_model_args_reach_models_and_knobs() -> None:
         ("pair=embedded,max_length=long", ValueError, "`max_length` must be a whole number"),
         ("pair=embedded,seed=0.5", TypeError, "`seed` must be one integer"),
         ("pair=embedded,device=3", TypeError, "`device` must be a name"),
-        ("pair=embedded,strategy=confidence", TypeError, "In --model_args, tokens_per_step=K"),
+        ("pair=embedded,strategy=confidense", ValueError, "Did you mean `confidence`?"),
+        ("pair=embedded,strategy=3", TypeError, "`strategy` must be an object such as"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: str, error: type[Exception], message: str) -> None:
@@ -623,6 +625,24 @@ def test_numbers_in_model_args_may_be_text() -> None:
         True,
     )
     assert (lm.seed, lm.max_length, lm.batch_size) == (3, 50, 2)
+
+
+@pytest.mark.parametrize("name", ["confidence:2", "wino:0.6;length=8", "apd:R=0.7;tau=0.2"])
+def test_a_strategy_has_a_short_name_in_model_args(sampler: APDSampler, tasks: Path, name: str) -> None:
+    lm = APDLM.create_from_arg_string(f"pair=embedded,strategy={name}")
+    results = evaluate(lm, tasks, "apd_answers", limit=2)
+    assert results["config"]["apd_strategy"] == name
+    wanted = model(sampler, strategy=parse(name).strategy)
+    gen_kwargs = parse(name).knobs
+    assert evaluate(wanted, tasks, "apd_answers", limit=2, gen_kwargs=gen_kwargs)["results"] == results["results"]
+    assert wanted.generated == lm.generated
+
+
+def test_objects_among_the_knobs_are_reported_by_their_repr(sampler: APDSampler) -> None:
+    config = APDConfig(window_size=BlockWindow(4), acceptance=Coupling(0.5))
+    info = APDLM(APDSampler(sampler.drafter, sampler.verifier, sampler.tokenizer, config)).get_model_info()
+    assert json.loads(json.dumps(info))["apd_config"]["window_size"] == "BlockWindow(size=4)"
+    assert info["apd_config"]["acceptance"] == "Coupling(threshold=0.5, correction=False)"
 
 
 def test_a_sampler_has_its_knobs_already(sampler: APDSampler) -> None:

@@ -1,5 +1,6 @@
 """Loading: the published formats, what is computed with them, and every refusal."""
 
+import copy
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import torch
 from parity import CASES, FIXTURES, TOLERANCE, difference
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+from toy import tiny_pair
 from transformers import (
     BertConfig,
     BertLMHeadModel,
@@ -24,6 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from apd import APDSampler
 from apd.models.loading import (
     FAMILIES,
     ModelSpec,
@@ -531,3 +534,44 @@ def test_the_mask_token_is_the_drafters_own():
     assert check_vocabularies(4, 3, unnamed, verifier, mask_token_id=3) == 3
     with pytest.raises(ValueError, match=r"id 3"):
         check_vocabularies(4, 3, unnamed, verifier)
+
+
+def test_one_model_is_drafter_and_verifier_at_once():
+    """It verifies as its copy with causal attention does, in passes that are counted, with and without a cache."""
+    model = tiny_pair()[0].model
+    causal = copy.deepcopy(model)
+    causal.config.is_causal = True
+    for module in causal.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = True
+    ids = torch.tensor([[0, 3, 4, 5], [6, 7, 8, 9]])
+    call = {
+        "attention_mask": torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]),
+        "max_new_tokens": 10,
+        "return_dict_in_generate": True,
+        "mixture_weight": 0.3,
+    }
+    for implementation in ("sdpa", "eager"):
+        for each in (model, causal):
+            each.set_attn_implementation(implementation)
+        itself, twin = (APDSampler(model, verifier, spec="dream", mask_token_id=31) for verifier in (model, causal))
+        for knobs in (
+            {},
+            {"window_size": 3, "kv_window": 2},
+            {"do_sample": True, "seed": 1, "acceptance": "rejection"},
+        ):
+            found, wanted = itself.generate(ids, **call, **knobs), twin.generate(ids, **call, **knobs)
+            assert found.sequences.tolist() == wanted.sequences.tolist()
+            assert found.committed_per_step == wanted.committed_per_step
+            assert found.drafter_forwards.tolist() == found.verifier_forwards.tolist()
+            assert found.drafter_forwards.tolist() == wanted.drafter_forwards.tolist()
+    assert [row.verifier_probs for row in found.trace] == [row.verifier_probs for row in wanted.trace]
+    assert model.config.is_causal is False
+
+
+def test_another_model_that_attends_both_ways_is_no_verifier():
+    model = tiny_pair()[0].model
+    with pytest.raises(
+        ValueError, match=r"attends both ways. Give a causal model .*, the drafter's own model, or none"
+    ):
+        APDSampler(model, copy.deepcopy(model), spec="dream", mask_token_id=31)

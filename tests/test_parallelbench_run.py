@@ -55,61 +55,6 @@ def point(spec, accuracy, tpf):
 # --- Names of strategies
 
 
-@pytest.mark.parametrize(
-    ("short", "spec", "family", "value"),
-    [
-        ("apd", "apd:R=0.5", "apd", 0.5),
-        ("apd:R=0,correction", "apd:R=0,correction", "apd:correction", 0.0),
-        ("apd:tau=.5,R=.5", "apd:R=0.5,tau=0.5", "apd:tau=0.5", 0.5),
-        ("apd:R=0,M=auto", "apd:R=0,M=auto", "apd:M=auto", 0.0),
-        ("apd:refresh=8,W=2", "apd:R=0.5,W=2,refresh=8", "apd:W=2,refresh=8", 0.5),
-        ("apd:tau=0,R=0.3", "apd:R=0.3", "apd", 0.3),
-        ("klass:0.9,h=2", "klass:0.9", "klass", 0.9),
-        ("apd:rejection", "apd:R=0.5,rejection", "apd:rejection", 0.5),
-        ("confidence:2", "confidence:2", "confidence", 2.0),
-        ("threshold:.90", "threshold:0.9", "threshold", 0.9),
-        ("klass:0.9,h=3", "klass:0.9,h=3", "klass:h=3", 0.9),
-        ("blocks:8/threshold:0.9", "blocks:8/threshold:0.9", "blocks:8/threshold", 0.9),
-        ("wino:.6,length=8,revoke=.5", "wino:0.6,length=8,revoke=0.5", "wino:length=8,revoke=0.5", 0.6),
-        ("wino:0.6,revoke=.9,length=128", "wino:0.6", "wino", 0.6),
-        ("one-step", "one-step", "one-step", 0.0),
-    ],
-)
-def test_equal_settings_have_one_name(short, spec, family, value):
-    setting = parse(short)
-    assert (setting.spec, setting.family, setting.value) == (spec, family, value)
-    again = parse(setting.spec)
-    assert (again.spec, again.strategy) == (setting.spec, setting.strategy)
-
-
-@pytest.mark.parametrize(
-    ("spec", "told"),
-    [
-        ("greedy", "entropy-bound"),  # the error lists what there is
-        ("confidence", "needs its K"),
-        ("confidence:two", "a whole number"),
-        ("confidence:0", "at least 1"),
-        ("threshold:1.5", r"\[0, 1\]"),
-        ("apd:R=2", "mixture_weight"),
-        ("apd:Q=1", "no option 'Q'"),
-        ("apd:correction=yes", "a bare word"),
-        ("apd:tau", "a number"),
-        ("apd:R=0,R=1", "twice"),
-        ("apd:tau=0.5,rejection", "must be 0 with"),
-        ("wino:0.6,revoke=2", "revoke_below"),
-        ("one-step:3", "no option"),
-        ("blocks:8", "blocks:LENGTH/STRATEGY"),
-        ("blocks:0/threshold:0.9", "blocks:LENGTH/STRATEGY"),
-        ("blocks:8/apd", "without memory"),
-        ("blocks:8/klass:0.9", "without memory"),
-        ("blocks:8/wino:0.9", "without memory"),
-    ],
-)
-def test_a_wrong_name_says_what_is_wrong(spec, told):
-    with pytest.raises(ValueError, match=told):
-        parse(spec)
-
-
 def test_presets_hold_every_kind_once():
     for name in ("all", "dependent"):
         settings = expand([name, name])

@@ -1,5 +1,6 @@
 """`generate()` as transformers' users know it: arguments, outputs, counts and the trace."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -8,8 +9,9 @@ from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from transformers import GenerationConfig
 
 from apd import APDConfig, APDOutput, APDSampler, Autoregressive, Confidence, LeftToRight
+from apd.decoding.acceptance import Coupling, Evidence, Judgement, Rejection
 from apd.decoding.state import FIRST_COMMIT_RATE
-from apd.decoding.window import AutoWindow
+from apd.decoding.window import AllMasks, AutoWindow, BlockWindow, FixedWindow
 
 PROMPTS = left_padded(trace_prompts())
 
@@ -291,3 +293,42 @@ def test_a_strategy_that_counts_its_tokens_gets_a_window_for_them():
         assert output.committed_per_step[0][8] == strategy.tokens_per_step
     alone = {"strategy": Autoregressive(), "max_new_tokens": 8}
     assert torch.equal(generate(window_size="auto", **alone).sequences, generate(**alone).sequences)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wary:
+    """An acceptance rule: the drafted token if either model gives it at least `bound`."""
+
+    bound: float
+
+    def __call__(self, evidence: Evidence) -> Judgement:
+        models = [model for model in (evidence.drafter, evidence.verifier) if model is not None]
+        return Judgement(torch.stack([model.logprob(evidence.draft).exp() >= self.bound for model in models]).any(0))
+
+
+def test_a_rule_object_is_an_acceptance():
+    """`Coupling()` and `Rejection()` decode as their names; a rule of one's own is between its extremes."""
+    for settings in ({}, {"do_sample": True, "temperature": 1.3, "seed": 3}):
+        for name, rule in (("coupling", Coupling()), ("rejection", Rejection())):
+            named, given = generate(acceptance=name, **settings), generate(acceptance=rule, **settings)
+            assert torch.equal(named.sequences, given.sequences)
+            assert named.committed_per_step == given.committed_per_step
+        strict = generate(acceptance=Coupling(0.6, True), **settings)
+        knobs = {"acceptance_threshold": 0.6, "correction": True}
+        assert torch.equal(strict.sequences, generate(**knobs, **settings).sequences)
+    counts = [generate(acceptance=Wary(bound), eos_token_id=[]).drafter_forwards.sum() for bound in (0.0, 0.5, 1.1)]
+    assert counts[0] < counts[1] < counts[2]
+
+
+@pytest.mark.parametrize(
+    ("size", "policy"), [(None, AllMasks()), (3, FixedWindow(3)), ("auto", AutoWindow()), (1, BlockWindow(1))]
+)
+def test_a_policy_object_is_a_window_size(size, policy):
+    named, given = generate(window_size=size, kv_window=2), generate(window_size=policy, kv_window=2)
+    assert torch.equal(named.sequences, given.sequences)
+    assert [row.drafts for row in named.trace] == [row.drafts for row in given.trace]
+
+
+def test_configurations_with_objects_are_compared_and_hashed():
+    one, other = (APDConfig(window_size=BlockWindow(4), acceptance=Wary(0.5)) for _ in range(2))
+    assert one == other and hash(one) == hash(other) and one != one.replace(window_size=BlockWindow(5))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apd import __version__
-from apd.config import APDConfig
+from apd.config import KNOBS, APDConfig, Form
 from apd.generation.text import check_text, whole_text
 
 if TYPE_CHECKING:
@@ -57,7 +57,6 @@ batch nor on the number of processes nor on interruptions."""
 
 _SAMPLING = {"temperature": (0, float("inf")), "top_k": (0, float("inf")), "top_p": (0, 1), "min_p": (0, 1)}
 _LOADING = ("dtype", "device_map", "attn_implementation", "revision")
-_APD_ONLY = ("mixture_weight", "acceptance_threshold", "acceptance", "correction")
 _STANDARD = "-"  # as a file: standard input or standard output
 
 
@@ -188,8 +187,9 @@ def _parser() -> argparse.ArgumentParser:
     sampling.add_argument(
         "--strategy",
         type=_strategy,
-        metavar="NAME[:K]",
-        help="for comparison, decode without APD, K tokens per step (default 1): left-to-right, or confidence",
+        metavar="SPEC",
+        help="for comparison, decode in another way, such as left-to-right, confidence:2, threshold:0.9 or "
+        "blocks:8/confidence:2; an unknown name lists all",
     )
     generate.set_defaults(run=_generate)
 
@@ -215,44 +215,27 @@ def _add_colour(parser: "argparse.ArgumentParser | argparse._ArgumentGroup") -> 
 
 def _add_knobs(parser: argparse.ArgumentParser) -> None:
     """The fields of `APDConfig` as options; one that is not given leaves the library's default."""
-    defaults = APDConfig()
     group = parser.add_argument_group("knobs", "how a step decides what to commit; 'none' stands for no limit")
-
-    def add(*names: str, help: str, **kwargs: Any) -> None:
-        field = names[-1].removeprefix("--").replace("-", "_")
-        default = getattr(defaults, field)
-        shown = "none" if default is None else default
-        group.add_argument(*names, default=argparse.SUPPRESS, help=f"{help} (default {shown})", **kwargs)
-
-    add("-R", "--mixture-weight", type=float, metavar="R", help="drafter's weight, 0 to 1; higher is faster, riskier")
-    add("--acceptance-threshold", type=float, metavar="TAU", help="commit in parallel only if p_T >= TAU, 0 to 1")
-    add(
-        "-M", "--window-size", type=_window, metavar="M", help="masks drafted per step; auto follows what is committed"
-    )
-    add("-W", "--kv-window", type=_count, metavar="W", help="committed tokens recomputed per step, for the KV cache")
-    add(
-        "--kv-refresh", type=_count, metavar="N", help="with -W, recompute all of a row after every N committed tokens"
-    )
-    add("--acceptance", choices=["coupling", "rejection"], help="rule that accepts a draft")
-    group.add_argument(
-        "--correction",
-        action=argparse.BooleanOptionalAction,
-        default=argparse.SUPPRESS,
-        help=f"also commit the mixture's token at the first mismatch (default {'on' if defaults.correction else 'off'})",
-    )
-    add("--noise", choices=["keyed", "step"], help="noise per position, or redrawn at each step as in published code")
+    for name, knob in KNOBS.items():
+        default = getattr(APDConfig(), name)
+        shown = {"None": "none", "False": "off", "0.0": "0"}.get(str(default), default)
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{knob.help} (default {shown})"}
+        if knob.form is not None:
+            metavar = knob.letter if knob.letter.isascii() else knob.spec.upper()
+            options |= {"type": partial(_read, knob.form), "metavar": metavar}
+        elif knob.choices:
+            options["choices"] = knob.choices
+        else:
+            options["action"] = argparse.BooleanOptionalAction
+        letters = [f"-{knob.letter}"] if knob.letter and knob.letter.isascii() else []
+        group.add_argument(*letters, _flag(name), **options)
 
 
-def _count(text: str) -> int | None:
-    return None if text == "none" else int(text)
-
-
-def _window(text: str) -> int | str | None:
-    return text if text == "auto" else _count(text)
-
-
-_count.__name__ = "whole number or 'none'"  # argparse names it in its error
-_window.__name__ = "whole number, 'auto' or 'none'"
+def _read(form: Form, text: str) -> Any:
+    try:
+        return form.read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _file(text: str) -> Path | str:
@@ -260,14 +243,13 @@ def _file(text: str) -> Path | str:
 
 
 def _strategy(text: str) -> str:
-    """`left-to-right` or `confidence` with the number of tokens per step spelled out."""
-    name, _, tokens_per_step = text.partition(":")
-    tokens_per_step = tokens_per_step or "1"
-    if name not in ("left-to-right", "confidence") or not tokens_per_step.isdecimal() or int(tokens_per_step) < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be left-to-right[:K] or confidence[:K] with K at least 1, got {text!r}"
-        )
-    return f"{name}:{int(tokens_per_step)}"
+    """A strategy's short name in full: equal strategies have equal names."""
+    from apd.strategies.registry import parse
+
+    try:
+        return parse(text).spec
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _config(arguments: argparse.Namespace) -> APDConfig:
@@ -368,20 +350,17 @@ def _check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
             check_text(stop, "--stop-string")
     except ValueError as error:
         raise UsageError(error) from None
-    if arguments.strategy is not None:
-        useless = [_flag(name) for name in _APD_ONLY if name in given]
-        if useless:
-            raise UsageError(f"{', '.join(useless)} with --strategy has no effect: only APD mixes and accepts.")
-        for name, unfit in (
-            ("kv_window", config.kv_window is not None),
-            ("window_size", config.window_size == "auto"),
-        ):
-            if unfit and arguments.strategy.startswith("confidence"):
-                instead = "none" if name == "kv_window" else "a number or none"
-                raise UsageError(
-                    f"{_flag(name)} must be {instead} with --strategy confidence, which does not commit left to right."
-                )
-    elif arguments.drafter is not None and arguments.verifier is None and config.mixture_weight < 1:
+    from apd.generation.arguments import check_order
+    from apd.strategies.registry import apd_of, settle
+
+    try:
+        knobs = {name: given[name] for name in KNOBS if name in given}
+        chosen, config = settle(arguments.strategy, APDConfig(), knobs)
+        strategy = chosen or apd_of(config)
+        check_order(strategy, config)
+    except ValueError as error:
+        raise UsageError(error) from None
+    if arguments.drafter is not None and arguments.verifier is None and strategy.needs_verifier:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
     if arguments.drafter is None:
         homeless = [_flag(name) for name in ("verifier", *_LOADING) if given[name] is not None]
@@ -442,15 +421,9 @@ def _answers(
     on_error: Callable[[int, Exception], None],
 ) -> "Iterator[Generated]":
     """Decode prompts, each with the seed of its own index; for a file every answer as soon as it is there."""
-    from apd import Confidence, LeftToRight
-
     sampling = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
     if arguments.stop_string is not None:  # None would override those in the drafter's generation config
         sampling["stop_strings"] = arguments.stop_string
-    strategy = None
-    if arguments.strategy is not None:
-        name, tokens_per_step = arguments.strategy.split(":")
-        strategy = {"left-to-right": LeftToRight, "confidence": Confidence}[name](int(tokens_per_step))
     return sampler.generate_many(
         [[{"role": "user", "content": prompt.text}] if arguments.chat else prompt.text for prompt in prompts],
         indices=[prompt.index for prompt in prompts],
@@ -458,7 +431,7 @@ def _answers(
         ordered=arguments.output == _STANDARD,
         seed=arguments.seed,
         on_error=on_error,
-        strategy=strategy,
+        strategy=arguments.strategy,
         max_new_tokens=arguments.max_new_tokens,
         do_sample=arguments.do_sample,
         **sampling,

@@ -66,15 +66,16 @@ def check_strategy(strategy: Any) -> None:
         raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
     names = ("needs_drafter", "needs_verifier", "left_to_right", "is_random", "open")
     missing = [name for name in names if not hasattr(strategy, name)]
-    if isinstance(strategy, str) or len(missing) == len(names):
+    if len(missing) == len(names):
         raise TypeError(
-            f"`strategy` must be an object such as `apd.Confidence(2)`, got {strategy!r}. Names are for the command "
-            "line: make the object."
+            f"`strategy` must be an object such as `apd.Confidence(2)` or a name such as 'confidence:2', got {strategy!r}."
         )
     if missing:
         raise TypeError(
             f"`strategy` must have the attribute `{missing[0]}`, which {strategy!r} has not. See `Strategy`."
         )
+    if not callable(strategy.open):
+        raise TypeError(f"`strategy` must be a `Strategy`, got {strategy!r} without a method `open`.")
 
 
 class Memoryless:

@@ -31,21 +31,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apd.config import KNOBS
+from apd.config import KNOBS, APDConfig
 from apd.decoding.noise import SEED_MASK
 from apd.decoding.probability import log_normalise
 from apd.decoding.protocols import Drafter
 from apd.decoding.returned import CheckedLogits, check_session, name_of
 from apd.decoding.state import DecodeState
-from apd.decoding.strategy import Strategy, check_strategy
+from apd.decoding.strategy import Strategy
 from apd.decoding.window import AllMasks
 from apd.generation import processes
-from apd.generation.arguments import refuse_unknown, whole_seed
+from apd.generation.arguments import whole_seed
 from apd.generation.stop_strings import StopStrings
+from apd.generation.support import refuse_unknown
 from apd.generation.text import check_text
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
 from apd.strategies import LeftToRight
+from apd.strategies.registry import settle
 
 try:
     import lm_eval.models  # noqa: F401 (fills the registry, which fills itself only while it is empty)
@@ -124,7 +126,8 @@ class APDLM(TemplateLM):
         seed: of the run, an integer. A request's own seed follows from it and from the request's task, document and
             draw: its answer does not depend on the batch, the number of processes, `--limit` or other tasks.
         tokens_per_step: decode with `LeftToRight` of so many tokens instead of APD; 1 is sequential decoding.
-        strategy: decode with this instead of APD.
+        strategy: decode with this instead of APD: an object, or a short name as in `strategy=confidence:2`. In
+            `--model_args`, which are separated by commas, write `;` for the commas of a name: `strategy=wino:0.6;length=8`.
         device: where the models are put, the harness's `--device`; a CUDA device that is not there is the CPU. Among
             several processes `"cuda"`, with or without a number, is each process's own GPU, which is also the default
             of all but the embedded pair.
@@ -153,7 +156,7 @@ class APDLM(TemplateLM):
         max_length: int | None = None,
         seed: int = 0,
         tokens_per_step: int | None = None,
-        strategy: Strategy | None = None,
+        strategy: Strategy | str | None = None,
         device: str | None = None,
         **arguments: Any,
     ) -> None:
@@ -170,18 +173,11 @@ class APDLM(TemplateLM):
             raise ValueError(f"`sampler` holds models and knobs already, got {given} too. Set them there.")
         if device is not None and not isinstance(device, str):
             raise TypeError(f"`device` must be a name such as 'cuda:0' or 'cpu', got {device!r}.")
-        if isinstance(strategy, str):
-            raise TypeError(
-                f"`strategy` must be an object, got {strategy!r}. In --model_args, tokens_per_step=K decodes K tokens "
-                "per step from left to right; for other strategies call lm_eval.simple_evaluate(model=APDLM(sampler, "
-                "strategy=apd.Confidence(2)), tasks=[...]) in Python."
-            )
         if tokens_per_step is not None:
             if strategy is not None:
                 raise ValueError("`tokens_per_step` names a strategy, got `strategy` too. Give one of them.")
             strategy = LeftToRight(_count("tokens_per_step", tokens_per_step))
-        if strategy is not None:
-            check_strategy(strategy)
+        settle(strategy, APDConfig(), {})  # refuses what is no strategy before models are loaded
         self.strategy = strategy
         self.batch_size = _count("batch_size", batch_size)
         default = 32 if pair else 256
@@ -439,8 +435,8 @@ class APDLM(TemplateLM):
         for counts in self.generated.values():
             total.add(**asdict(counts))
         return {
-            "apd_config": asdict(self.sampler.config),
-            "apd_strategy": None if self.strategy is None else repr(self.strategy),
+            "apd_config": _as_json(self.sampler.config),
+            "apd_strategy": self.strategy if isinstance(self.strategy, str | None) else repr(self.strategy),
             "apd_seed": self.seed,
             "apd_max_new_tokens": self.max_new_tokens,
             "tokens_per_forward": total.tokens_per_forward if total.requests else None,
@@ -679,6 +675,14 @@ def _present(device: str) -> str:
 def _from_text(value: Any) -> Any:
     """`"0.7"` as the number, likewise `"true"` and `"none"`, as on the harness's command line; the rest as it is."""
     return handle_arg_string(value) if isinstance(value, str) else value
+
+
+def _as_json(config: APDConfig) -> dict[str, Any]:
+    """The knobs; a rule or a policy by its `repr`."""
+    values = {name: getattr(config, name) for name in KNOBS}
+    return {
+        name: value if isinstance(value, int | float | str | None) else repr(value) for name, value in values.items()
+    }
 
 
 def _count(name: str, value: Any) -> int:

@@ -41,7 +41,7 @@ from apd.models.attention import GROUPED, group_heads
 from apd.models.checkpoint import TOKENIZER, Checkpoint
 from apd.models.drafter import MaskedDiffusionDrafter, check_mask_token
 from apd.models.span import Span
-from apd.models.transformer import EagerPasses, input_device
+from apd.models.transformer import EagerPasses, attention_mask, input_device
 from apd.models.verifier import CausalVerifier
 
 __all__ = [
@@ -415,7 +415,9 @@ def load_verifier(
     # Weights without a place are tolerated here: checkpoints of causal models come with heads nobody asked for.
     _check_complete(path, model, report, "missing_keys", "mismatched_keys")
     group_heads(model, attn_implementation)
-    return CausalVerifier(_check_causal(model))
+    _check_causal(model)
+    _check_decoder(model)
+    return CausalVerifier(model)
 
 
 def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -616,14 +618,22 @@ def _wrap(model: PreTrainedModel, spec: ModelSpec, mask_token_id: int) -> Masked
     return MaskedDiffusionDrafter(model, mask_token_id=mask_token_id, logit_shift=spec.logit_shift)
 
 
-def as_verifier(model: PreTrainedModel | Verifier) -> Verifier:
+def as_verifier(model: PreTrainedModel | Verifier, drafter: Drafter | None = None) -> Verifier:
     """A verifier from a transformers causal model, or the verifier itself if it already is one.
 
+    Args:
+        model: a causal model, the drafter's own model, or whatever implements `apd.Verifier`.
+        drafter: its model attends both ways, and may be the verifier too: the verifier's passes state causal attention by
+            their mask.
+
     Raises:
-        ValueError: the model attends both ways, or not to everything before a token.
+        ValueError: another model that attends both ways, or one that does not attend to everything before a token.
     """
     if isinstance(model, PreTrainedModel):
-        return CausalVerifier(_check_causal(model))
+        if model is not getattr(drafter, "model", None):
+            _check_causal(model)
+        _check_decoder(model)
+        return CausalVerifier(model)
     if not callable(getattr(model, "open", None)):
         raise TypeError(
             f"`verifier` must be a transformers model or an `apd.Verifier`, got {type(model).__name__}."
@@ -660,7 +670,7 @@ def _check_layers(config: PreTrainedConfig) -> None:
         )
 
 
-def _check_causal(model: PreTrainedModel) -> PreTrainedModel:
+def _check_causal(model: PreTrainedModel) -> None:
     # Encoders behind a causal head, such as BERT, say on their attention modules that they look both ways.
     is_causal = getattr(model.config, "is_causal", True) and all(
         getattr(module, "is_causal", True) for module in model.modules()
@@ -668,8 +678,11 @@ def _check_causal(model: PreTrainedModel) -> PreTrainedModel:
     if not is_causal:
         raise ValueError(
             f"The verifier must be a causal model, but this {type(model).__name__} attends both ways. Give a causal "
-            "model with the drafter's tokenizer, or none with mixture_weight=1."
+            "model with the drafter's tokenizer, the drafter's own model, or none with mixture_weight=1."
         )
+
+
+def _check_decoder(model: PreTrainedModel) -> None:
     if getattr(model, "_is_stateful", False):
         raise ValueError(
             f"The verifier's cache must be rewindable, but {type(model).__name__} keeps a recurrent state. Choose a "
@@ -678,7 +691,6 @@ def _check_causal(model: PreTrainedModel) -> PreTrainedModel:
     _check_implementation(model.config._attn_implementation)
     _check_layers(model.config)
     _check_computation(model)
-    return model
 
 
 @torch.no_grad()
@@ -704,7 +716,12 @@ def _check_computation(model: PreTrainedModel) -> None:
         parts.append((span.real.expand(len(rows), -1), model.get_output_embeddings()(hidden)))
     for i, row in enumerate(rows):
         ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])
-        alone = model(input_ids=torch.tensor([row], device=input_device(model)), use_cache=False).logits[0]
+        ids = torch.tensor([row], device=input_device(model))
+        mask = None  # a causal model has one, perhaps of its own kind
+        if getattr(model.config, "is_causal", True) is False:
+            causal = torch.ones(1, 1, len(row), len(row), dtype=torch.bool, device=ids.device).tril_()
+            mask = attention_mask(causal, model)
+        alone = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
         if (ours.to(alone.device) - alone).abs().max() > 2e-2 * alone.abs().max():
             raise ValueError(
                 f"The verifier must score rows of different lengths in one batch as it scores each alone, which "

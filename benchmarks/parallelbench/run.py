@@ -157,9 +157,8 @@ def _answers(
         batch_size=plan.batch_size,
         ordered=False,
         seed=plan.seed,
-        strategy=setting.strategy,
+        strategy=setting.spec,
         max_new_tokens=length,
-        **setting.knobs,
         **sampling,
     ):
         yield Answer(

@@ -1,121 +1,16 @@
-"""Strategies by short names, such as `apd:R=0.5,correction`, `confidence:2` or `blocks:8/threshold:0.9`.
-
-    >>> parse("apd:correction").spec
-    'apd:R=0.5,correction'
-    >>> parse("threshold:.9").family
-    'threshold'
-
-Every kind has at most one parameter that a curve runs over; what is left without it is the setting's family.
-"""
+"""The strategies that ParallelBench compares: short names of `apd.strategies.registry`, and presets of them."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
 
-from apd import strategies as rivals
-from apd.config import APDConfig
-from apd.decoding.strategy import Strategy
+from apd.strategies import Autoregressive, registry
+from apd.strategies.registry import GRAMMAR, KINDS, Setting
 
 __all__ = ["ENDPOINT", "GRAMMAR", "KINDS", "PRESETS", "Setting", "expand", "parse"]
 
-GRAMMAR = """\
-  left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
-  threshold:γ  factor:f  entropy-bound:γ  klass:γ[,kl=ε,h=steps]
-  wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
-  blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
-  one-step  autoregressive
-  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection]"""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One strategy with its parameters.
-
-    Attributes:
-        spec: its name in full; equal settings have equal names.
-        family: the name without the parameter that a curve runs over.
-        parameter: letter of that parameter; "" if there is none.
-        value: its value; 0 if there is none.
-        interpolates: whether values between two of them mean something (a threshold, not a number of tokens).
-        strategy: for `generate_many(strategy=...)`; `None` is APD with `knobs`.
-        knobs: of `APDConfig`.
-    """
-
-    spec: str
-    family: str
-    parameter: str
-    value: float
-    interpolates: bool
-    strategy: Strategy | None
-    knobs: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_apd(self) -> bool:
-        return self.strategy is None
-
-    @property
-    def is_any_order(self) -> bool:
-        return self.strategy is not None and not self.strategy.left_to_right
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How one kind of strategy is written.
-
-    Args:
-        make: a dataclass whose fields the options below name; `None` is APD with its knobs.
-        sweep: letter, field and type of the parameter a curve runs over.
-        options: further ones by the name they are written with: field and what reads it; `bool` is a flag.
-        named: whether the swept parameter is written with its letter.
-    """
-
-    make: type[Strategy] | None
-    sweep: tuple[str, str, type] | None = None
-    options: dict[str, tuple[str, Callable[[str], Any]]] = field(default_factory=dict)
-    named: bool = False
-
-
-def _window(text: str) -> int | str:
-    return text if text == "auto" else int(text)
-
-
-_TOP_K = ("K", "tokens_per_step", int)
-KINDS: dict[str, Kind] = {
-    "left-to-right": Kind(rivals.LeftToRight, _TOP_K),
-    "random": Kind(rivals.RandomOrder, _TOP_K),
-    "confidence": Kind(rivals.Confidence, _TOP_K),
-    "margin": Kind(rivals.Margin, _TOP_K),
-    "entropy": Kind(rivals.Entropy, _TOP_K),
-    "threshold": Kind(rivals.Threshold, ("γ", "threshold", float)),
-    "factor": Kind(rivals.Factor, ("f", "factor", float)),
-    "entropy-bound": Kind(rivals.EntropyBound, ("γ", "bound", float)),
-    "klass": Kind(rivals.KLASS, ("γ", "threshold", float), {"kl": ("kl_threshold", float), "h": ("history", int)}),
-    "wino": Kind(
-        rivals.WINO, ("γ", "threshold", float), {"revoke": ("revoke_below", float), "length": ("length", int)}
-    ),
-    "one-step": Kind(rivals.OneStep),
-    "autoregressive": Kind(rivals.Autoregressive),
-    "apd": Kind(
-        None,
-        ("R", "mixture_weight", float),
-        {
-            "tau": ("acceptance_threshold", float),
-            "M": ("window_size", _window),
-            "W": ("kv_window", int),
-            "refresh": ("kv_refresh", int),
-            "correction": ("correction", bool),
-            "rejection": ("acceptance", bool),
-        },
-        named=True,
-    ),
-}
-_DEFAULT_R = APDConfig().mixture_weight
-
-#: What the records of an endpoint are called, whose ways are its own: neither APD nor in any order. Only an endpoint runs it.
-ENDPOINT = Setting("endpoint", "endpoint", "", 0.0, False, rivals.Autoregressive())
+#: What the records of an endpoint are called: it decodes in its own way, neither as APD nor in any order.
+ENDPOINT = Setting("endpoint", "endpoint", "", 0.0, False, Autoregressive())
 
 
 def parse(spec: str) -> Setting:
@@ -124,110 +19,13 @@ def parse(spec: str) -> Setting:
     Raises:
         ValueError: what is wrong with it, and how it is written.
     """
-    text = spec.strip()
-    if text == ENDPOINT.spec:
-        return ENDPOINT
-    if text.startswith("blocks"):
-        return _parse_blocks(text)
-    kind_name, colon, arguments = text.partition(":")
-    if kind_name not in KINDS:
-        raise ValueError(f"`strategies` must be made of the names below, got {spec!r}.\n{GRAMMAR}")
-    kind = KINDS[kind_name]
-    values = _arguments(spec, kind, arguments.split(",") if colon else [])
-    if kind.make is None:
-        values.setdefault(kind.sweep[1], _DEFAULT_R)
-    elif kind.sweep is not None and kind.sweep[1] not in values:
-        raise ValueError(f"`{kind_name}` needs its {kind.sweep[0]}, as in `{kind_name}:1`, got {spec!r}.")
-    strategy, knobs = _build(spec, kind, values)
-    letter, name, _ = kind.sweep or ("", "", float)
-    defaults = {field.name: field.default for field in dataclasses.fields(kind.make or APDConfig)}
-    options = [
-        _written(short, values[full])
-        for short, (full, _) in sorted(kind.options.items())
-        if full in values and values[full] != defaults[full]
-    ]
-    swept = [] if kind.sweep is None else [f"{letter}={values[name]:g}" if kind.named else f"{values[name]:g}"]
-    return Setting(
-        spec=_join(kind_name, swept + options),
-        family=_join(kind_name, options),
-        parameter=letter,
-        value=float(values.get(name, 0)),
-        interpolates=kind.sweep is not None and kind.sweep[2] is float,
-        strategy=strategy,
-        knobs=knobs,
-    )
+    return ENDPOINT if spec.strip() == ENDPOINT.spec else registry.parse(spec)
 
 
 def expand(specs: Iterable[str]) -> list[Setting]:
     """Settings of specs and presets, each once, in the order given."""
     names = [name for spec in specs for name in PRESETS.get(spec, (spec,))]
     return list({setting.spec: setting for setting in map(parse, names)}.values())
-
-
-def _parse_blocks(spec: str) -> Setting:
-    head, slash, inner = spec.partition("/")
-    length = head.removeprefix("blocks:")
-    if not slash or not length.isdigit() or int(length) < 1:
-        raise ValueError(f"`blocks` is written blocks:LENGTH/STRATEGY, e.g. blocks:8/threshold:0.9, got {spec!r}.")
-    setting = parse(inner)
-    if not isinstance(setting.strategy, rivals.Unmasking):
-        raise ValueError(
-            f"`blocks` must be around a strategy without memory that the drafter decides, got {inner!r}. Use threshold, "
-            "factor, entropy-bound or a top-k."
-        )
-    return Setting(
-        spec=f"blocks:{int(length)}/{setting.spec}",
-        family=f"blocks:{int(length)}/{setting.family}",
-        parameter=setting.parameter,
-        value=setting.value,
-        interpolates=setting.interpolates,
-        strategy=rivals.Blocks(setting.strategy, int(length)),
-    )
-
-
-def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
-    """By field name; a bare number is the swept parameter."""
-    known: dict[str, tuple[str, Callable[[str], Any]]] = dict(kind.options)
-    if kind.sweep is not None:
-        known[kind.sweep[0]] = kind.sweep[1:]
-    values: dict[str, Any] = {}
-    for argument in arguments:
-        short, equals, text = (part.strip() for part in argument.partition("="))
-        if not equals and short not in known and kind.sweep is not None:
-            short, text = kind.sweep[0], short
-        if short not in known:
-            raise ValueError(f"{spec!r} has no option {short!r}. It has {', '.join(known) or 'none'}.")
-        name, convert = known[short]
-        if name in values:
-            raise ValueError(f"{spec!r} gives {short!r} twice.")
-        if (convert is bool) != (short == argument.strip()):
-            raise ValueError(f"In {spec!r}, {short!r} must be {'a bare word' if convert is bool else 'a number'}.")
-        try:
-            values[name] = True if convert is bool else convert(text)
-        except ValueError:
-            wanted = {int: "a whole number", _window: "a whole number or auto"}.get(convert, "a number")
-            raise ValueError(f"In {spec!r}, {short} must be {wanted}, got {text!r}.") from None
-    return values
-
-
-def _build(spec: str, kind: Kind, values: dict[str, Any]) -> tuple[Strategy | None, dict[str, Any]]:
-    """The strategy, or APD's knobs; what is out of range is told with the spec."""
-    try:
-        if kind.make is not None:
-            return kind.make(**values), {}
-        knobs = values | ({"acceptance": "rejection"} if "acceptance" in values else {})
-        APDConfig(**knobs)
-    except ValueError as error:
-        raise ValueError(f"{spec!r}: {error}") from None
-    return None, knobs
-
-
-def _written(short: str, value: Any) -> str:
-    return short if value is True else f"{short}={value}" if isinstance(value, str) else f"{short}={value:g}"
-
-
-def _join(kind: str, arguments: list[str]) -> str:
-    return f"{kind}:{','.join(arguments)}" if arguments else kind
 
 
 def _grid(pattern: str, values: Iterable[float]) -> tuple[str, ...]:

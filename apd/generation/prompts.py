@@ -1,0 +1,122 @@
+"""Prompts as ids: one tensor, padded on the left, of tokens that both models know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apd.generation.support import warn
+
+__all__ = ["check_tokens", "checked_ids", "left_padding", "one_prompt", "only_row", "warn_of_unknown_words"]
+
+
+def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
+    """The prompt, given as `inputs` or as `input_ids`, which is taken out of `kwargs`."""
+    if inputs is not None and kwargs.get("input_ids") is not None:
+        raise ValueError("The prompt must be given once, got both `inputs` and `input_ids`.")
+    input_ids = kwargs.pop("input_ids", None)
+    if inputs is None and input_ids is None:
+        raise ValueError("`input_ids` must hold at least one prompt token, got none. Start with a BOS or a prompt.")
+    return input_ids if inputs is None else inputs
+
+
+def checked_ids(prompt: Any) -> Tensor:
+    """`prompt` as `b l` int64, at least one row and one column."""
+    if not isinstance(prompt, Tensor):
+        raise TypeError(
+            f"`input_ids` must be a tensor of shape [rows, tokens], got {type(prompt).__name__}. Encode text with "
+            'the tokenizer: `tokenizer(text, return_tensors="pt")`.'
+        )
+    if prompt.is_floating_point() or prompt.dtype == torch.bool:
+        raise TypeError(f"`input_ids` must hold integers, got {prompt.dtype}.")
+    if prompt.dim() != 2:
+        raise ValueError(f"`input_ids` must have two dimensions [rows, tokens], got shape {list(prompt.shape)}.")
+    if prompt.shape[0] == 0 or prompt.shape[1] == 0:
+        raise ValueError(
+            f"`input_ids` must hold at least one prompt token, got shape {list(prompt.shape)}. The drafter's first "
+            "prediction needs a token before it; start with a BOS or a prompt."
+        )
+    return prompt.long()
+
+
+def left_padding(
+    prompt: Tensor, attention_mask: Tensor | None, pad_token_id: int | None, stop_token_ids: list[int]
+) -> Tensor:
+    """Columns of left padding per row, `b` int64."""
+    if attention_mask is None:
+        real = _inferred_mask(prompt, pad_token_id, stop_token_ids)
+    elif not isinstance(attention_mask, Tensor):
+        raise TypeError(f"`attention_mask` must be a tensor like `input_ids`, got {type(attention_mask).__name__}.")
+    elif attention_mask.shape != prompt.shape:
+        raise ValueError(
+            f"`attention_mask` must have the shape of `input_ids`, {list(prompt.shape)}, got "
+            f"{list(attention_mask.shape)}."
+        )
+    else:
+        real = attention_mask.to(prompt.device) != 0
+    if real.all():
+        return torch.zeros(len(prompt), dtype=torch.int64, device=prompt.device)
+    empty = ~real.any(1)
+    if empty.any():
+        raise ValueError(f"Every prompt must hold a token, row {int(empty.long().argmax())} is all padding.")
+    padding = real.long().argmax(1)
+    right = (real != (torch.arange(prompt.shape[1], device=prompt.device) >= padding[:, None])).any(1)
+    if right.any():
+        raise ValueError(
+            f"Prompts must be padded on the left only, row {int(right.long().argmax())} has padding behind a token. "
+            'Set `tokenizer.padding_side = "left"`.'
+        )
+    return padding
+
+
+def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: list[int]) -> Tensor:
+    """Real columns as far as the pad token tells, as transformers infers them."""
+    if pad_token_id is None or not (prompt == pad_token_id).any():
+        return torch.ones_like(prompt, dtype=torch.bool)
+    if pad_token_id in stop_token_ids:
+        warn(
+            "`attention_mask` cannot be inferred, since the pad token is a stop token too; nothing is taken for "
+            "padding. Pass `attention_mask`.",
+        )
+        return torch.ones_like(prompt, dtype=torch.bool)
+    return prompt != pad_token_id
+
+
+def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token_id: int) -> None:
+    """Refuse the mask token, and ids that one of the models does not have: `b l` int64, padding `b` aside."""
+    real = torch.arange(prompt.shape[1], device=prompt.device) >= padding[:, None]
+    if (real & (prompt == mask_token_id)).any():
+        raise ValueError(
+            f"The prompt must not hold the mask token, got id {mask_token_id}: masks are appended behind the prompt. "
+            "Infilling is not supported."
+        )
+    foreign = real & ((prompt < 0) | (prompt >= vocab_size))
+    if foreign.any():
+        raise ValueError(
+            f"`input_ids` must be below {vocab_size}, the vocabulary that the models share, got "
+            f"{int(prompt[foreign][0])}. Was the prompt encoded with another tokenizer?"
+        )
+
+
+def warn_of_unknown_words(prompt: Tensor, tokenizer: Any) -> None:
+    """Warn if a prompt has words that its tokenizer does not know: models answer anything to these."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        return  # some tokenizers name a token that has other uses too
+    if (prompt == unknown).any():
+        warn(
+            "The prompt has words that the tokenizer does not know; they became its unknown token. The models cannot "
+            "read them."
+        )
+
+
+def only_row(prompt: Tensor) -> Tensor:
+    """`prompt` if it is one row, `1 l`."""
+    if len(prompt) != 1:
+        raise ValueError(
+            f"`streamer` must be given one row, got {len(prompt)}: streamers of transformers take one. Use "
+            "`sampler.stream(...)`, which tells rows apart."
+        )
+    return prompt

@@ -1,0 +1,277 @@
+"""Strategies by short names, such as `confidence:2`, `blocks:8/threshold:0.9` or `apd:R=0.5,correction`.
+
+    >>> parse("apd:correction").spec
+    'apd:R=0.5,correction'
+    >>> parse("threshold:.9").strategy
+    Threshold(threshold=0.9)
+
+Every kind has at most one parameter that a curve runs over; what is left without it is the setting's family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from apd.config import KNOBS, NUMBER, WHOLE_NUMBER, APDConfig, Form
+from apd.decoding.acceptance import Coupling, Rejection
+from apd.decoding.step import APD
+from apd.decoding.strategy import Strategy, check_strategy
+from apd.strategies.base import Unmasking
+from apd.strategies.klass import KLASS
+from apd.strategies.unmasking import (
+    Autoregressive,
+    Blocks,
+    Confidence,
+    Entropy,
+    EntropyBound,
+    Factor,
+    LeftToRight,
+    Margin,
+    OneStep,
+    RandomOrder,
+    Threshold,
+)
+from apd.strategies.wino import WINO
+
+__all__ = ["GRAMMAR", "KINDS", "Kind", "Setting", "apd_of", "parse", "settle"]
+
+GRAMMAR = """\
+  left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
+  threshold:γ  factor:f  entropy-bound:γ  klass:γ[,kl=ε,h=steps]
+  wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
+  blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
+  one-step  autoregressive
+  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection,step]
+  A parameter that is left out has its default; `;` may stand for `,`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One strategy with its parameters.
+
+    Attributes:
+        spec: its name in full; equal settings have equal names.
+        family: the name without the parameter that a curve runs over.
+        parameter: letter of that parameter; "" if there is none.
+        value: its value; 0 if there is none.
+        interpolates: whether values between two of them mean something (a threshold, not a number of tokens).
+        strategy: the object; `None` is APD with `knobs`.
+        knobs: of `APDConfig`, those that the name gave.
+    """
+
+    spec: str
+    family: str
+    parameter: str
+    value: float
+    interpolates: bool
+    strategy: Strategy | None
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_apd(self) -> bool:
+        return self.strategy is None
+
+    @property
+    def is_any_order(self) -> bool:
+        return self.strategy is not None and not self.strategy.left_to_right
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How one kind of strategy is written.
+
+    Args:
+        make: a dataclass whose fields the parameters below name; `APDConfig` stands for APD.
+        sweep: letter and field of the parameter that a curve runs over; `None` if there is none.
+        options: field and form of each parameter, by the name that it is written with.
+        words: field and value of each bare word.
+    """
+
+    make: type[Any]
+    sweep: tuple[str, str] | None = None
+    options: Mapping[str, tuple[str, Form]] = field(default_factory=dict)
+    words: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+
+
+def _kind(make: type[Strategy], letter: str, name: str, form: Form = NUMBER, **more: tuple[str, Form]) -> Kind:
+    return Kind(make, (letter, name), {letter: (name, form), **more})
+
+
+def _apd_kind() -> Kind:
+    """APD as its knobs say: numbers by their letters; flags and choices other than the default as bare words."""
+    defaults = APDConfig()
+    options = {knob.spec or knob.letter: (name, knob.form) for name, knob in KNOBS.items() if knob.form is not None}
+    words = {
+        choice: (name, choice)
+        for name, knob in KNOBS.items()
+        for choice in knob.choices
+        if choice != getattr(defaults, name)
+    }
+    flags = {name: (name, True) for name in KNOBS if getattr(defaults, name) is False}
+    return Kind(APDConfig, ("R", "mixture_weight"), options, words | flags)
+
+
+def _top_k(make: type[Strategy]) -> Kind:
+    return _kind(make, "K", "tokens_per_step", WHOLE_NUMBER)
+
+
+KINDS: dict[str, Kind] = {
+    "left-to-right": _top_k(LeftToRight),
+    "random": _top_k(RandomOrder),
+    "confidence": _top_k(Confidence),
+    "margin": _top_k(Margin),
+    "entropy": _top_k(Entropy),
+    "threshold": _kind(Threshold, "γ", "threshold"),
+    "factor": _kind(Factor, "f", "factor"),
+    "entropy-bound": _kind(EntropyBound, "γ", "bound"),
+    "klass": _kind(KLASS, "γ", "threshold", kl=("kl_threshold", NUMBER), h=("history", WHOLE_NUMBER)),
+    "wino": _kind(WINO, "γ", "threshold", revoke=("revoke_below", NUMBER), length=("length", WHOLE_NUMBER)),
+    "one-step": Kind(OneStep),
+    "autoregressive": Kind(Autoregressive),
+    "apd": _apd_kind(),
+}
+
+
+def parse(spec: str) -> Setting:
+    """A setting from its short name.
+
+    Raises:
+        ValueError: what is wrong with it, and how it is written.
+    """
+    text = spec.strip()
+    kind_name, colon, arguments = text.partition(":")
+    if kind_name == "blocks":
+        return _parse_blocks(text)
+    if kind_name not in KINDS:
+        nearest = difflib.get_close_matches(kind_name, [*KINDS, "blocks"], n=1)
+        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+        raise ValueError(f"`strategy` must be one of the names below, got {spec!r}.{hint}\n{GRAMMAR}")
+    kind = KINDS[kind_name]
+    given = _arguments(spec, kind, arguments.replace(";", ",").split(",") if colon else [])
+    try:
+        made = kind.make(**given)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{spec!r}: {error}") from None
+    defaults = {field.name: field.default for field in dataclasses.fields(kind.make)}
+    letter, swept = kind.sweep or ("", "")
+    changed = {name: value for name, value in given.items() if name != swept and value != defaults[name]}
+    rest = sorted(_written(kind, name, value) for name, value in changed.items())
+    value = getattr(made, swept) if swept else 0
+    is_apd = kind.make is APDConfig
+    first = [f"{letter}=" * is_apd + f"{value:g}"] if swept else []
+    return Setting(
+        spec=_join(kind_name, first + rest),
+        family=_join(kind_name, rest),
+        parameter=letter,
+        value=float(value),
+        interpolates=bool(swept) and kind.options[letter][1] is NUMBER,
+        strategy=None if is_apd else made,
+        knobs=given if is_apd else {},
+    )
+
+
+def _parse_blocks(spec: str) -> Setting:
+    head, slash, inner = spec.partition("/")
+    length = head.removeprefix("blocks:")
+    if not slash or not length.isdigit() or int(length) < 1:
+        raise ValueError(f"`blocks` is written blocks:LENGTH/STRATEGY, e.g. blocks:8/threshold:0.9, got {spec!r}.")
+    setting = parse(inner)
+    if not isinstance(setting.strategy, Unmasking):
+        raise ValueError(
+            f"`blocks` must be around a strategy without memory that the drafter decides, got {inner!r}. Use threshold, "
+            "factor, entropy-bound or a top-k."
+        )
+    return dataclasses.replace(
+        setting,
+        spec=f"blocks:{int(length)}/{setting.spec}",
+        family=f"blocks:{int(length)}/{setting.family}",
+        strategy=Blocks(setting.strategy, int(length)),
+    )
+
+
+def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
+    """By field name; a bare number is the swept parameter."""
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        short, equals, text = (part.strip() for part in argument.partition("="))
+        known = [*kind.options, *kind.words]
+        if not equals and short not in known and kind.sweep is not None:
+            short, equals, text = kind.sweep[0], "=", short
+        if short not in known:
+            raise ValueError(f"{spec!r} has no option {short!r}. It has {', '.join(known) or 'none'}.")
+        if (short in kind.words) == bool(equals):
+            wanted = "a bare word" if short in kind.words else kind.options[short][1].name
+            raise ValueError(f"In {spec!r}, {short!r} must be {wanted}.")
+        if short in kind.words:
+            name, value = kind.words[short]
+        else:
+            name, form = kind.options[short]
+            try:
+                value = form.read(text)
+            except ValueError as error:
+                raise ValueError(f"In {spec!r}, {short} {error}.") from None
+        if name in values:
+            raise ValueError(f"{spec!r} gives {short!r} twice.")
+        values[name] = value
+    return values
+
+
+def _written(kind: Kind, name: str, value: Any) -> str:
+    """How a spec gives a field this value."""
+    words = [word for word, meaning in kind.words.items() if meaning == (name, value)]
+    options = [short for short, (field_name, _) in kind.options.items() if field_name == name]
+    text = value if isinstance(value, str) else f"{value:g}"
+    return words[0] if words else f"{options[0]}={text}"
+
+
+def _join(kind: str, arguments: list[str]) -> str:
+    return f"{kind}:{','.join(arguments)}" if arguments else kind
+
+
+def apd_of(config: APDConfig) -> APD:
+    """Adaptive parallel decoding as the knobs say."""
+    if config.acceptance == "coupling":
+        return APD(config.mixture_weight, Coupling(config.acceptance_threshold, config.correction))
+    return APD(config.mixture_weight, Rejection() if isinstance(config.acceptance, str) else config.acceptance)
+
+
+def settle(
+    strategy: Strategy | str | None, config: APDConfig, knobs: Mapping[str, Any], *, default: Strategy | None = None
+) -> tuple[Strategy | None, APDConfig]:
+    """The strategy that decodes, `None` for APD, and the knobs that count.
+
+    Args:
+        strategy: an object or a short name; `None` if none is given.
+        config: the knobs that hold where nothing else is said.
+        knobs: those that are given beside the strategy.
+        default: decodes if no strategy is given.
+
+    Raises:
+        ValueError: a name that cannot be parsed, or a knob that is given twice or would have no effect.
+        TypeError: the object is no strategy.
+    """
+    if strategy is None:
+        strategy = default
+    if isinstance(strategy, str):
+        setting = parse(strategy)
+        for name in knobs.keys() & setting.knobs.keys():
+            raise ValueError(
+                f"`{name}` must be given once, got {knobs[name]!r} and {strategy!r}. Leave one of them out."
+            )
+        config, strategy = config.replace(**setting.knobs), setting.strategy
+    if strategy is not None:
+        check_strategy(strategy)
+        if idle := sorted(knobs.keys() & _OF_APD):
+            raise ValueError(
+                f"`{idle[0]}` has no effect beside `strategy`, got {strategy!r}. Leave one of them out, or decode with "
+                'strategy="apd".'
+            )
+    return strategy, config.replace(**knobs)
+
+
+# What only APD reads; the other knobs hold for every strategy.
+_OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction"}
