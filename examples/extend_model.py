@@ -30,7 +30,7 @@ class Memoryless:
 class ChainVerifier(Memoryless):
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
         before = window.fill(draft, state.tokens).gather(1, (window.columns - 1).clamp(min=0))
-        return pad(CHAIN, (0, 1, 0, 1)).log()[before]  # −∞ for the mask token, which nobody draws
+        return pad(CHAIN, (0, 1, 0, 1)).log()[before]  # −∞ for the mask token
 
 
 class ChainDrafter(Memoryless):
@@ -38,7 +38,7 @@ class ChainDrafter(Memoryless):
 
     def logits(self, state: DecodeState, window: Window) -> Tensor:
         is_token = one_hot(state.tokens, MASK + 1)[..., :MASK].double()
-        forward = torch.where((state.tokens == MASK)[..., None], 1.0, is_token)  # b l v, what is known of each column
+        forward = torch.where((state.tokens == MASK)[..., None], 1.0, is_token)  # b l v, 1 for each possible token
         backward, known = torch.ones_like(forward), forward.clone()
         for column in range(1, state.width):
             forward[:, column] *= forward[:, column - 1] @ CHAIN

@@ -48,7 +48,7 @@ TAIL_WEIGHT = 0.15  # loss weight of the <eos>s behind the first one
 
 DREAM_CODE = "Dream-org/Dream-v0-Instruct-7B"  # where Dream's own modelling code is published
 
-# How often a task is drawn in the first and in the second half of the training: what is hard comes more often.
+# How often a task is drawn in the first and in the second half of the training; hard tasks are drawn more often.
 TASK_WEIGHTS = {
     "copy": (0.5, 0.4),
     "reverse": (0.7, 0.5),
@@ -435,7 +435,7 @@ def export(network: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, direct
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-#: How the pair is asked, and with what arguments of `generate`. Rivals decode in their own order.
+#: The settings that are compared, as arguments of `generate`. Rivals decode in their own order.
 SETTINGS: dict[str, dict[str, Any]] = {
     "left to right, 1 per step": {"strategy": LeftToRight(1)},
     "by confidence, 1 per step": {"strategy": Confidence(1)},
