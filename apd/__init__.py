@@ -10,13 +10,15 @@ if TYPE_CHECKING:
     from apd.decoding.protocols import Drafter, Verifier
     from apd.embedded.tasks import EXAMPLE_PROMPTS
     from apd.generation.many import Generated
-    from apd.generation.output import APDOutput, RowTrace, Trace
+    from apd.generation.output import APDOutput
     from apd.generation.streaming import Chunk
     from apd.models.drafter import MaskedDiffusionDrafter
     from apd.models.ideal import IdealListModel
     from apd.models.loading import FAMILIES, ModelSpec, load_drafter, load_verifier
     from apd.models.verifier import CausalVerifier
     from apd.sampler import APDSampler
+    from apd.show.rows import RowTrace
+    from apd.show.trace import Trace
     from apd.strategies import (
         KLASS,
         WINO,
@@ -60,9 +62,9 @@ _HOMES = {
     "ModelSpec": "apd.models",
     "OneStep": "apd.strategies",
     "RandomOrder": "apd.strategies",
-    "RowTrace": "apd.generation.output",
+    "RowTrace": "apd.show.rows",
     "Threshold": "apd.strategies",
-    "Trace": "apd.generation.output",
+    "Trace": "apd.show.trace",
     "Verifier": "apd.decoding.protocols",
     "WINO": "apd.strategies",
     "load_drafter": "apd.models",
