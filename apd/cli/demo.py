@@ -151,7 +151,7 @@ def _answers(comparison: Comparison, shown: int, *, colour: bool) -> Table:
         text = mark(parts, colour=colour, rejected=rejected)
         if shown >= max(len(comparison.single.frames), len(comparison.apd.frames)):
             text.append("  (right)" if run.right else "  (wrong)")
-        grid.add_row(f"  {name:<12}", f"{count:>3} {'forward' if count == 1 else 'forwards'}", text)
+        grid.add_row(f"  {name:<12}", f"{count:>2} {'forward' if count == 1 else 'forwards':<8}", text)
     return grid
 
 
