@@ -303,6 +303,12 @@ def leave_empty_parts(output: Path, lines: list[bytes]) -> None:
         part_path(output, process).touch()
 
 
+def leave_locks(output: Path, lines: list[bytes]) -> None:
+    leave_parts(output, lines)
+    for process in (0, 2, 5):  # the last one without its part
+        output.with_name(f"{part_path(output, process).name}.lock").touch()
+
+
 STATES = [
     leave_parts,
     leave_everything_merged,
@@ -311,6 +317,7 @@ STATES = [
     leave_a_torn_merge,
     leave_an_output_and_new_parts,
     leave_empty_parts,
+    leave_locks,
 ]
 
 

@@ -186,7 +186,7 @@ def _counts(comparisons: Sequence[Comparison]) -> list[str]:
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
-    """What was saved, and at what price."""
+    """Forwards saved, answers still right, and seconds, in words."""
     single, parallel = [c.single for c in comparisons], [c.apd for c in comparisons]
     forwards = [sum(run.drafter_forwards for run in runs) for runs in (single, parallel)]
     right = [sum(run.right for run in runs) for runs in (single, parallel)]

@@ -132,7 +132,7 @@ def output_file(path: Path) -> Path:
 
 
 def part_path(output: Path, process: int) -> Path:
-    """Where a process, counted from 0, keeps its results until they are merged."""
+    """The part file of a process, numbered from 0, which holds its results until they are merged."""
     return output.with_name(f"{output.name}.part-{process:05d}")
 
 
@@ -170,7 +170,11 @@ class Part:
                 f"{path} is being written by a process of another run. Wait until it has ended, or end it: an output "
                 "takes one run at a time."
             ) from None
-        self._file = path.open("ab")
+        try:
+            self._file = path.open("ab")
+        except OSError:
+            self._unlock()
+            raise
 
     def write(self, row: Row) -> None:
         """Append a result as a whole line and flush it to the disk."""
@@ -187,6 +191,9 @@ class Part:
         self._file.close()
         if delete:
             self.path.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
         # Removed while it is held: a process that waits for it sees that its file is gone. Windows removes it itself.
         with suppress(PermissionError):
             Path(self._lock.lock_file).unlink(missing_ok=True)

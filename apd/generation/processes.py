@@ -19,7 +19,7 @@ _PATIENCE = timedelta(days=7)  # how long a process that is done waits for the o
 
 
 def are_launched() -> bool:
-    """Whether a launcher has started this process."""
+    """True if a launcher has started this process."""
     return "LOCAL_RANK" in os.environ
 
 

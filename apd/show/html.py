@@ -68,7 +68,7 @@ class _Token:
 
 
 def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
-    """What player.html needs of a row."""
+    """The values of player.html for one row."""
     prompt = decoder(tokenizer, skip_special_tokens=True)(row.prompt)
     probs = [row.target_probs, row.drafter_probs, *([row.verifier_probs] if row.verifier_probs else [])]
     columns = zip(_texts(row, tokenizer), row.steps, corrected(row), *probs, strict=True)
@@ -87,7 +87,7 @@ def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
 
 
 def _data(rows: Sequence[RowTrace], tokenizer: Any) -> str:
-    """What player.js needs, as JSON in which every `<` is escaped, so that no element can end or begin in it."""
+    """The data of player.js as JSON with every `<` escaped, so that no HTML element can end or begin in it."""
     number_of: dict[int, int] = {}  # ids of tokens, numbered as they come: short numbers make small pages
 
     def numbered(ids: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ __all__ = ["RowTrace", "corrected", "counts", "drafted_per_step", "number"]
 
 @dataclass
 class RowTrace:
-    """How one row was decoded, step by step. Positions count new tokens from 0.
+    """One row's decode, step by step. Positions count new tokens from 0.
 
     Attributes:
         tokens: ids of the new tokens, the stop token included.
@@ -35,7 +35,7 @@ class RowTrace:
 
 
 def corrected(row: RowTrace) -> list[bool]:
-    """Whether each token was committed in place of another one that was drafted."""
+    """One Boolean per token: true if another token was drafted at its position in the same step."""
     return [
         row.drafts[step][position - row.starts[step]] != token
         for position, (token, step) in enumerate(zip(row.tokens, row.steps, strict=True))

@@ -89,7 +89,7 @@ def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "") 
 
 
 def legend(*, colour: bool) -> Text:
-    """How to read what `mark` returns."""
+    """A sentence that explains the marks of `mark`."""
     if not colour:
         return Text("A bar | separates two steps.")
     steps = Text(" ").join(Text(f"step {i + 1}", name) for i, name in enumerate(_COLOURS))

@@ -16,7 +16,7 @@ __all__ = ["Trace"]
 
 @dataclass(frozen=True, repr=False)
 class Trace(Sequence[RowTrace]):
-    """How the rows of a call were decoded. A notebook shows it as a player, `print` as text with its steps marked.
+    """The decode of all rows of a call. A notebook shows it as a player, `print` as text with its steps marked.
 
     Args:
         rows: one `RowTrace` per row.

@@ -1,4 +1,4 @@
-"""What the records of a run say: curves, PBx, the oracle, AUP, equal accuracy, the task map."""
+"""From the records of a run to its numbers: curves, PBx, oracles, AUP, speed at equal accuracy, the task map."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def _families(points: Sequence[Point]) -> list[Family]:
 def _oracles(
     complete: dict[str, dict[str, list[Record]]], points: Sequence[Point], tasks: Sequence[str]
 ) -> dict[str, dict[str, Cell]]:
-    """Of the threshold, as published; and of all settings of APD, and all that commit in any order."""
+    """Oracles over the thresholds, as published, over all settings of APD, and over all any-order settings."""
     groups: dict[str, Callable[[Point], bool]] = {
         "threshold": lambda point: point.setting.family == "threshold",
         "any order": lambda point: point.setting.is_any_order,
@@ -216,7 +216,7 @@ def _is_sequential(setting: Any) -> bool:
 
 
 def _task_map(points: Sequence[Point], tasks: Sequence[str]) -> dict[str, tuple[float, float | None]]:
-    """Where a task stands: how much parallelism it puts up with, and what longer blocks do to it."""
+    """Per task: how much parallelism it tolerates, and how much accuracy a doubling of the block costs."""
     by_spec = {point.setting.spec: point for point in points}
     top_k = [point for point in points if point.setting.family == "confidence"]
     lengths = {
