@@ -16,7 +16,9 @@ setup(
     # `apd` imports that folder as a namespace package instead.
     package_dir={"": "."},
     packages=find_packages(include=["apd", "apd.*"]),
-    package_data={"apd": ["py.typed", "embedded/*/*.safetensors", "embedded/*/*.json"]},
+    package_data={
+        "apd": ["py.typed", "embedded/*/*.safetensors", "embedded/*/*.json", "show/*.html", "show/*.css", "show/*.js"]
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.9",
@@ -25,6 +27,9 @@ setup(
         "safetensors>=0.4.3",
         "einops>=0.8",
         "tqdm>=4.60",
+        "filelock>=3.24",
+        "jinja2>=3.1",
+        "rich>=13.7",
     ],
     extras_require={
         # The linter and the type checker are pinned here and nowhere else.

@@ -31,8 +31,6 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.embedded.tasks import EXAMPLE_PROMPTS as EXAMPLE_PROMPTS
     from apd.generation.many import Generated as Generated
     from apd.generation.output import APDOutput as APDOutput
-    from apd.generation.output import RowTrace as RowTrace
-    from apd.generation.output import Trace as Trace
     from apd.generation.streaming import Chunk as Chunk
     from apd.models import FAMILIES as FAMILIES
     from apd.models import ModelSpec as ModelSpec
@@ -42,6 +40,8 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.models.ideal import IdealListModel as IdealListModel
     from apd.models.verifier import CausalVerifier as CausalVerifier
     from apd.sampler import APDSampler as APDSampler
+    from apd.show.rows import RowTrace as RowTrace
+    from apd.show.trace import Trace as Trace
     from apd.strategies import KLASS as KLASS
     from apd.strategies import WINO as WINO
     from apd.strategies import Autoregressive as Autoregressive
@@ -71,13 +71,15 @@ _NAMES = {
     "apd.decoding.window": "AllMasks AutoWindow BlockWindow FixedWindow WindowPolicy",
     "apd.embedded.tasks": "EXAMPLE_PROMPTS",
     "apd.generation.many": "Generated",
-    "apd.generation.output": "APDOutput RowTrace Trace",
+    "apd.generation.output": "APDOutput",
     "apd.generation.streaming": "Chunk",
     "apd.models": "FAMILIES ModelSpec load_drafter load_verifier",
     "apd.models.drafter": "MaskedDiffusionDrafter",
     "apd.models.ideal": "IdealListModel",
     "apd.models.verifier": "CausalVerifier",
     "apd.sampler": "APDSampler",
+    "apd.show.rows": "RowTrace",
+    "apd.show.trace": "Trace",
     "apd.strategies": (
         "Autoregressive Blocks Confidence Entropy EntropyBound Factor KLASS LeftToRight Margin OneStep RandomOrder "
         "Threshold Unmasking WINO"

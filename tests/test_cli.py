@@ -16,15 +16,17 @@ import torch
 
 from apd import EXAMPLE_PROMPTS, APDSampler, Blocks, Confidence, LeftToRight, Threshold
 from apd.cli import main
-from apd.cli.demo import Comparison, Run, compare, play, table
+from apd.cli.demo import Comparison, Run, compare, play, summary, table
 from apd.cli.results import BadLine, Part, part_path, read_results
 from apd.decoding.strategy import Strategy
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import EXAMPLES
-from apd.show.terminal import align, legend, mark, pieces, wants_colour
+from apd.show.rows import number
+from apd.show.terminal import console
+from apd.show.text import legend, mark, pieces
 
 ROOT = Path(__file__).parent.parent
-ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +84,20 @@ def test_steps_of_any_order_are_cut_where_they_change() -> None:
 
 def test_plain_text_has_bars_and_no_escape_codes() -> None:
     parts = [(0, "ab"), (1, "c")]
-    assert mark(parts, colour=False, rejected="xyz") == "ab|c"
-    assert "\x1b" not in legend(colour=False)
-    coloured = mark(parts, colour=True, rejected="xyz")
-    assert ANSI.sub("", coloured) == "abcxyz"
-    assert coloured.count("\x1b[0m") == 3
+    assert mark(parts, colour=False, rejected="xyz").plain == "ab|c"
+    for colour, codes in (("never", 0), ("always", 3)):
+        out = io.StringIO()
+        console(out, colour).print(mark(parts, colour=colour == "always", rejected="xyz"), legend(colour=False))
+        assert out.getvalue().count("\x1b[0m") == codes and ("\x1b" in out.getvalue()) == bool(codes)
+    assert ANSI.sub("", out.getvalue()).startswith("abcxyz")
 
 
 def test_colours_need_a_terminal_that_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    def wants_colour(stream: io.StringIO, choice: str = "auto") -> bool:
+        return console(stream, choice).color_system is not None
+
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     assert wants_colour(Terminal())
     assert not wants_colour(io.StringIO())
@@ -101,10 +108,21 @@ def test_colours_need_a_terminal_that_wants_them(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not wants_colour(Terminal())
+    assert wants_colour(Terminal(), "always")
 
 
-def test_columns_are_aligned() -> None:
-    assert align([["a", "bb"], ["ccc", "d"]]).splitlines() == ["a    bb", "---  --", "ccc   d"]
+@pytest.mark.parametrize("colour", ["always", "never"])
+def test_lines_are_whole_in_a_file_and_wrapped_at_words_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, colour: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        console(stream, colour).print(" ".join(["word"] * 30))
+    assert len(file.getvalue().splitlines()) == 1
+    wrapped = terminal.getvalue().splitlines()
+    assert len(wrapped) > 1 and max(map(len, wrapped)) <= 40
+    assert {word for line in wrapped for word in line.split()} == {"word"}
 
 
 # ---------------------------------------------------------------- demo
@@ -134,29 +152,35 @@ def test_frames_grow_to_the_answer(comparisons: list[Comparison]) -> None:
         assert all(after.startswith(before) for before, after in pairwise(texts))
 
 
-def test_demo_table_adds_up(comparisons: list[Comparison]) -> None:
-    lines = table(comparisons).splitlines()
-    total = next(line for line in lines if line.startswith("all "))
-    assert total.split()[1] == str(sum(c.apd.tokens for c in comparisons))
-    assert len([line for line in lines if line.split()[:1] == ["shuffle"]]) == 1
-    assert "forwards saved" in lines[-2] and lines[-1].startswith("Seconds")
+def test_demo_table_adds_up_and_fits_80_columns(comparisons: list[Comparison]) -> None:
+    out = io.StringIO()
+    console(out, "never").print(table(comparisons))
+    lines = out.getvalue().splitlines()
+    tasks = [c.instance.task for c in comparisons]
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines[-len(tasks) - 1 :]] == [*tasks, "all"]
+    *rows, total = [line.split()[1:] for line in lines[-len(tasks) - 1 :]]
+    for column in (0, 1, 2, 4):
+        assert int(total[column]) == sum(int(row[column]) for row in rows)
+    assert [int(n) for n in total[-2:]] == [sum(row[i] == "yes" for row in rows) for i in (-2, -1)]
+    assert f"{int(total[1]) - int(total[2])} of {total[1]} drafter forwards saved" in summary(comparisons)
 
 
 def test_animation_ends_in_the_same_text_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apd.cli.demo.FRAME_SECONDS", 0)
-    monkeypatch.setenv("COLUMNS", "200")
-    frames = [([(0, "a")], "xy" * 200), ([(0, "a"), (1, "bc")], "")]
+    frames = [([(0, "a")], "xy xy"), ([(0, "a"), (1, "bc")], "")]
     run = Run("abc", frames, tokens=3, drafter_forwards=2, verifier_forwards=2, seconds=0.1, right=True)
-    still, moving, narrow = io.StringIO(), io.StringIO(), io.StringIO()
     comparison = Comparison(EXAMPLES[0], run, run)
-    play(comparison, still, colour=True, animate=False)
-    play(comparison, moving, colour=True, animate=True)
-    assert "xy" in moving.getvalue()  # the rejected draft, on its way
-    assert moving.getvalue().endswith("".join(still.getvalue().splitlines(keepends=True)[2:]))
-    assert all(len(ANSI.sub("", line)) < 200 for line in moving.getvalue().splitlines())
-    monkeypatch.setenv("COLUMNS", "20")
-    play(comparison, narrow, colour=True, animate=True)
-    assert narrow.getvalue() == still.getvalue()  # wrapped lines could not be drawn over
+    for columns in ("200", "40"):
+        monkeypatch.setenv("COLUMNS", columns)
+        still, moving = Terminal(), Terminal()
+        play(comparison, console(still, "always"), animate=False)
+        play(comparison, console(moving, "always"), animate=True)
+        assert "xy" in moving.getvalue() and "xy" not in still.getvalue()  # the rejected draft, on its way
+        answers = ANSI.sub("", still.getvalue()).splitlines()[-2:]
+        assert ANSI.sub("", moving.getvalue()).splitlines()[-2:] == answers
+        assert "abc  (right)" in answers[-1]
+        assert all(len(line) <= int(columns) for line in ANSI.sub("", moving.getvalue()).splitlines())
 
 
 def test_demo_into_a_pipe_is_plain(capsys: pytest.CaptureFixture) -> None:
@@ -164,6 +188,7 @@ def test_demo_into_a_pipe_is_plain(capsys: pytest.CaptureFixture) -> None:
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert all(prompt in out for prompt in EXAMPLE_PROMPTS)
+    assert "forwards saved" in out.splitlines()[-2] and out.splitlines()[-1].startswith("Seconds")
 
 
 @pytest.mark.slow
@@ -184,7 +209,7 @@ def test_demo_in_a_terminal_has_colours() -> None:
     except OSError:  # Linux: the other end is closed
         pass
     assert process.wait() == 0
-    assert b"\x1b[36m" in shown and b"\x1b[2A" in shown
+    assert b"\x1b[36m" in shown and b"\x1b[1A" in shown
 
 
 # ---------------------------------------------------------------- generate: one prompt
@@ -198,7 +223,7 @@ def test_the_answer_goes_to_stdout_and_the_counts_to_stderr(
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:1], return_tensors="pt")
     answer = sampler.generate(**inputs, max_new_tokens=32)[0, inputs["input_ids"].shape[1] :]
     assert out.strip() == sampler.tokenizer.decode(answer, skip_special_tokens=True).strip()
-    assert re.search(r"\d+ tokens, \d+ drafter forwards \(.* tokens each\), \d+ verifier forwards", err)
+    assert re.search(r"\d+ tokens?, \d+ drafter forwards? \(.* tokens each\), \d+ verifier forwards?", err)
     assert main(["generate", "--prompt", EXAMPLE_PROMPTS[0], "--max-new-tokens", "32", "--show-steps"]) == 0
     assert capsys.readouterr().out.replace("|", "") == out
     assert (
@@ -230,7 +255,8 @@ def test_knobs_reach_the_sampler(capsys: pytest.CaptureFixture, sampler: APDSamp
     }.items():
         output = sampler.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, **knobs)
         assert main([*ask, *flags]) == 0
-        assert f"{int(output.new_tokens)} tokens, {int(output.drafter_forwards)} dr" in capsys.readouterr().err
+        counts = f"{number(int(output.new_tokens), 'token')}, {int(output.drafter_forwards)} drafter forward"
+        assert counts in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- generate: a file
@@ -277,6 +303,9 @@ def test_an_interrupted_run_says_how_to_continue(
     assert not output.exists()
     assert len(rows(part_path(output, 0))) == 2
     assert generate(prompts, output) == 0
+    err = capsys.readouterr().err
+    assert "taking over 2 of 5\n" in err
+    assert re.search(rf"^5 answers, [\d.]+ tokens per forward, \d+ s → {output}$", err, re.MULTILINE)
     assert [row["index"] for row in rows(output)] == [0, 1, 2, 3, 4]
     assert list(tmp_path.glob("out.jsonl.*")) == []
     before = output.read_bytes()
@@ -510,8 +539,8 @@ def test_a_missing_folder_and_the_current_one_are_named(
         (["--acceptance", "rejection", "--correction"], "`correction` must be False"),
         (["--temperature", "0.5"], "--temperature without --do-sample"),
         (["--verifier", "somewhere"], "--verifier without --drafter"),
-        (["--do-sample", "--top-p", "1.5"], "--top-p must be at least 0, at most 1, got 1.5"),
-        (["--do-sample", "--temperature", "-1"], "--temperature must be at least 0, got -1"),
+        (["--do-sample", "--top-p", "1.5"], "`top_p` must be in (0, 1], got 1.5"),
+        (["--do-sample", "--temperature", "-1"], "`temperature` must be at least 0 and finite, got -1"),
         (["--drafter", "somewhere"], "--drafter needs --verifier, or -R 1"),
         (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
         (["--output", "out.jsonl"], "--input and --output go together"),
@@ -551,7 +580,7 @@ def test_what_cannot_be_parsed_is_exit_code_2(capsys: pytest.CaptureFixture, arg
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert "error: " in capsys.readouterr().err
+    assert re.search(r"^apd( demo| generate)?: error: ", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_what_fails_on_the_way_is_one_line_and_exit_code_1(

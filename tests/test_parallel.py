@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from apd import EXAMPLE_PROMPTS
-from apd.cli.app import _parser, main
-from apd.cli.results import BadLine, Part, indices, merge, part_path, part_paths, read_results, take_over
+from apd.cli.app import main, parser
+from apd.cli.results import BadLine, Part, merge, part_path, part_paths, read_results, take_over
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ["--max-new-tokens", "24", "-M", "3", "--do-sample", "--temperature", "1.5", "--top-k", "0", "--seed", "5"]
@@ -121,6 +121,10 @@ def launch_and_kill(prompts: Path, output: Path, *, processes: int, more: int) -
         launch.wait_until(lambda: len(answered(output)) >= before + more)
         launch.kill()
     assert before + more <= len(answered(output)) < COUNT - 2  # nothing is lost, and it was not done yet
+
+
+def indices(path: Path) -> set[int]:
+    return set(read_results(path))
 
 
 def is_clean(output: Path) -> bool:
@@ -248,7 +252,7 @@ def test_a_single_prompt_takes_a_single_process(
     def two(arguments: object) -> Iterator[object]:
         yield type("State", (), {"num_processes": 2})
 
-    monkeypatch.setattr("apd.cli.app._processes", two)
+    monkeypatch.setattr("apd.cli.generate._processes", two)
     assert main(["generate", "--prompt", "a"]) == 2
     assert "--prompt takes one process, got 2" in capsys.readouterr().err
 
@@ -299,6 +303,12 @@ def leave_empty_parts(output: Path, lines: list[bytes]) -> None:
         part_path(output, process).touch()
 
 
+def leave_locks(output: Path, lines: list[bytes]) -> None:
+    leave_parts(output, lines)
+    for process in (0, 2, 5):  # the last one without its part
+        output.with_name(f"{part_path(output, process).name}.lock").touch()
+
+
 STATES = [
     leave_parts,
     leave_everything_merged,
@@ -307,6 +317,7 @@ STATES = [
     leave_a_torn_merge,
     leave_an_output_and_new_parts,
     leave_empty_parts,
+    leave_locks,
 ]
 
 
@@ -334,7 +345,7 @@ def test_merging_sorts_and_keeps_the_parts(tmp_path: Path) -> None:
     parts[1].write_bytes(result(12) + result(3))
     merge(output, parts)
     merge(output, parts)
-    assert [row["index"] for _, row in read_results(output)] == [0, 3, 5, 12]
+    assert list(read_results(output)) == [0, 3, 5, 12]
     assert all(path.exists() for path in parts)
 
 
@@ -382,4 +393,4 @@ def test_the_commands_in_the_docs_are_valid() -> None:
     commands = re.findall(r"apd (generate .*)", blocks.replace("\\\n", " "))
     assert len(commands) >= 3
     for line in commands:
-        _parser().parse_args(shlex.split(line, comments=True))
+        parser().parse_args(shlex.split(line, comments=True))

@@ -17,6 +17,7 @@ from benchmarks.parallelbench.metrics import Point, aup, oracle, parallelisabili
 from benchmarks.parallelbench.models import embedded_pair
 from benchmarks.parallelbench.page import write_page
 from benchmarks.parallelbench.pictures import write_pictures
+from benchmarks.parallelbench.publish import write_csv
 from benchmarks.parallelbench.records import NAME, appending, key, read
 from benchmarks.parallelbench.run import Plan, run
 from benchmarks.parallelbench.specs import KINDS, PRESETS, expand, parse
@@ -238,7 +239,7 @@ def test_report_of_a_made_up_run(tmp_path):
 
 def test_files_of_a_report(tmp_path):
     report = made_up(tmp_path)
-    reporting.write_csv(report, tmp_path)
+    write_csv(report, tmp_path)
     header, first, *_ = (tmp_path / "curves.csv").read_text().splitlines()
     assert header.endswith("task,tps,accuracy") and first == "apd:R=0.5,copy,16,100"
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + 4 * 3
@@ -249,7 +250,7 @@ def test_files_of_a_report(tmp_path):
 
 
 HOSTILE = "<!--<script></script><img src=x onerror=alert(1)>\"'&|`$\\frac$\n<!-- end -->, [x](y)"
-PAGE = Path(reporting.__file__).with_name("page.html")
+SCRIPT = Path(reporting.__file__).with_name("page.js")
 
 
 class Tags(HTMLParser):
@@ -270,18 +271,17 @@ def test_a_name_is_text_in_the_page_whatever_it_is(names, tmp_path):
     report = made_up(tmp_path, **names)
     write_page(report, tmp_path)
     page = (tmp_path / "index.html").read_text()
-    template = PAGE.read_text(encoding="utf-8")
-    before, after = template.split("/*DATA*/")
-    data = page.removeprefix(before).removesuffix(after)
+    write_page(made_up(tmp_path), tmp_path)
+    assert Tags(page).found == Tags((tmp_path / "index.html").read_text()).found
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, flags=re.DOTALL)
     assert "<" not in data  # nothing that an HTML parser would take for the beginning of anything
-    assert Tags(page).found == Tags(template).found
     shown = json.loads(data)
     assert HOSTILE in (*shown["tasks"], *re.findall(r"drafter (.*), verifier", shown["run"], flags=re.DOTALL))
 
 
 def test_the_page_writes_names_as_text():
     """All markup is made by html`…`, which escapes its values, and goes through put(), which escapes the rest."""
-    (script,) = re.findall(r'<script>\n("use strict".*?)</script>', PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    script = SCRIPT.read_text(encoding="utf-8")
     for sink, uses in {"innerHTML": 1, "new Markup(": 1}.items():
         assert script.count(sink) == uses
     assert "element.innerHTML = markup instanceof Markup ? markup.text : escape(markup)" in script
@@ -308,7 +308,7 @@ def test_a_name_is_text_in_tables_whatever_it_is(tmp_path):
     for _ in range(2):
         refresh(page, report, "here")
     assert page.read_text() == f"<!-- table here/run -->\n{tables(report)['run']}\n<!-- end -->\nkept\n"
-    reporting.write_csv(report, tmp_path)
+    write_csv(report, tmp_path)
     with (tmp_path / "equal.csv").open(newline="", encoding="utf-8") as file:
         assert [row["task"] for row in csv.DictReader(file)] == [HOSTILE, "shuffle", "average"]
 

@@ -13,7 +13,9 @@ import pytest
 
 import apd
 from apd import EXAMPLE_PROMPTS, APDSampler, RandomOrder
-from apd.generation.output import APDOutput, RowTrace, Trace
+from apd.generation.output import APDOutput
+from apd.show.rows import RowTrace
+from apd.show.trace import Trace
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "input", "br"}
@@ -119,10 +121,14 @@ def test_a_row_remembers_its_prompt_without_padding(sampler: APDSampler, output:
     assert [row.prompt for row in output.trace] == sampler.tokenizer(EXAMPLE_PROMPTS[2:5])["input_ids"]
 
 
-def test_the_core_imports_no_picture_until_one_is_drawn() -> None:
-    for path in Path(apd.__file__).parent.glob("*.py"):
+def test_what_draws_is_imported_when_something_is_drawn() -> None:
+    package = Path(apd.__file__).parent
+    drawing = {package / "show" / f"{name}.py" for name in ("html", "plot", "terminal", "text")}
+    for path in {*package.rglob("*.py")} - drawing - {*(package / "cli").glob("*.py")}:
         top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-        assert not re.search(r"\b(picture|matplotlib)\b", " ".join(map(ast.unparse, top))), path.name
+        assert not re.search(r"apd\.show\.(html|plot|text)|jinja2|matplotlib|rich", " ".join(map(ast.unparse, top))), (
+            path
+        )
 
 
 # ---------------------------------------------------------------- HTML

@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from apd import APDSampler
 from apd.generation.stop_strings import StopStrings
-from apd.generation.streaming import TextPieces
-from apd.generation.text import whole_text
 from apd.models.ideal import IdealListModel
+from apd.text import TextPieces, whole_text
 
 TEXTS = [
     "Der Bär läuft.\nEr läuft weg.\n\nEnde über alles",
@@ -153,7 +152,7 @@ def test_a_token_costs_the_same_in_a_long_row():
     for length in range(1, len(ids)):
         costs.append(0)
         criterion(torch.tensor([ids[:length]]), None)
-        pieces.add(torch.tensor(ids[length - 1 : length]), last=False)
+        pieces.add(ids[length - 1 : length], last=False)
     assert max(costs[50:100]) == max(costs[-50:])
 
 
@@ -164,7 +163,7 @@ def test_streamed_pieces_join_to_the_text(tokenizer):
         pieces, told, at = TextPieces(tokenizer, skip_special_tokens=True), "", 0
         while at < len(row):
             step = draw.choice([1, 1, 2, 5])
-            told += pieces.add(torch.tensor(row[at : at + step]), last=at + step >= len(row))
+            told += pieces.add(row[at : at + step], last=at + step >= len(row))
             at += step
             assert "\ufffd" not in told
         assert told == whole_text(tokenizer, row, skip_special_tokens=True)
@@ -172,7 +171,7 @@ def test_streamed_pieces_join_to_the_text(tokenizer):
 
 def test_text_streams_without_spaces_too(tokenizer):
     pieces, row = TextPieces(tokenizer), tokenizer("สวัสดีครับ")["input_ids"]
-    told = [pieces.add(torch.tensor([token]), last=False) for token in row]
+    told = [pieces.add([token], last=False) for token in row]
     assert tokenizer.clean_up_tokenization_spaces or sum(map(bool, told)) >= min(5, len(row))
 
 

@@ -1,16 +1,25 @@
-"""`apd demo`: the embedded pair, adaptive parallel decoding beside one token per step, to watch and to count."""
+"""`apd demo`: adaptive parallel decoding with the embedded pair, side by side with one token per step."""
 
-import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import Any
 
-from apd import APDSampler, LeftToRight
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from apd.cli.settings import set_up
+from apd.config import APDConfig
 from apd.embedded.tasks import EXAMPLES, Instance, is_right
-from apd.show.terminal import align, legend, mark, pieces
+from apd.sampler import APDSampler
+from apd.show.terminal import console
+from apd.show.text import legend, mark, pieces
+from apd.strategies import LeftToRight
 
-__all__ = ["Comparison", "Run", "compare", "play", "table"]
+__all__ = ["Comparison", "Run", "compare", "play", "run", "summary", "table"]
 
 MAX_NEW_TOKENS = 32
 FRAME_SECONDS = 0.05
@@ -22,12 +31,12 @@ class Run:
 
     Args:
         text: the answer.
-        frames: after each step, what was committed so far as `(step, piece)`, and the rejected rest of the draft.
-        tokens: new tokens, the stop token included.
+        frames: after each step, the tokens committed so far as `(step, piece)`, and the rejected rest of the draft.
+        tokens: number of new tokens, the stop token included.
         drafter_forwards: passes of the drafter, one per step.
         verifier_forwards: passes of the verifier.
         seconds: wall-clock.
-        right: what the task's scorer says.
+        right: whether the task's scorer accepts the answer.
     """
 
     text: str
@@ -48,15 +57,40 @@ class Comparison:
     apd: Run
 
 
+def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
+    """Run the demo on standard output and return the measurements.
+
+    Args:
+        colour: `"auto"`, `"always"` or `"never"`.
+        animate: show the answers grow; only in a terminal with colours.
+    """
+    set_up(embedded=True)
+    sampler = APDSampler.from_embedded(**asdict(config))
+    out = console(sys.stdout, colour)
+    has_colours = out.color_system is not None
+    knobs = ", ".join(f"{name} {str(value).lower()}" for name, value in asdict(config).items())
+    out.print(f"Adaptive parallel decoding with the embedded pair, {len(EXAMPLES)} prompts, greedy.\nKnobs: {knobs}.")
+    out.print(legend(colour=has_colours))
+    comparisons = []
+    for comparison in compare(sampler):
+        play(comparison, out, animate=animate and has_colours and sys.stdout.isatty())
+        comparisons.append(comparison)
+    out.print()
+    out.print(table(comparisons))
+    out.print()
+    out.print(summary(comparisons))
+    return comparisons
+
+
 def compare(sampler: APDSampler, instances: Sequence[Instance] = EXAMPLES) -> Iterator[Comparison]:
-    """Decode each prompt both ways, one at a time; a warm-up, whose time counts nowhere, comes first."""
-    _run(sampler, instances[0], one_token_per_step=False)
+    """Decode each prompt both ways, one at a time, after a warm-up that is not timed."""
+    _decode(sampler, instances[0], one_token_per_step=False)
     for instance in instances:
-        single = _run(sampler, instance, one_token_per_step=True)
-        yield Comparison(instance, single, _run(sampler, instance, one_token_per_step=False))
+        single = _decode(sampler, instance, one_token_per_step=True)
+        yield Comparison(instance, single, _decode(sampler, instance, one_token_per_step=False))
 
 
-def _run(sampler: APDSampler, instance: Instance, *, one_token_per_step: bool) -> Run:
+def _decode(sampler: APDSampler, instance: Instance, *, one_token_per_step: bool) -> Run:
     tokenizer: Any = sampler.tokenizer
     inputs = tokenizer([instance.prompt], return_tensors="pt")
     start = time.perf_counter()
@@ -91,80 +125,75 @@ def _run(sampler: APDSampler, instance: Instance, *, one_token_per_step: bool) -
     )
 
 
-def play(comparison: Comparison, out: TextIO, *, colour: bool, animate: bool) -> None:
-    """Write one comparison: the prompt, then both answers with their steps marked.
+def play(comparison: Comparison, out: Console, *, animate: bool) -> None:
+    """Print one comparison: the prompt, then both answers with their steps marked.
 
     With `animate`, which needs a terminal with colours, both grow forward by forward, the rejected rest of each draft
     dimmed behind them.
     """
-    runs = {"one per step": comparison.single, "apd": comparison.apd}
-    out.write(f"\n{comparison.instance.task}: {comparison.instance.prompt}\n")
-    room = shutil.get_terminal_size().columns - len(_counted("", 0)) - 1
-    if animate and max(len(run.text) for run in runs.values()) <= room:  # a wrapped line could not be drawn over
-        for shown in range(1, max(len(run.frames) for run in runs.values())):
-            for name, run in runs.items():
-                parts, rejected = run.frames[min(shown, len(run.frames)) - 1]
-                rejected = rejected[: room - sum(len(text) for _, text in parts)]
-                text = mark(parts, colour=colour, rejected=rejected)
-                out.write(f"\x1b[2K{_counted(name, min(shown, len(run.frames)))}{text}\n")
-            out.write("\x1b[2A")
-            out.flush()
-            time.sleep(FRAME_SECONDS)
-        out.write("\x1b[J")
-    for name, run in runs.items():
-        verdict = "right" if run.right else "wrong"
-        out.write(f"{_counted(name, len(run.frames))}{mark(run.frames[-1][0], colour=colour)}  ({verdict})\n")
-    out.flush()
+    colour = out.color_system is not None
+    out.print(f"\n{comparison.instance.task}: {comparison.instance.prompt}")
+    num_frames = max(len(run.frames) for run in (comparison.single, comparison.apd))
+    if animate:
+        with Live(console=out, auto_refresh=False, transient=True) as live:
+            for shown in range(1, num_frames):
+                live.update(_answers(comparison, shown, colour=colour), refresh=True)
+                time.sleep(FRAME_SECONDS)
+    out.print(_answers(comparison, num_frames, colour=colour))
 
 
-def _counted(name: str, forwards: int) -> str:
-    unit = "forward" if forwards == 1 else "forwards"
-    return f"  {name:<12} {forwards:>3} {unit:<8}  "
+def _answers(comparison: Comparison, shown: int, *, colour: bool) -> Table:
+    """Both answers after `shown` forwards; the finished ones with their verdicts."""
+    grid = Table.grid(padding=(0, 2))
+    for name, run in (("one per step", comparison.single), ("apd", comparison.apd)):
+        count = min(shown, len(run.frames))
+        parts, rejected = run.frames[count - 1]
+        text = mark(parts, colour=colour, rejected=rejected)
+        if shown >= max(len(comparison.single.frames), len(comparison.apd.frames)):
+            text.append("  (right)" if run.right else "  (wrong)")
+        grid.add_row(f"  {name:<12}", f"{count:>2} {'forward' if count == 1 else 'forwards':<8}", text)
+    return grid
 
 
-def table(comparisons: Sequence[Comparison]) -> str:
-    """All prompts and their totals, then what was saved and at what price."""
-    header = [
-        ["", "", "forwards,", "forwards,", "tokens per", "verifier", "right,", "right,"],
-        ["task", "tokens", "one per step", "apd", "forward", "forwards", "one per step", "apd"],
-    ]
-    rows = [
-        _row(c.instance.task, c.apd.tokens, c.single.drafter_forwards, c.apd.drafter_forwards, c.apd.verifier_forwards)
-        + ["yes" if run.right else "no" for run in (c.single, c.apd)]
-        for c in comparisons
-    ]
+def table(comparisons: Sequence[Comparison]) -> Table:
+    """Counts of every prompt, then their totals; at most 80 columns wide."""
+    found = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    found.add_column("task", vertical="bottom")
+    for heading in (
+        "tokens",
+        "forwards,\n1 per\nstep",
+        "forwards,\napd",
+        "tokens\nper\nforward",
+        "verifier\nforwards",
+        "right,\n1 per\nstep",
+        "right,\napd",
+    ):
+        found.add_column(heading, justify="right", vertical="bottom")
+    for comparison in comparisons:
+        verdicts = ["yes" if run.right else "no" for run in (comparison.single, comparison.apd)]
+        found.add_row(comparison.instance.task, *_counts([comparison]), *verdicts)
+    verdicts = [str(sum(c.single.right for c in comparisons)), str(sum(c.apd.right for c in comparisons))]
+    found.add_row("all", *_counts(comparisons), *verdicts)
+    return found
+
+
+def _counts(comparisons: Sequence[Comparison]) -> list[str]:
     tokens = sum(c.apd.tokens for c in comparisons)
     single = sum(c.single.drafter_forwards for c in comparisons)
     parallel = sum(c.apd.drafter_forwards for c in comparisons)
-    right = [sum(c.single.right for c in comparisons), sum(c.apd.right for c in comparisons)]
     verified = sum(c.apd.verifier_forwards for c in comparisons)
-    total = _row("all", tokens, single, parallel, verified) + [f"{n} of {len(comparisons)}" for n in right]
-    seconds = [sum(c.single.seconds for c in comparisons), sum(c.apd.seconds for c in comparisons)]
-    return "\n".join(
-        [
-            align([*header, *rows, total], header=2),
-            "",
-            f"Adaptive parallel decoding: {tokens / parallel:.1f} tokens per drafter forward; {single - parallel} of "
-            f"{single} drafter forwards saved; {right[1]} of {len(comparisons)} right, one token per step {right[0]}.",
-            f"Seconds: {seconds[0]:.2f} with one token per step, {seconds[1]:.2f} with apd.",
-        ]
+    return [str(tokens), str(single), str(parallel), f"{tokens / parallel:.1f}", str(verified)]
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """Forwards saved, answers still right, and seconds, in words."""
+    single, parallel = [c.single for c in comparisons], [c.apd for c in comparisons]
+    forwards = [sum(run.drafter_forwards for run in runs) for runs in (single, parallel)]
+    right = [sum(run.right for run in runs) for runs in (single, parallel)]
+    seconds = [sum(run.seconds for run in runs) for runs in (single, parallel)]
+    rate = sum(run.tokens for run in parallel) / forwards[1]
+    return (
+        f"Adaptive parallel decoding: {rate:.1f} tokens per drafter forward; {forwards[0] - forwards[1]} of {forwards[0]} "
+        f"drafter forwards saved; {right[1]} of {len(comparisons)} right, one token per step {right[0]}.\n"
+        f"Seconds: {seconds[0]:.2f} with one token per step, {seconds[1]:.2f} with apd."
     )
-
-
-def _row(task: str, tokens: int, single: int, parallel: int, verified: int) -> list[str]:
-    return [task, str(tokens), str(single), str(parallel), f"{tokens / parallel:.1f}", str(verified)]
-
-
-def run(sampler: APDSampler, out: TextIO, *, colour: bool, animate: bool) -> list[Comparison]:
-    """The whole demo, written to `out`; returns what was measured."""
-    knobs = ", ".join(f"{name} {str(value).lower()}" for name, value in asdict(sampler.config).items())
-    out.write(
-        f"Adaptive parallel decoding with the embedded pair, {len(EXAMPLES)} prompts, greedy.\nKnobs: {knobs}.\n"
-    )
-    out.write(legend(colour=colour) + "\n")
-    comparisons = []
-    for comparison in compare(sampler):
-        play(comparison, out, colour=colour, animate=animate)
-        comparisons.append(comparison)
-    out.write(f"\n{table(comparisons)}\n")
-    return comparisons

@@ -1,13 +1,13 @@
-"""Prompts from a JSONL file, results to another one that any number of processes write and a later run continues.
+"""Prompts from a JSONL file; results to another one, which any number of processes write and a later run continues.
 
-While a run is under way, each process, a lone one too, appends to its own part file beside the output, every answer in
-one write and on the disk before the next. Parts are merged into the output when a run ends, and when one begins that
-finds parts of an interrupted one. So the output is only ever replaced as a whole, sorted by index and the same bytes
-whatever happened before, and there is one mechanism for one process and for many. A kill can leave
+During a run every process appends to its own part file beside the output: each answer in one write, and on the disk
+before the next. Parts are merged into the output when a run ends, and when a run begins that finds parts of an
+interrupted one. The output is only ever replaced as a whole and sorted by index, so its bytes do not depend on
+interruptions. A kill can leave
 
-- a torn last line in a part: it is passed over, and its prompt decoded again;
-- the temporary file of a merge: the next merge writes it anew;
-- an output that already has what parts still have: equal lines count once.
+- a torn last line in a part: it is ignored, and its prompt decoded again;
+- the temporary file of a merge: the next merge overwrites it;
+- an output that already holds what parts still hold: equal results count once.
 """
 
 import json
@@ -19,47 +19,46 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locks, see `Part`
-    fcntl = None  # type: ignore[assignment]
+from filelock import FileLock, Timeout
 
 __all__ = [
     "BadLine",
     "Part",
     "Prompt",
     "as_line",
-    "indices",
     "merge",
     "output_file",
     "part_path",
+    "part_paths",
     "read_prompts",
     "read_results",
     "take_over",
 ]
 
-_START = b'{"index": '  # every result begins so: a file of another kind is never cut
+_START = b'{"index": '  # every result begins so; a torn line that begins otherwise is not ours
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and its place: `index` counts the input's lines from 0, bad ones included, so it never shifts."""
+    """A prompt of the input; `index` is the number of its line, from 0, bad lines included."""
 
     index: int
     text: str
 
 
 class BadLine(ValueError):
-    """A line that is not what it should be; the message names file, line, rule and what was found."""
+    """A line that breaks the format; the message names file, line, rule and what was found."""
 
 
 def read_prompts(lines: Iterable[bytes], name: str) -> Iterator[Prompt | BadLine]:
-    """Every line of JSONL as a prompt, or as the complaint about it; empty lines are passed over.
+    """Parse every line of JSONL as a prompt, or return the complaint about it; empty lines are skipped.
 
     Args:
-        name: of the file, for complaints.
+        name: name of the file, for complaints.
     """
     for index, line in enumerate(lines):
         if not line.strip():
@@ -80,18 +79,19 @@ def _prompt_of(line: bytes) -> str:
     raise ValueError(f'expected {{"prompt": "some text"}}, got {line[:60].decode(errors="replace").strip()!r}')
 
 
-def read_results(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The results that a file holds, each with the byte at which it begins. A torn last line is passed over.
+def read_results(path: Path) -> dict[int, Row]:
+    """The results in a file by index; none if it does not exist. A torn last line is ignored.
 
     Raises:
         BadLine: another line is no result, or two lines have the same index.
     """
-    seen: set[int] = set()
-    start = 0
+    rows: dict[int, Row] = {}
+    if not path.exists():
+        return rows
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n") and line.startswith(_START[: len(line)]):
-                return  # torn by a kill
+                break  # torn by a kill
             try:
                 row = json.loads(line)
                 index = row["index"]
@@ -99,20 +99,14 @@ def read_results(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 index = None
             if not isinstance(index, int) or not line.endswith(b"\n"):
                 raise BadLine(f"{path}, line {number}: not a result of this command. Choose another output file.")
-            if index in seen:
-                raise BadLine(f"{path}, line {number}: index {index} stands there twice. Choose another output file.")
-            seen.add(index)
-            yield start, row
-            start += len(line)
-
-
-def indices(path: Path) -> set[int]:
-    """Of the results that a file holds; none if it does not exist."""
-    return {row["index"] for _, row in read_results(path)} if path.exists() else set()
+            if index in rows:
+                raise BadLine(f"{path}, line {number}: index {index} is there twice. Choose another output file.")
+            rows[index] = row
+    return rows
 
 
 def output_file(path: Path) -> Path:
-    """The regular file, there or not, to which a path leads; links on the way stay links.
+    """Resolve a path to the regular file that it leads to, which need not exist; links on the way stay links.
 
     Raises:
         ValueError: it leads to a folder, a device, a pipe, or to itself.
@@ -138,53 +132,72 @@ def output_file(path: Path) -> Path:
 
 
 def part_path(output: Path, process: int) -> Path:
-    """Where a process, counted from 0, keeps its results until they are merged."""
+    """The part file of a process, numbered from 0, which holds its results until they are merged."""
     return output.with_name(f"{output.name}.part-{process:05d}")
 
 
 def part_paths(output: Path) -> list[Path]:
-    """The parts that lie beside an output."""
-    is_part = re.compile(re.escape(output.name) + r"\.part-\d{5,}").fullmatch
-    return sorted(path for path in output.parent.iterdir() if is_part(path.name))
+    """The parts beside an output, those of which only the lock is left included."""
+    is_part = re.compile(rf"({re.escape(output.name)}\.part-\d{{5,}})(\.lock)?").fullmatch
+    found = [match[1] for path in output.parent.iterdir() if (match := is_part(path.name))]
+    return [output.with_name(name) for name in sorted(set(found))]
 
 
-def as_line(row: dict[str, Any]) -> bytes:
+def as_line(row: Row) -> bytes:
     """A result as its line in a file."""
     return (json.dumps(row, ensure_ascii=False) + "\n").encode()
 
 
 class Part:
-    """The part file of one process, which holds a lock on it until it is closed or killed.
+    """The part file of one process, locked until it is closed or the process ends.
 
-    A second run of the same output finds the lock and is refused, also when a launcher was killed and left its
-    processes behind. Windows and file systems without locks have no such guard.
+    A second run with the same output finds the lock and is refused, also when a launcher was killed and left its
+    processes behind. The lock is a file beside the part.
 
     Args:
-        path: see `part_path`; made if it does not exist, else continued.
+        path: see `part_path`; created if it does not exist, else continued.
     Raises:
         RuntimeError: a running process holds it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = _open_locked(path)
+        self._lock = FileLock(f"{path}.lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RuntimeError(
+                f"{path} is being written by a process of another run. Wait until it has ended, or end it: an output "
+                "takes one run at a time."
+            ) from None
+        try:
+            self._file = path.open("ab")
+        except OSError:
+            self._unlock()
+            raise
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append a result as a whole line and hand it to the disk."""
+    def write(self, row: Row) -> None:
+        """Append a result as a whole line and flush it to the disk."""
         self._file.write(as_line(row))
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def clear(self) -> None:
-        """Drop what it holds, which has been merged."""
+        """Drop the results, which have been merged."""
         self._file.truncate(0)
 
-    def delete(self) -> None:
-        """Remove the file; the lock goes last, where there are locks."""
-        if fcntl is None:  # an open file cannot be removed on Windows
-            self._file.close()
-        self.path.unlink()
+    def close(self, *, delete: bool = False) -> None:
+        """Release the lock; `delete` removes the part first."""
         self._file.close()
+        if delete:
+            self.path.unlink(missing_ok=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        # Removed while it is held: a process that waits for it sees that its file is gone. Windows removes it itself.
+        with suppress(PermissionError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
 
     def __enter__(self) -> "Part":
         return self
@@ -192,102 +205,64 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._file.closed:
-            return
-        if error is not None and not os.fstat(self._file.fileno()).st_size:
-            self.path.unlink(missing_ok=True)  # a run that is refused leaves nothing behind
-        self._file.close()
+        if not self._file.closed:  # a run that is refused leaves nothing behind
+            self.close(delete=error is not None and not os.fstat(self._file.fileno()).st_size)
 
 
-def _open_locked(path: Path) -> BinaryIO:
-    while True:
-        file = path.open("ab")
-        try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise RuntimeError(
-                f"{path} is being written by a process of another run. Wait until it has ended, or end it: an output "
-                "takes one run at a time."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return file
-        file.close()  # the run that held it has removed it meanwhile
-
-
-def take_over(own: Part, output: Path, check: Callable[[Path, dict[str, Any]], None]) -> None:
-    """Merge what an interrupted run, of any number of processes, has left beside the output. For the first process.
+def take_over(own: Part, output: Path, check: Callable[[Path, Row], None]) -> None:
+    """Merge the parts that an interrupted run, of any number of processes, has left. For the first process.
 
     Args:
         own: its part, empty afterwards; the other parts are removed.
-        check: raises for a file and a result in it that does not belong to this run; nothing is touched then.
+        check: raises for a file and a result in it that does not belong to this run; nothing is changed then.
     Raises:
-        RuntimeError: a process of another run is still at work.
+        RuntimeError: a process of another run still holds a part.
         BadLine: see `merge`.
     """
     with ExitStack() as stack:
         others = [stack.enter_context(Part(path)) for path in part_paths(output) if path != own.path]
-        parts = [own.path, *(other.path for other in others)]
-        for path in [output, *parts] if output.exists() else parts:
-            for _, row in read_results(path):
-                check(path, row)
-        merge(output, parts)
+        merge(output, [own.path, *(other.path for other in others)], check)
         for other in others:
-            other.delete()
+            other.close(delete=True)
         own.clear()
 
 
-def merge(output: Path, parts: Iterable[Path]) -> int:
-    """Bring the results in `parts` into `output`, sorted by index, at one stroke; the parts stay.
+def merge(output: Path, parts: Iterable[Path], check: Callable[[Path, Row], None] = lambda path, row: None) -> int:
+    """Bring the results in `parts` into `output`, sorted by index, in one replacement; the parts stay.
 
     An output that exists keeps its mode, and its owner and group as far as the system allows.
 
+    Args:
+        check: called with every file and result before anything is written.
     Returns:
-        How many results the output holds. With none, it is left as it is, there or not.
+        How many results the output holds. Without new ones, it is left as it is, also if it does not exist.
     Raises:
         BadLine: a line is no result, or one index has two different results.
     """
-    with ExitStack() as stack:
-        places: dict[int, tuple[BinaryIO, int]] = {}
-
-        def line_at(place: tuple[BinaryIO, int]) -> bytes:
-            place[0].seek(place[1])
-            return place[0].readline()
-
-        def take(path: Path) -> None:
-            file = stack.enter_context(path.open("rb"))
-            for start, row in read_results(path):
-                place = places.setdefault(row["index"], (file, start))
-                if place[0] is not file and line_at(place) != line_at((file, start)):
-                    raise BadLine(
-                        f"{path}: index {row['index']} has another result than in {place[0].name}. Remove one of them."
-                    )
-
+    rows: dict[int, Row] = {}
+    source: dict[int, Path] = {}
+    for path in (output, *parts):
+        for index, row in read_results(path).items():
+            check(path, row)
+            if rows.setdefault(index, row) != row:
+                raise BadLine(f"{path}: index {index} has another result than in {source[index]}. Remove one of them.")
+            source.setdefault(index, path)
+    if all(path == output for path in source.values()):
+        return len(rows)
+    merging = output.with_name(f"{output.name}.merging")
+    merging.unlink(missing_ok=True)
+    with merging.open("wb") as file:
         if output.exists():
-            take(output)
-        before = len(places)
-        for part in parts:
-            take(part)
-        if len(places) == before:
-            return before
-        merging = output.with_name(f"{output.name}.merging")
-        merging.unlink(missing_ok=True)
-        with merging.open("wb") as file:
-            if output.exists():
-                _keep_owner_and_mode(merging, output.stat())
-            for index in sorted(places):
-                file.write(line_at(places[index]))
-            file.flush()
-            os.fsync(file.fileno())
+            _keep_owner_and_mode(merging, output.stat())
+        file.writelines(as_line(rows[index]) for index in sorted(rows))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(merging, output)
-    return len(places)
+    return len(rows)
 
 
 def _keep_owner_and_mode(path: Path, of: os.stat_result) -> None:
     if hasattr(os, "chown"):  # not on Windows
-        with suppress(PermissionError):  # a file is given away by the superuser alone
+        with suppress(PermissionError):  # only the superuser may give a file away
             os.chown(path, of.st_uid, of.st_gid)
     path.chmod(stat.S_IMODE(of.st_mode))

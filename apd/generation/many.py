@@ -14,8 +14,9 @@ from torch import Tensor
 
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.request import Request
-from apd.generation.output import Recorder, RowTrace
-from apd.generation.text import check_text, whole_text
+from apd.generation.output import Recorder
+from apd.show.rows import RowTrace
+from apd.text import check_text, whole_text
 
 #: What a prompt may be: text, a chat (a list of messages), or token ids.
 Prompt = str | list[dict[str, Any]] | list[int] | Tensor

@@ -1,11 +1,9 @@
-"""What `generate` returns: sequences, counts per row, and the trace from which pictures are drawn."""
+"""What `generate` returns: sequences, counts per row, and the trace."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,99 +11,8 @@ from transformers.utils import ModelOutput
 
 from apd.decoding.commit import StepInfo
 from apd.decoding.state import DecodeState
-
-
-@dataclass
-class RowTrace:
-    """How one row came about, step by step. Positions count new tokens from 0.
-
-    Attributes:
-        tokens: ids of the new tokens, the stop token included.
-        steps: the step, from 0, that committed each of them.
-        target_probs: untempered p_T of each.
-        drafter_probs: untempered p_D of each; empty when no drafter ran.
-        verifier_probs: untempered p_AR of each; empty when no verifier ran.
-        starts: per step, the position of the first drafted mask.
-        drafts: per step, the drafted ids from there on; what was not committed was rejected.
-        committed: per step, how many tokens were committed.
-        prompt: ids of the prompt, without padding.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    target_probs: list[float] = field(default_factory=list)
-    drafter_probs: list[float] = field(default_factory=list)
-    verifier_probs: list[float] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    drafts: list[list[int]] = field(default_factory=list)
-    committed: list[int] = field(default_factory=list)
-    prompt: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, repr=False)
-class Trace(Sequence[RowTrace]):
-    """How the rows of a call came about; draws itself: in a notebook as a player, printed to a terminal in colours.
-
-    Args:
-        rows: one `RowTrace` per row.
-        tokenizer: what the tokens are spelled with; ids are shown when it is `None`.
-
-    Example:
-        >>> print(output.trace[:1])
-        row 0: 8 tokens in 3 steps, 2.7 per drafter forward
-        ["|Uma", |"Ada"]
-    """
-
-    rows: Sequence[RowTrace]
-    tokenizer: Any = field(default=None, compare=False)
-
-    @overload
-    def __getitem__(self, index: int) -> RowTrace: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Trace: ...
-
-    def __getitem__(self, index: int | slice) -> RowTrace | Trace:
-        return Trace(self.rows[index], self.tokenizer) if isinstance(index, slice) else self.rows[index]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[RowTrace]:
-        return iter(self.rows)
-
-    def __repr__(self) -> str:
-        tokens, steps = sum(len(row.tokens) for row in self), sum(len(row.committed) for row in self)
-        return f"<Trace of {len(self)} rows, {tokens} tokens in {steps} steps; print it to see it>"
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def _repr_html_(self) -> str:
-        from apd.show import trace_html as picture
-
-        return picture.to_html(self, most_rows=picture.NOTEBOOK_ROWS)
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """A page of its own that plays the decode; written to `path` where one is given. It loads nothing."""
-        from apd.show import trace_html as picture
-
-        page = picture.to_page(self)
-        if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
-        return page
-
-    def to_text(self, colour: bool | None = None) -> str:
-        """Every row's text, its steps told apart by ANSI colours or by bars; `None`: as standard output can show."""
-        from apd.show import trace_html as picture
-
-        return picture.to_text(self, colour=colour)
-
-    def plot(self, ax: Any = None) -> Any:
-        """Tokens committed at each step against tokens drafted, means over the rows; returns matplotlib's axes."""
-        from apd.show import trace_html as picture
-
-        return picture.plot(self, ax)
+from apd.show.rows import RowTrace
+from apd.show.trace import Trace
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The processes of one run: which ones a launcher (`torchrun`, `accelerate launch`) has started, and where they meet."""
+"""The processes of one run, started by a launcher (`torchrun`, `accelerate launch`), and their barriers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ _PATIENCE = timedelta(days=7)  # how long a process that is done waits for the o
 
 
 def are_launched() -> bool:
-    """Whether a launcher has started this process."""
+    """True if a launcher has started this process."""
     return "LOCAL_RANK" in os.environ
 
 
 def join(*, on_cpu: bool) -> PartialState:
-    """Find the other processes; without a launcher there are none. The state names this process's number and device.
+    """Find the other processes; without a launcher there are none. The state holds this process's number and device.
 
-    Processes exchange little, so GPUs too are joined through gloo, in which a process waits without keeping its GPU
-    busy.
+    Processes exchange little, so GPUs use gloo, too, where a waiting process leaves its GPU idle.
 
     Args:
         on_cpu: use no accelerator even where there is one.
@@ -41,10 +40,9 @@ def join(*, on_cpu: bool) -> PartialState:
 
 
 def meet() -> None:
-    """Wait until every process is here.
+    """Wait for every process.
 
-    Accelerate's own `wait_for_everyone` touches the GPU with this process's number, which a process on a CPU need not
-    have.
+    Accelerate's `wait_for_everyone` uses the GPU with this process's number, which need not exist for a CPU process.
 
     Raises:
         RuntimeError: another process has ended early.
@@ -55,14 +53,14 @@ def meet() -> None:
 
 
 def leave() -> None:
-    """End what `join` began; the others need not be at the same point."""
+    """Undo `join`; the other processes need not be at the same point."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Names the cause where a collective operation fails because another process has ended."""
+    """Name the cause where a collective operation fails because another process has ended."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Stop strings, found in the decoded text."""
+"""Stop strings, searched in the decoded text."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
-from apd.generation.text import BYTES_BEHIND, REPLACEMENT, check_text
+from apd.text import BYTES_BEHIND, REPLACEMENT, check_text
 
 
 class StopStrings(StoppingCriteria):
     """Ends a row with the token that completes one of the strings.
 
-    transformers' own criterion takes the vocabulary apart beforehand, which fails for tokenizers without sub-words.
-    Asked at every single token, decoding a short tail is enough: the result is that of a search in the text of the whole
-    row, for characters that are spelled by several tokens too.
+    transformers' own criterion splits the vocabulary beforehand, which fails for tokenizers without sub-words. This one
+    is called at every token, so that decoding a short tail finds whatever a search in the whole text would find, also
+    where several tokens spell one character.
 
     Args:
         stop_strings: one or many, none of them empty.
-        tokenizer: decodes the row.
+        tokenizer: has `decode`.
     Raises:
         ValueError: an empty string, which would stop everywhere, or half a surrogate pair, which is in no text.
     """
@@ -42,7 +42,7 @@ class StopStrings(StoppingCriteria):
         return torch.tensor([self._is_completed(tail) for tail in tails], device=input_ids.device)
 
     def _is_completed(self, ids: list[int]) -> bool:
-        # Where a run of byte tokens is cut inside a character, a byte-fallback decoder makes no text of all the run.
+        # A byte-fallback decoder makes no text of a run of byte tokens that is cut inside a character.
         start = max(len(ids) - self.reach, 0)
         now = self._text(ids[start:])
         while start > 0 and now.startswith(REPLACEMENT):
@@ -52,7 +52,7 @@ class StopStrings(StoppingCriteria):
         return bool(ends) and max(ends) > self._num_known(ids[start:], now)
 
     def _num_known(self, ids: list[int], now: str) -> int:
-        """Characters of the text that were there before the last of its characters was begun."""
+        """Number of leading characters that were known before the last character was begun."""
         known = 0
         for left_out in range(1, BYTES_BEHIND + 2):
             before = self._text(ids[:-left_out])

@@ -43,11 +43,11 @@ from apd.generation import processes
 from apd.generation.arguments import whole_seed
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import refuse_unknown
-from apd.generation.text import check_text
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
 from apd.strategies import LeftToRight
 from apd.strategies.registry import settle
+from apd.text import check_text
 
 try:
     import lm_eval.models  # noqa: F401 (fills the registry, which fills itself only while it is empty)

@@ -1,1 +1,1 @@
-"""Traces as pictures, pages and terminal text."""
+"""Traces as terminal text, HTML players and plots."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.parallelbench import knobs, report, run
+from benchmarks.parallelbench import knobs, publish, run
 from benchmarks.parallelbench.cases import check_cases
 from benchmarks.parallelbench.table import FALSE_ALARM, render, table
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.set_defaults(run=_cases)
 
     run.add_parser(commands)
-    report.add_parser(commands)
+    publish.add_parser(commands)
     knobs.add_parser(commands)
 
     options = parser.parse_args(arguments)

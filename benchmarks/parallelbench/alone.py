@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from apd.generation.many import Prompt, encode
-from apd.generation.text import whole_text
 from apd.models.checkpoint import Checkpoint
+from apd.text import whole_text
 
 __all__ = ["Alone", "Answer", "CausalLM", "Endpoint"]
 

@@ -7,6 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
 from benchmarks.parallelbench.metrics import Cell
 from benchmarks.parallelbench.pictures import GROUPS, TICKS, group_of, spots
 from benchmarks.parallelbench.report import MEAN, TARGETS, Report, cell_of
@@ -14,7 +17,7 @@ from benchmarks.parallelbench.summary import described
 
 __all__ = ["write_page"]
 
-_TEMPLATE = Path(__file__).with_name("page.html")
+_TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 _HOW = (
     "A forward is one drafter pass of a row that is not done; a row is done when every position up to its first stop "
     "token is decided, for every strategy alike. Plain autoregressive decoding has no drafter, so its verifier passes "
@@ -23,10 +26,10 @@ _HOW = (
 
 
 def write_page(report: Report, directory: Path) -> None:
-    """`index.html`."""
-    # "</script" would end the element that the data stand in, and "<!--<script" would hide its end.
+    """Write `index.html`."""
+    # "</script" would end the element that holds the data, and "<!--<script" would hide its end.
     data = json.dumps(_data(report), separators=(",", ":")).replace("<", "\\u003c")
-    page = _TEMPLATE.read_text(encoding="utf-8").replace("/*DATA*/", data)
+    page = _TEMPLATES.get_template("page.html").render(data=Markup(data))
     (directory / "index.html").write_text(page, encoding="utf-8")
 
 

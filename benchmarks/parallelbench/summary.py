@@ -27,7 +27,7 @@ def tables(report: Report) -> dict[str, str]:
 
 
 def refresh(page: Path, report: Report, run: str) -> None:
-    """Renew what stands between `<!-- table RUN/NAME -->` and `<!-- end -->`; tables of other runs stay.
+    """Replace the text between `<!-- table RUN/NAME -->` and `<!-- end -->`; tables of other runs stay.
 
     Args:
         run: name of the directory that the records are in.
@@ -47,7 +47,7 @@ def refresh(page: Path, report: Report, run: str) -> None:
 
 
 def described(report: Report, name: Callable[[Any], str] = str) -> str:
-    """What was run, with what, when.
+    """The run in one paragraph: settings, pair, date and versions.
 
     Args:
         name: writes what the records name, such as a path.
@@ -100,7 +100,7 @@ def _oracle(report: Report) -> str:
 
 
 def _distances(report: Report) -> list[str]:
-    """How much of the oracles' tokens per forward the fastest settings reach that are accurate enough on average."""
+    """Share of the oracles' tokens per forward that the fastest settings of sufficient mean accuracy reach."""
     mean = report.equal[-1]
     lines = []
     for side in (mean.apd, mean.rival):

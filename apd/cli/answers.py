@@ -1,0 +1,65 @@
+"""From options to answers: loads the pair and decodes prompts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from apd.cli.options import LOADING, SAMPLING, STANDARD, UsageError
+from apd.cli.results import Prompt
+from apd.config import APDConfig
+from apd.generation.many import Generated
+from apd.sampler import APDSampler
+
+__all__ = ["decode", "load", "sampling_of"]
+
+
+def load(arguments: argparse.Namespace, config: APDConfig) -> APDSampler:
+    """The pair that the options name.
+
+    Raises:
+        UsageError: the device does not exist.
+        ValueError: there is no tokenizer.
+    """
+    if arguments.drafter is None:
+        return APDSampler.from_embedded(**asdict(config))
+    if str(arguments.device_map).startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device-map must be a device of this machine, got {arguments.device_map}. Try cpu.")
+    loading = {name: vars(arguments)[name] for name in LOADING}
+    sampler = APDSampler.from_pretrained(arguments.drafter, arguments.verifier, **loading, **asdict(config))
+    if sampler.tokenizer is None:
+        raise ValueError(f"{arguments.drafter} has no tokenizer files. Put the tokenizer's files beside the weights.")
+    return sampler
+
+
+def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that were given, by their names in `generate()`."""
+    return {name: value for name in SAMPLING if (value := getattr(arguments, name)) is not None}
+
+
+def decode(
+    sampler: APDSampler,
+    prompts: Sequence[Prompt],
+    arguments: argparse.Namespace,
+    on_error: Callable[[int, Exception], None],
+) -> Iterator[Generated]:
+    """Decode prompts, each with the seed of its own index; for a file, yield every answer as soon as it is done."""
+    options = sampling_of(arguments)
+    if arguments.stop_string is not None:  # None would override those in the drafter's generation config
+        options["stop_strings"] = arguments.stop_string
+    return sampler.generate_many(
+        [[{"role": "user", "content": prompt.text}] if arguments.chat else prompt.text for prompt in prompts],
+        indices=[prompt.index for prompt in prompts],
+        batch_size=arguments.batch_size,
+        ordered=arguments.output == STANDARD,
+        seed=arguments.seed,
+        on_error=on_error,
+        strategy=arguments.strategy,
+        max_new_tokens=arguments.max_new_tokens,
+        do_sample=arguments.do_sample,
+        **options,
+    )

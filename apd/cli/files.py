@@ -1,0 +1,205 @@
+"""`apd generate --input … --output …`: a file of prompts, decoded by any number of processes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from apd.cli.answers import decode, load
+from apd.cli.options import STANDARD, fingerprint
+from apd.cli.results import (
+    BadLine,
+    Part,
+    Prompt,
+    Row,
+    as_line,
+    merge,
+    part_path,
+    read_prompts,
+    read_results,
+    take_over,
+)
+from apd.config import APDConfig
+from apd.generation.many import Generated
+from apd.generation.processes import meet
+from apd.show.rows import number
+
+if TYPE_CHECKING:
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+__all__ = ["answer_file", "answer_to_stdout"]
+
+
+def answer_file(arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
+    """Decode this process's share of the remaining prompts, then let the first process merge all shares.
+
+    1. The first process takes over the parts of an interrupted run, while the others wait.
+    2. Every process computes the remaining prompts; the i-th of n takes every n-th of them, from the i-th on.
+    3. It decodes them into its own part file.
+    4. When all are done, the first process merges the parts into the output.
+    """
+    output, fingerprint_of_run = arguments.output, fingerprint(arguments, config)
+    paths = [part_path(output, process) for process in range(processes.num_processes)]
+    start = time.monotonic()
+    with ExitStack() as stack:
+        # 1. Take over the parts of an interrupted run.
+        if processes.is_main_process:
+            part = stack.enter_context(Part(paths[0]))
+            prompts, num_bad = _read_prompts(arguments, report=True)
+            texts = {prompt.index: prompt.text for prompt in prompts}
+            take_over(part, output, partial(_check_result, prompts=texts, run=fingerprint_of_run))
+        meet()
+        if not processes.is_main_process:
+            if not paths[0].exists():
+                raise FileNotFoundError(f"{paths[0]} is not there: all processes must see the same files.")
+            part = stack.enter_context(Part(paths[processes.process_index]))
+            prompts, num_bad = _read_prompts(arguments, report=False)
+
+        # 2. The share of this process.
+        done = read_results(output)
+        todo = [prompt for prompt in prompts if prompt.index not in done]
+        if done and processes.is_main_process:
+            if todo:
+                print(f"taking over {len(done)} of {len(prompts)}", file=sys.stderr)
+            else:
+                print(f"nothing left to do: {output} holds {len(done)} results", file=sys.stderr)
+        share = todo[processes.process_index :: processes.num_processes]
+
+        # 3. Decode it.
+        if share:
+            _answer_share(share, part.write, arguments, config, processes, fingerprint_of_run)
+
+        # 4. Merge.
+        meet()
+        if processes.is_main_process:
+            num_results = merge(output, paths)
+            for path in paths[1:]:
+                path.unlink()
+            part.close(delete=True)
+            if not num_results:
+                _check_nothing(arguments, len(todo) + num_bad)
+                output.touch()
+            elif todo:
+                _summarise(read_results(output), time.monotonic() - start, output)
+
+
+def _summarise(rows: dict[int, Row], seconds: float, output: Path) -> None:
+    tokens = sum(row["new_tokens"] for row in rows.values())
+    forwards = sum(row["drafter_forwards"] or row["verifier_forwards"] for row in rows.values())
+    print(
+        f"{number(len(rows), 'answer')}, {tokens / forwards:.1f} tokens per forward, {seconds:.0f} s → {output}",
+        file=sys.stderr,
+    )
+
+
+def answer_to_stdout(arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
+    """Decode all prompts and write each answer once all before it are written."""
+    prompts, num_bad = _read_prompts(arguments, report=True)
+    num_results = 0
+
+    def write(row: Row) -> None:
+        nonlocal num_results
+        num_results += 1
+        sys.stdout.buffer.write(as_line(row))
+        sys.stdout.flush()
+
+    if prompts:
+        _answer_share(prompts, write, arguments, config, processes, fingerprint(arguments, config))
+    if not num_results:
+        _check_nothing(arguments, len(prompts) + num_bad)
+
+
+def _check_nothing(arguments: argparse.Namespace, num_skipped: int) -> None:
+    """Say why a run has no results: an error unless the input has no prompts."""
+    if num_skipped:
+        raise ValueError(
+            f"every prompt was skipped, all {num_skipped} of {_name(arguments.input)}: nothing is written"
+        )
+    print(f"{_name(arguments.input)} holds no prompts: the output is empty", file=sys.stderr)
+
+
+def _read_prompts(arguments: argparse.Namespace, *, report: bool) -> tuple[list[Prompt], int]:
+    """The prompts of the input, and the number of its bad lines."""
+    prompts, num_bad = [], 0
+    is_standard = arguments.input == STANDARD
+    with nullcontext(sys.stdin.buffer) if is_standard else arguments.input.open("rb") as file:
+        for item in read_prompts(file, _name(arguments.input)):
+            if not isinstance(item, BadLine):
+                prompts.append(item)
+                continue
+            if arguments.on_error == "stop":
+                raise item
+            num_bad += 1
+            if report:
+                _report_skipped(item)
+    return prompts, num_bad
+
+
+def _name(source: Path | str) -> str:
+    return "standard input" if source == STANDARD else str(source)
+
+
+def _check_result(path: Path, row: Row, *, prompts: dict[int, str], run: str) -> None:
+    index = row["index"]
+    if row.get("run") != run or prompts.get(index, row.get("prompt")) != row.get("prompt"):
+        raise ValueError(
+            f"{path} holds results of another run: line {index + 1} of the input was decoded with another prompt or "
+            "other settings. Choose another --output, or repeat the settings."
+        )
+
+
+def _answer_share(
+    share: Sequence[Prompt],
+    write: Callable[[Row], None],
+    arguments: argparse.Namespace,
+    config: APDConfig,
+    processes: PartialState,
+    run: str,
+) -> None:
+    """Decode prompts and write the results. Only the first process shows a bar, which counts its own share."""
+
+    def refused(index: int, error: Exception) -> None:
+        complaint = f"{_name(arguments.input)}, line {index + 1}: {error}"
+        if arguments.on_error == "stop":
+            raise ValueError(complaint) from error
+        _report_skipped(complaint)
+        bar.update()
+
+    sampler = load(arguments, config)
+    texts = {prompt.index: prompt.text for prompt in share}
+    of_many = f"process 1 of {processes.num_processes}" if processes.num_processes > 1 else None
+    is_hidden = not processes.is_main_process or (arguments.output == STANDARD and sys.stdout.isatty())
+    # None: only in a terminal
+    with tqdm(total=len(share), desc=of_many, unit="prompt", disable=True if is_hidden else None) as bar:
+        try:
+            for answer in decode(sampler, share, arguments, refused):
+                write(_result(answer, texts[answer.index], run))
+                bar.update()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line i + 1.") from error
+
+
+def _report_skipped(complaint: object) -> None:
+    tqdm.write(f"apd: skipped: {complaint}", file=sys.stderr)
+
+
+def _result(answer: Generated, prompt: str, run: str) -> Row:
+    return {
+        "index": answer.index,
+        "prompt": prompt,
+        "text": answer.text,
+        "new_tokens": len(answer.tokens),
+        "drafter_forwards": answer.drafter_forwards,
+        "verifier_forwards": answer.verifier_forwards,
+        "tokens_per_forward": round(answer.tokens_per_forward, 3),
+        "finish": answer.finish,
+        "run": run,
+    }

@@ -1,0 +1,83 @@
+"""`apd generate`: answers one prompt, a file of prompts, or standard input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from apd.cli.answers import decode, load, sampling_of
+from apd.cli.files import answer_file, answer_to_stdout
+from apd.cli.options import STANDARD, UsageError, check_files, check_usage, config_of
+from apd.cli.results import Prompt
+from apd.cli.settings import set_up
+from apd.generation.arguments import effective_config
+from apd.generation.processes import join
+from apd.sampler import APDSampler
+from apd.show.rows import number
+from apd.show.terminal import console
+from apd.show.text import legend, mark, pieces
+from apd.text import decoder
+
+if TYPE_CHECKING:
+    from accelerate import PartialState  # type: ignore[import-untyped]
+
+__all__ = ["run"]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command with parsed arguments.
+
+    Raises:
+        UsageError: the options cannot be used together, or one is out of range.
+    """
+    config = config_of(arguments)
+    check_usage(arguments, config)
+    try:  # as `generate_many` will, with the weights loaded
+        effective_config(None, [], {"do_sample": arguments.do_sample, **sampling_of(arguments)})
+    except ValueError as error:
+        raise UsageError(error) from None
+    with _processes(arguments) as processes:
+        set_up(embedded=arguments.drafter is None)
+        if arguments.input is not None:
+            check_files(arguments, processes.num_processes)
+            answer = answer_to_stdout if arguments.output == STANDARD else answer_file
+            answer(arguments, config, processes)
+        elif processes.num_processes > 1:
+            raise UsageError(f"--prompt takes one process, got {processes.num_processes}. Use --input and --output.")
+        else:
+            _answer_prompt(load(arguments, config), arguments)
+
+
+@contextmanager
+def _processes(arguments: argparse.Namespace) -> Iterator[PartialState]:
+    """The processes that a launcher has started, one without a launcher. Sets the device of a pair that has none."""
+    state = join(on_cpu=arguments.drafter is None or arguments.device_map == "cpu")
+    if arguments.drafter is not None and arguments.device_map in (None, state.device.type):
+        arguments.device_map = str(state.device)
+    try:
+        yield state
+    finally:
+        state.destroy_process_group()
+
+
+def _answer_prompt(sampler: APDSampler, arguments: argparse.Namespace) -> None:
+    def refuse(index: int, error: Exception) -> None:
+        raise error
+
+    answer = next(decode(sampler, [Prompt(0, arguments.prompt)], arguments, refuse))
+    if arguments.show_steps:
+        out = console(sys.stdout, arguments.color)
+        colour = out.color_system is not None
+        console(sys.stderr, "always" if colour else "never").print(legend(colour=colour), soft_wrap=True)
+        spell = decoder(sampler.tokenizer, skip_special_tokens=True)
+        out.print(mark(pieces(answer.tokens, answer.trace.steps, spell), colour=colour), soft_wrap=True)
+    else:
+        print(str(answer.text).strip())
+    print(
+        f"{number(len(answer.tokens), 'token')}, {number(answer.drafter_forwards, 'drafter forward')} "
+        f"({answer.tokens_per_forward:.1f} tokens each), {number(answer.verifier_forwards, 'verifier forward')}",
+        file=sys.stderr,
+    )

@@ -1,0 +1,259 @@
+"""The options of `apd generate` and of the knobs: how they are declared, and which combinations are refused."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zlib
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from apd.config import KNOBS, APDConfig, Form
+from apd.text import check_text
+
+__all__ = [
+    "LOADING",
+    "SAMPLING",
+    "STANDARD",
+    "UsageError",
+    "add_colour",
+    "add_generate",
+    "add_knobs",
+    "check_files",
+    "check_usage",
+    "config_of",
+    "fingerprint",
+]
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+LOADING = ("dtype", "device_map", "attn_implementation", "revision")
+STANDARD = "-"  # as a file: standard input or standard output
+
+# Neither changes an answer.
+_NOT_IN_FINGERPRINT = ("run", "prompt", "input", "output", "batch_size", "on_error", "color", "show_steps")
+
+_DESCRIPTION = """\
+Answer one prompt, or every line of a file.
+
+--input holds one {"prompt": "..."} per line. --output gets one line per prompt, in the order
+of the input: index (of the input's line, from 0), prompt, text, new_tokens, drafter_forwards,
+verifier_forwards, tokens_per_forward, finish ("stop" or "length"), and run, a fingerprint
+of the settings. Until the end, answers are in OUTPUT.part-*; after an interruption the same
+command continues. As a file, - is standard input or output; answers go there in order, and
+nothing is continued. Started by `accelerate launch` or `torchrun`, every process decodes its
+share. With --do-sample, prompt i has the seed mix(SEED, i): its answer depends neither on its
+batch nor on the number of processes nor on interruptions."""
+
+
+class UsageError(ValueError):
+    """Options that contradict each other or have values out of range: exit code 2."""
+
+
+def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argparse.ArgumentParser:
+    """Add the command `generate` and return its parser."""
+    generate: argparse.ArgumentParser = commands.add_parser(
+        "generate",
+        usage="apd generate (--prompt TEXT | --input FILE --output FILE) [options]",
+        help="answer a prompt, or a file of prompts",
+        description=_DESCRIPTION,
+        formatter_class=formatter,
+    )
+    what = generate.add_argument_group("prompts")
+    source = what.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", metavar="TEXT", help="one prompt; the answer goes to standard output")
+    source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of prompts, or -; needs --output")
+    what.add_argument(
+        "--output", type=_file, metavar="FILE", help="JSONL file for the results, or -; a file is continued"
+    )
+    what.add_argument("--batch-size", type=int, default=8, metavar="N", help="prompts decoded together (default 8)")
+    what.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="at a prompt that cannot be read or decoded: end the run (default), or report it and go on",
+    )
+    what.add_argument("--chat", action="store_true", help="put each prompt through the tokenizer's chat template")
+    what.add_argument("--show-steps", action="store_true", help="with --prompt: mark the tokens by committing step")
+    add_colour(what)
+
+    models = generate.add_argument_group("models", "directories or hub names; without --drafter, the embedded pair")
+    models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, DiffuCoder, LLaDA, ...)")
+    models.add_argument(
+        "--verifier", metavar="PATH", help="small causal LM of the same vocabulary; not needed at R = 1"
+    )
+    models.add_argument("--dtype", help="float32, bfloat16, ... (default: float32 on a CPU)")
+    models.add_argument(
+        "--device-map", metavar="DEVICE", help="cpu, cuda, auto, ... (default: each process's own GPU, else cpu)"
+    )
+    models.add_argument(
+        "--attn-implementation",
+        metavar="NAME",
+        help="sdpa, eager or grouped_sdpa (default: grouped_sdpa where heads share keys)",
+    )
+    models.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the drafter on the hub")
+
+    add_knobs(generate)
+
+    sampling = generate.add_argument_group("sampling", "greedy unless --do-sample is given")
+    sampling.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="limit per prompt (default 256; 32 with the embedded pair)"
+    )
+    sampling.add_argument("--do-sample", action="store_true", help="sample instead of taking the likeliest tokens")
+    sampling.add_argument("--temperature", type=float, metavar="T", help="lower is closer to greedy (default 1)")
+    sampling.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest; 0 keeps all (default 50)")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="keep the likeliest up to this mass (default 1)")
+    sampling.add_argument("--min-p", type=float, metavar="P", help="drop what is below P times the likeliest")
+    sampling.add_argument("--seed", type=int, default=0, help="same seed, same answers (default 0)")
+    sampling.add_argument(
+        "--stop-string",
+        action="append",
+        metavar="TEXT",
+        help="end an answer with this text, which is kept; may be given several times",
+    )
+    sampling.add_argument(
+        "--strategy",
+        type=_strategy,
+        metavar="SPEC",
+        help="for comparison, decode in another way, such as left-to-right, confidence:2, threshold:0.9 or "
+        "blocks:8/confidence:2; an unknown name lists all",
+    )
+    return generate
+
+
+def add_colour(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add `--color`."""
+    parser.add_argument(
+        "--color",
+        choices=["auto", "always", "never"],
+        default="auto",
+        help="colours; auto (default): if a terminal has them",
+    )
+
+
+def add_knobs(parser: argparse.ArgumentParser) -> None:
+    """Add the fields of `APDConfig`; one that is not given keeps the library's default."""
+    group = parser.add_argument_group("knobs", "how a step decides what to commit; 'none' stands for no limit")
+    for name, knob in KNOBS.items():
+        default = getattr(APDConfig(), name)
+        shown = {"None": "none", "False": "off", "0.0": "0"}.get(str(default), default)
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{knob.help} (default {shown})"}
+        if knob.form is not None:
+            metavar = knob.letter if knob.letter.isascii() else knob.spec.upper()
+            options |= {"type": partial(_read, knob.form), "metavar": metavar}
+        elif knob.choices:
+            options["choices"] = knob.choices
+        else:
+            options["action"] = argparse.BooleanOptionalAction
+        letters = [f"-{knob.letter}"] if knob.letter and knob.letter.isascii() else []
+        group.add_argument(*letters, _flag(name), **options)
+
+
+def _read(form: Form, text: str) -> Any:
+    try:
+        return form.read(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _file(text: str) -> Path | str:
+    return text if text == STANDARD else Path(text)
+
+
+def _strategy(text: str) -> str:
+    """A strategy's short name in full: equal strategies have equal names."""
+    from apd.strategies.registry import parse
+
+    try:
+        return parse(text).spec
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def config_of(arguments: argparse.Namespace) -> APDConfig:
+    """The knobs that were given, in the library's own type, which checks them."""
+    given = vars(arguments)
+    try:
+        return APDConfig(**{name: given[name] for name in asdict(APDConfig()) if name in given})
+    except ValueError as error:
+        raise UsageError(error) from None
+
+
+def check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
+    """Refuse options that contradict each other or are out of range, before a model is loaded.
+
+    Raises:
+        UsageError: the message names the options.
+    """
+    given = vars(arguments)
+    if (arguments.input is None) != (arguments.output is None):
+        raise UsageError("--input and --output go together: prompts are read from one file, results go to the other.")
+    if arguments.show_steps and arguments.input:
+        raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
+    if arguments.max_new_tokens is None:
+        arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the embedded pair was trained for 32
+    for name in ("batch_size", "max_new_tokens"):
+        if given[name] < 1:
+            raise UsageError(f"{_flag(name)} must be at least 1, got {given[name]}.")
+    useless = [_flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
+    if useless:
+        raise UsageError(f"{', '.join(useless)} without --do-sample has no effect. Add --do-sample or leave it out.")
+    if not all(arguments.stop_string or ()):
+        raise UsageError("--stop-string must not be empty. Leave it out.")
+    try:
+        check_text(arguments.prompt or "", "--prompt")
+        for stop in arguments.stop_string or ():
+            check_text(stop, "--stop-string")
+    except ValueError as error:
+        raise UsageError(error) from None
+    from apd.generation.arguments import check_order
+    from apd.strategies.registry import apd_of, settle
+
+    try:
+        knobs = {name: given[name] for name in KNOBS if name in given}
+        chosen, config = settle(arguments.strategy, APDConfig(), knobs)
+        strategy = chosen or apd_of(config)
+        check_order(strategy, config)
+    except ValueError as error:
+        raise UsageError(error) from None
+    if arguments.drafter is not None and arguments.verifier is None and strategy.needs_verifier:
+        raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
+    if arguments.drafter is None:
+        homeless = [_flag(name) for name in ("verifier", *LOADING) if given[name] is not None]
+        if homeless:
+            raise UsageError(f"{', '.join(homeless)} without --drafter: the embedded pair is complete. Add --drafter.")
+
+
+def check_files(arguments: argparse.Namespace, num_processes: int) -> None:
+    """Refuse unusable files before a model is loaded, and follow the links of the output.
+
+    Raises:
+        UsageError: the message names the option.
+    """
+    from apd.cli.results import output_file
+
+    source, output = arguments.input, arguments.output
+    if num_processes > 1:
+        if output == STANDARD:
+            raise UsageError(f"--output - takes one process, got {num_processes}. Name a file.")
+        if source == STANDARD or (source.exists() and not source.is_file()):
+            raise UsageError(
+                f"--input must be a regular file where {num_processes} processes read it, got {source}. Write it to one."
+            )
+    if output != STANDARD:
+        arguments.output = output = output_file(output)
+        if source != STANDARD and output.exists() and output.samefile(source):
+            raise UsageError(f"--output must be another file than --input, got {output} for both.")
+
+
+def fingerprint(arguments: argparse.Namespace, config: APDConfig) -> str:
+    """Eight hex digits of all settings that change an answer, so that two runs never share a file."""
+    settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_IN_FINGERPRINT}
+    settings |= asdict(config)
+    settings["device_map"] = str(arguments.device_map).split(":")[0]  # which of several GPUs does not matter
+    return f"{zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,28 @@
+"""Process-wide settings, which only the command line changes."""
+
+import os
+
+import torch
+from transformers.utils import logging
+
+from apd.cli.options import UsageError
+
+__all__ = ["set_up"]
+
+
+def set_up(*, embedded: bool) -> None:
+    """Set the number of torch's threads: `APD_NUM_THREADS`, by default 1 for the embedded pair, which is fastest so.
+
+    The embedded pair also loads too fast for progress bars.
+
+    Raises:
+        UsageError: `APD_NUM_THREADS` is not a whole number of at least 1.
+    """
+    if embedded:
+        logging.disable_progress_bar()
+    wanted = os.environ.get("APD_NUM_THREADS", "1" if embedded else "")
+    if not wanted:
+        return
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise UsageError(f"APD_NUM_THREADS must be a whole number of at least 1, got {wanted!r}. Unset it or use 1.")
+    torch.set_num_threads(int(wanted))

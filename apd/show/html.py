@@ -1,0 +1,142 @@
+"""A trace as an HTML player, for a notebook cell or a page of its own: templates, filled in by jinja2.
+
+The player loads nothing and sets no text colour: it keeps the page's own and tints the background of tokens by step, so
+it is readable on light and on dark pages. Without scripts the finished rows remain, with the numbers as tooltips. The
+script finds its element by a hash of the data, so that any number of players can share a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from apd.show.rows import RowTrace, corrected, counts, number
+from apd.text import TextPieces, decoder
+
+__all__ = ["NOTEBOOK_ROWS", "page", "player"]
+
+NOTEBOOK_ROWS = 8  # more would make an output cell unreadable; `Trace.to_html` shows all
+
+_NUM_TINTS = 6  # .apd-c0 … .apd-c5 in player.css, in the order of the terminal's colours
+_MAX_PROMPT = 600  # characters shown
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def page(rows: Sequence[RowTrace], tokenizer: Any) -> str:
+    """A whole HTML page that plays the decode of every row."""
+    return _TEMPLATES.get_template("page.html").render(player=Markup(player(rows, tokenizer)))
+
+
+def player(rows: Sequence[RowTrace], tokenizer: Any, *, max_rows: int | None = None) -> str:
+    """An HTML fragment that plays the decode of the first `max_rows` rows, of all by default."""
+    shown = rows[:max_rows]
+    num_steps = max((len(row.committed) for row in shown), default=0)
+    data = _data(shown, tokenizer)
+    return _TEMPLATES.get_template("player.html").render(
+        key=hashlib.sha256(data.encode()).hexdigest()[:16],
+        data=Markup(data),
+        num_steps=num_steps,
+        num_colours=min(num_steps, _NUM_TINTS),
+        rows=[_shown(row, tokenizer) for row in shown],
+        more_rows=number(len(rows) - len(shown), "more row") if len(rows) > len(shown) else "",
+        has_corrections=any(any(corrected(row)) for row in shown),
+    )
+
+
+@dataclass(frozen=True)
+class _Token:
+    """One token of a row: its text, its CSS classes and its tooltip."""
+
+    text: str
+    classes: str
+    tip: str
+
+
+def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
+    """The values of player.html for one row."""
+    prompt = decoder(tokenizer, skip_special_tokens=True)(row.prompt)
+    probs = [row.target_probs, row.drafter_probs, *([row.verifier_probs] if row.verifier_probs else [])]
+    columns = zip(_texts(row, tokenizer), row.steps, corrected(row), *probs, strict=True)
+    return {
+        "counts": counts(row),
+        "prompt": prompt if len(prompt) <= _MAX_PROMPT else f"… {prompt[-_MAX_PROMPT:]}",
+        "tokens": [
+            _Token(
+                text=_visible(text) or "·",
+                classes=f"apd-t apd-c{step % _NUM_TINTS}{' apd-y' * is_corrected}",
+                tip=_tip(step, probabilities),
+            )
+            for text, step, is_corrected, *probabilities in columns
+        ],
+    }
+
+
+def _data(rows: Sequence[RowTrace], tokenizer: Any) -> str:
+    """The data of player.js as JSON with every `<` escaped, so that no HTML element can end or begin in it."""
+    number_of: dict[int, int] = {}  # ids of tokens, numbered as they come: short numbers make small pages
+
+    def numbered(ids: Sequence[int]) -> list[int]:
+        return [number_of.setdefault(token, len(number_of)) for token in ids]
+
+    steps = [
+        {
+            "steps": row.steps,
+            "tokens": numbered(row.tokens),
+            "starts": row.starts,
+            "drafts": [numbered(draft) for draft in row.drafts],
+        }
+        for row in rows
+    ]
+    spell = _speller(tokenizer, next((row.prompt[-1] for row in rows if row.prompt), None))
+    labels = [_visible(spell(token)).replace("\n", "") or "·" for token in number_of]
+    return json.dumps({"rows": steps, "labels": labels}, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _speller(tokenizer: Any, anchor: int | None) -> Callable[[int], str]:
+    """Spells one token out of context, with the space before it; `anchor` is any token that may precede it."""
+    decode = decoder(tokenizer, skip_special_tokens=False)
+    before = [] if anchor is None else [anchor]
+    num_before = len(decode(before))
+    return lru_cache(maxsize=None)(lambda token: decode([*before, token])[num_before:])
+
+
+def _texts(row: RowTrace, tokenizer: Any) -> list[str]:
+    """Each token's share of the text; empty for one that only begins a character."""
+    if tokenizer is None:
+        return [f" {token}" for token in row.tokens]
+    pieces = TextPieces(tokenizer, clean_up_tokenization_spaces=False)
+    pieces.add(row.prompt, last=False)
+    return [pieces.add([token], last=False) for token in row.tokens]
+
+
+def _visible(text: str) -> str:
+    """Line breaks and control characters as signs, so that no token is invisible."""
+    signs = {code: chr(0x2400 + code) for code in range(32)} | {10: "↵\n", 9: "⇥\t", 0x7F: "␡"}
+    return text.translate(signs)
+
+
+def _tip(step: int, probs: Sequence[float]) -> str:
+    names = ("p_T", "p_D drafter", "p_AR verifier")
+    return "\n".join([f"step {step + 1}", *(f"{name} {_short(p)}" for name, p in zip(names, probs, strict=False))])
+
+
+def _short(p: float) -> str:
+    """Three digits; only 0 and 1 themselves are written as 0 and 1."""
+    if p in (0, 1):
+        return f"{p:.0f}"
+    return "< 0.001" if p < 0.0005 else "> 0.999" if p >= 0.9995 else f"{p:.3f}"

@@ -1,0 +1,45 @@
+"""A trace as a bar chart of matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from apd.show.rows import RowTrace, drafted_per_step
+
+__all__ = ["bars"]
+
+
+def bars(rows: Sequence[RowTrace], ax: Any = None) -> Any:
+    """Tokens committed at each step in front of those drafted, as means over the rows that made the step.
+
+    Args:
+        ax: matplotlib axes to draw on; new ones by default.
+    Returns:
+        The axes.
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    if ax is None:
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError(
+                "`Trace.plot()` needs matplotlib: pip install matplotlib, or apd-decoding[notebook]."
+            ) from error
+        ax = plt.subplots(figsize=(7, 3), layout="constrained")[1]
+    drafted, committed = _means(list(map(drafted_per_step, rows))), _means([row.committed for row in rows])
+    step = range(1, len(committed) + 1)
+    ax.bar(step, drafted, width=0.9, color="0.85", label="drafted")
+    ax.bar(step, committed, width=0.9, color="#1f77b4", label="committed")
+    of_rows = "" if len(rows) == 1 else f", mean of {len(rows)} rows"
+    ax.set(xlabel="step", ylabel=f"tokens{of_rows}")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))  # above, where no bar is
+    return ax
+
+
+def _means(rows: Sequence[Sequence[int]]) -> list[float]:
+    """Per step, the mean over the rows that made it."""
+    per_step = [[row[step] for row in rows if step < len(row)] for step in range(max(map(len, rows)))]
+    return [sum(values) / len(values) for values in per_step]

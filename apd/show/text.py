@@ -1,0 +1,96 @@
+"""Decoded text with its steps marked: colours in a terminal, bars in plain text."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.text import Text
+
+from apd.show.rows import RowTrace, counts
+from apd.show.terminal import console
+from apd.text import decoder
+
+__all__ = ["describe", "legend", "mark", "pieces"]
+
+_COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # neighbours differ
+
+
+def describe(rows: Sequence[RowTrace], tokenizer: Any, *, colour: bool | None) -> str:
+    """Counts and marked text of every row; `colour=None`: colours if standard output has them."""
+    if colour is None:
+        colour = console(sys.stdout).color_system is not None
+    decode = decoder(tokenizer, skip_special_tokens=True)
+    lines = [legend(colour=colour)] if rows else []
+    for index, row in enumerate(rows):
+        lines += [
+            Text(f"row {index}: {counts(row)}"),
+            mark(pieces(row.tokens, row.steps, decode), colour=colour),
+        ]
+    text = Text("\n").join(lines)
+    if not colour:
+        return text.plain
+    written = io.StringIO()
+    console(written, "always").print(text, soft_wrap=True, end="")
+    return written.getvalue()
+
+
+def pieces(
+    tokens: Sequence[int], steps: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> list[tuple[int, str]]:
+    """Cut the text where the committing step changes: `[(step, piece), ...]`. The pieces join to the whole text.
+
+    A character whose bytes are spread over two steps belongs to the step that completed it.
+
+    Args:
+        tokens: n ids.
+        steps: the step that committed each of them.
+        decode: ids to text, without special tokens.
+
+    Example:
+        >>> pieces([1, 2, 3], [0, 0, 1], lambda ids: "".join("abc"[i - 1] for i in ids))
+        [(0, 'ab'), (1, 'c')]
+    """
+    cuts = [i for i in range(1, len(tokens)) if steps[i] != steps[i - 1]] + [len(tokens)]
+    result, shown = [], ""
+    for cut in cuts:
+        text = decode(tokens[:cut])
+        if cut < len(tokens):
+            text = text.rstrip("\ufffd")  # an unfinished character
+        if len(text) > len(shown):
+            result.append((steps[cut - 1], text[len(shown) :]))
+            shown = text
+    return result
+
+
+def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "") -> Text:
+    """Every step's piece in its colour or, without colours, a bar between the steps.
+
+    The space before an answer's first word is left out.
+
+    Args:
+        parts: what `pieces` returns.
+        colour: colours instead of bars.
+        rejected: text of a draft that was not accepted, dimmed at the end; only with colours.
+
+    Example:
+        >>> mark([(0, "Ada, "), (1, "Ben")], colour=False).plain
+        'Ada, |Ben'
+    """
+    parts = list(parts)
+    if parts:
+        parts[0] = (parts[0][0], parts[0][1].lstrip())
+    if not colour:
+        return Text("|".join(text for _, text in parts))
+    painted = [(text, _COLOURS[step % len(_COLOURS)]) for step, text in parts]
+    return Text.assemble(*painted, (rejected, "dim"))
+
+
+def legend(*, colour: bool) -> Text:
+    """A sentence that explains the marks of `mark`."""
+    if not colour:
+        return Text("A bar | separates two steps.")
+    steps = Text(" ").join(Text(f"step {i + 1}", name) for i, name in enumerate(_COLOURS))
+    return Text.assemble("Words are coloured by the step that committed them: ", steps, ", then from the start again.")
