@@ -7,9 +7,7 @@ the longest accepted prefix, and always the first token.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from apd import EXAMPLE_PROMPTS, APDSampler
-from apd.decoding.acceptance import Evidence, Judgement
-from apd.decoding.step import APD
+from apd import EXAMPLE_PROMPTS, APDSampler, Evidence, Judgement
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def main() -> None:
     sampler = APDSampler.from_embedded()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     for rule in (Typical(), Checked()):
-        output = sampler.generate(**inputs, max_new_tokens=32, strategy=APD(0.5, rule), return_dict_in_generate=True)
+        output = sampler.generate(**inputs, max_new_tokens=32, acceptance=rule, return_dict_in_generate=True)
         print(f"{rule}: {float(output.tokens_per_forward.mean()):.1f} tokens per drafter forward")
         print(sampler.tokenizer.decode(output.trace[0].tokens, skip_special_tokens=True))
 

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apd import EXAMPLE_PROMPTS, APDSampler, Threshold
-from apd.decoding.commit import Proposal
+from apd import EXAMPLE_PROMPTS, APDSampler, Proposal, Threshold, Unmasking
 from apd.decoding.pair import ModelPair
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
-from apd.strategies import Unmasking
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,7 @@ docs/how-a-step-works.md explains the output.
 from dataclasses import dataclass
 from typing import Any
 
-from apd import APDSampler
-from apd.decoding.acceptance import Coupling, Evidence, Judgement
-from apd.decoding.step import APD
+from apd import APDSampler, Coupling, Evidence, Judgement
 
 PROMPT = 'Shuffle this list: ["Ada", "Ben", "Cleo", "Dan"].'
 
@@ -45,8 +43,8 @@ class Shown:
 def main() -> None:
     sampler = APDSampler.from_embedded()
     inputs = sampler.tokenizer(PROMPT, return_tensors="pt")
-    strategy = APD(0.5, Shown(sampler.tokenizer))
-    output = sampler.generate(**inputs, max_new_tokens=32, strategy=strategy, return_dict_in_generate=True)
+    shown = Shown(sampler.tokenizer)
+    output = sampler.generate(**inputs, max_new_tokens=32, acceptance=shown, return_dict_in_generate=True)
     print("\ncommitted per step:", output.committed_per_step[0])
 
 
