@@ -18,8 +18,8 @@ ROOMS = {
     "decoding": "kinds config",
     "strategies": CORE,
     "models": CORE,
-    "generation": CORE + "show",  # a trace draws itself
-    "show": CORE + "generation",
+    "generation": CORE + "show",  # an output holds a trace, which draws itself
+    "show": CORE,
     "sampler": CORE + "strategies models generation embedded",
     "integrations": CORE + "strategies models generation embedded sampler apd",
     "cli": CORE + "strategies models generation embedded sampler apd show integrations",
