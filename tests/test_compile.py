@@ -55,14 +55,18 @@ def compiled(*, between: bool = True) -> tuple[APDSampler, Counting]:
 PROMPTS = [prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())]
 
 
+KNOBS = [
+    {"kv_window": 4},
+    {"kv_window": 4, "do_sample": True, "top_k": 0},
+    {"kv_window": None, "do_sample": True, "top_k": 0},
+    {"kv_window": 1, "kv_refresh": 8},
+]
+
+
 @pytest.mark.parametrize(
-    "knobs",
-    [
-        {"kv_window": 4},
-        {"kv_window": 4, "do_sample": True, "top_k": 0},
-        {"kv_window": None, "do_sample": True, "top_k": 0},
-        {"kv_window": 1, "kv_refresh": 8},
-    ],
+    ("is_traced", "knobs"),
+    [(False, knobs) for knobs in KNOBS] + [pytest.param(True, knobs, marks=pytest.mark.slow) for knobs in KNOBS[2:]],
+    indirect=["is_traced"],
     ids=str,
 )
 def test_compiled_passes_give_the_same_tokens(is_traced, knobs) -> None:
@@ -363,17 +367,17 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "call", [{"kv_window": None, "do_sample": True, "top_k": 0, "seed": 0}, {"kv_window": 4}], ids=str
-)
-def test_inductor_gives_the_same_tokens(call) -> None:
+def test_inductor_gives_the_same_tokens() -> None:
     torch._dynamo.reset()
     sampler = trace_sampler.__wrapped__().compile(mode="reduce-overhead", fullgraph=True)
     settings = left_padded(PROMPTS[:3]) | {
         "max_new_tokens": 24,
         "eos_token_id": [],
         "window_size": 6,
-        **call,
+        "kv_window": 4,
+        "do_sample": True,
+        "top_k": 0,
+        "seed": 0,
     }
     expected = trace_sampler().generate(**settings)
     assert sampler.generate(**settings).equal(expected)
