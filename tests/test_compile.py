@@ -54,14 +54,18 @@ def compiled(*, between: bool = True) -> tuple[APDSampler, Counting]:
 PROMPTS = [prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())]
 
 
+KNOBS = [
+    {"kv_window": 4},
+    {"kv_window": 4, "do_sample": True, "top_k": 0},
+    {"kv_window": None, "do_sample": True, "top_k": 0},
+    {"kv_window": 1, "kv_refresh": 8},
+]
+
+
 @pytest.mark.parametrize(
-    "knobs",
-    [
-        {"kv_window": 4},
-        {"kv_window": 4, "do_sample": True, "top_k": 0},
-        {"kv_window": None, "do_sample": True, "top_k": 0},
-        {"kv_window": 1, "kv_refresh": 8},
-    ],
+    ("is_traced", "knobs"),
+    [(False, knobs) for knobs in KNOBS] + [pytest.param(True, knobs, marks=pytest.mark.slow) for knobs in KNOBS[2:]],
+    indirect=["is_traced"],
     ids=str,
 )
 def test_compiled_passes_give_the_same_tokens(is_traced, knobs) -> None:
@@ -249,7 +253,7 @@ def test_a_model_that_is_not_neural_is_refused() -> None:
     assert drafter.compiled is None
 
 
-def test_a_longer_prompt_that_joins_outgrows_the_cache(is_traced) -> None:
+def test_a_longer_prompt_that_joins_outgrows_the_cache(untraced) -> None:
     """Prompts that crossed 256 columns broke the run: the wider cache had no rows yet when it was filled."""
     sampler, _ = compiled()
     prompts = [PROMPTS[1], PROMPTS[2], (trace_prompts()[0] * 30)[:300], PROMPTS[3]]
@@ -275,7 +279,7 @@ def test_what_broke_one_call_does_not_break_the_next(untraced) -> None:
     assert sampler.generate(short, **settings).equal(expected)
 
 
-def test_memory_that_is_used_again_suits_the_call(is_traced) -> None:
+def test_memory_that_is_used_again_suits_the_call(untraced) -> None:
     sampler, _ = compiled()
     settings = {"kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
     prompt = torch.tensor([PROMPTS[1]])
@@ -362,18 +366,11 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "call", [{"kv_window": None, "do_sample": True, "top_k": 0, "seed": 0}, {"kv_window": 4}], ids=str
-)
-def test_inductor_gives_the_same_tokens(call) -> None:
+def test_inductor_gives_the_same_tokens() -> None:
     torch._dynamo.reset()
     sampler = trace_sampler.__wrapped__().compile(mode="reduce-overhead", fullgraph=True)
-    settings = left_padded(PROMPTS[:3]) | {
-        "max_new_tokens": 24,
-        "eos_token_id": [],
-        "window_size": 6,
-        **call,
-    }
+    settings = left_padded(PROMPTS[:3]) | {"max_new_tokens": 24, "eos_token_id": [], "window_size": 6, "kv_window": 4}
+    settings |= {"do_sample": True, "top_k": 0, "seed": 0}
     expected = trace_sampler().generate(**settings)
     assert sampler.generate(**settings).equal(expected)
     with torch.compiler.set_stance("fail_on_recompile"):

@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
-from apd.cli.options import LOADING, SAMPLING, STANDARD, UsageError
+from apd.cli.options import LOADING, STANDARD, UsageError, sampling_of
 from apd.cli.results import Prompt
 from apd.config import APDConfig
 from apd.generation.many import Generated
 from apd.sampler import APDSampler
 
-__all__ = ["decode", "load", "sampling_of"]
+__all__ = ["decode", "load"]
 
 
 def load(arguments: argparse.Namespace, config: APDConfig) -> APDSampler:
@@ -34,11 +33,6 @@ def load(arguments: argparse.Namespace, config: APDConfig) -> APDSampler:
     if sampler.tokenizer is None:
         raise ValueError(f"{arguments.drafter} has no tokenizer files. Put the tokenizer's files beside the weights.")
     return sampler
-
-
-def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that were given, by their names in `generate()`."""
-    return {name: value for name in SAMPLING if (value := getattr(arguments, name)) is not None}
 
 
 def decode(

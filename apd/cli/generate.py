@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from apd.cli.answers import decode, load, sampling_of
+from apd.cli.answers import decode, load
 from apd.cli.files import answer_file, answer_to_stdout
 from apd.cli.options import STANDARD, UsageError, check_files, check_usage, config_of
 from apd.cli.results import Prompt
 from apd.cli.settings import set_up
-from apd.generation.arguments import effective_config
 from apd.generation.processes import join
 from apd.sampler import APDSampler
 from apd.show.rows import number
@@ -34,11 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         UsageError: the options cannot be used together, or one is out of range.
     """
     config = config_of(arguments)
-    check_usage(arguments, config)
-    try:  # as `generate_many` will, with the weights loaded
-        effective_config(None, [], {"do_sample": arguments.do_sample, **sampling_of(arguments)})
-    except ValueError as error:
-        raise UsageError(error) from None
+    check_usage(arguments)
     with _processes(arguments) as processes:
         set_up(embedded=arguments.drafter is None)
         if arguments.input is not None:

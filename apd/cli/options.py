@@ -25,6 +25,7 @@ __all__ = [
     "check_usage",
     "config_of",
     "fingerprint",
+    "sampling_of",
 ]
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -175,12 +176,12 @@ def config_of(arguments: argparse.Namespace) -> APDConfig:
     """The knobs that were given, in the library's own type, which checks them."""
     given = vars(arguments)
     try:
-        return APDConfig(**{name: given[name] for name in asdict(APDConfig()) if name in given})
+        return APDConfig(**{name: given[name] for name in KNOBS if name in given})
     except ValueError as error:
         raise UsageError(error) from None
 
 
-def check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
+def check_usage(arguments: argparse.Namespace) -> None:
     """Refuse options that contradict each other or are out of range, before a model is loaded.
 
     Raises:
@@ -207,12 +208,14 @@ def check_usage(arguments: argparse.Namespace, config: APDConfig) -> None:
             check_text(stop, "--stop-string")
     except ValueError as error:
         raise UsageError(error) from None
-    from apd.generation.arguments import check_order
+    from apd.generation.arguments import check_order, effective_config
     from apd.strategies.registry import apd_of, settle
 
     try:
-        knobs = {name: given[name] for name in KNOBS if name in given}
-        chosen, config = settle(arguments.strategy, APDConfig(), knobs)
+        effective_config(None, [], {"do_sample": arguments.do_sample, **sampling_of(arguments)})
+        chosen, config = settle(
+            arguments.strategy, APDConfig(), {name: given[name] for name in KNOBS if name in given}
+        )
         strategy = chosen or apd_of(config)
         check_order(strategy, config)
     except ValueError as error:
@@ -245,6 +248,11 @@ def check_files(arguments: argparse.Namespace, num_processes: int) -> None:
         arguments.output = output = output_file(output)
         if source != STANDARD and output.exists() and output.samefile(source):
             raise UsageError(f"--output must be another file than --input, got {output} for both.")
+
+
+def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that were given, by their names in `generate()`."""
+    return {name: value for name in SAMPLING if (value := getattr(arguments, name)) is not None}
 
 
 def fingerprint(arguments: argparse.Namespace, config: APDConfig) -> str:
