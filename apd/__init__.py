@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.decoding.protocols import Drafter as Drafter
     from apd.decoding.protocols import Verifier as Verifier
     from apd.decoding.step import APD as APD
+    from apd.decoding.strategy import Memoryless as Memoryless
     from apd.decoding.strategy import Strategy as Strategy
     from apd.decoding.window import AllMasks as AllMasks
     from apd.decoding.window import AutoWindow as AutoWindow
@@ -67,7 +68,7 @@ _NAMES = {
     "apd.decoding.noise": "mix_seed",
     "apd.decoding.protocols": "Drafter Verifier",
     "apd.decoding.step": "APD",
-    "apd.decoding.strategy": "Strategy",
+    "apd.decoding.strategy": "Memoryless Strategy",
     "apd.decoding.window": "AllMasks AutoWindow BlockWindow FixedWindow WindowPolicy",
     "apd.embedded.tasks": "EXAMPLE_PROMPTS",
     "apd.generation.many": "Generated",

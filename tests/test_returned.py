@@ -10,6 +10,7 @@ from transformers import LogitsProcessor, TemperatureLogitsWarper
 
 from apd import WINO, APDSampler, Autoregressive, Blocks
 from apd.decoding.acceptance import Coupling
+from apd.decoding.commit import Proposal
 from apd.decoding.step import APD
 from apd.decoding.strategy import Memoryless
 from apd.integrations.lm_eval import sequential_logprobs
@@ -289,3 +290,38 @@ def test_a_warper_of_ones_own() -> None:
 
     with pytest.raises(ValueError, match=r"`Warm` must return a tensor of shape"):
         decode(logits_processor=[Warm(2.0)], do_sample=True)
+
+
+class Built(Memoryless):
+    """Builds its proposal by hand, without what a recorded call needs, or with a model that is not opened."""
+
+    def __init__(self, runs_verifier: bool) -> None:
+        self.runs_verifier = runs_verifier
+
+    def propose(self, state, window, pair, sampling):
+        [(_, draft)] = pair.draft(state, window, sampling)
+        if self.runs_verifier:
+            pair.verify(state, window, draft.tokens)
+        everything = torch.ones_like(draft.fault)
+        models = ("target", "drafter")
+        return Proposal(draft.tokens, everything, everything, draft.fault.long(), draft.tokens, models)
+
+
+def test_a_proposal_without_what_is_recorded_is_refused_by_name() -> None:
+    assert decode(Built(False)).shape == (ROWS, 1 + WIDTH)
+    with pytest.raises(TypeError, match=r"`Built\.propose\(\)\.probs` must return a tensor of float, got NoneType"):
+        decode(Built(False), return_dict_in_generate=True)
+
+
+def test_a_model_that_the_strategy_does_not_need_is_not_open() -> None:
+    with pytest.raises(TypeError, match=r"attribute `needs_verifier` = True"):
+        decode(Built(True))
+
+
+def test_a_strategy_without_its_attributes_hears_which() -> None:
+    class Bare:
+        def propose(self, state, window, pair, sampling):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"attribute `needs_drafter`.*Subclass `apd.Memoryless`"):
+        decode(Bare())

@@ -46,8 +46,12 @@ class Proposal:
     scores: Tensor | None = None
 
 
-def check_proposal(proposal: object, by: str, window: Window) -> None:
-    """Refuse a proposal that would be broadcast or cut when it is committed.
+def check_proposal(proposal: object, by: str, window: Window, *, probs: bool, scores: bool) -> None:
+    """Refuse a proposal that would be broadcast or cut when it is committed, or that lacks what is recorded.
+
+    Args:
+        by: what returned it, see `name_of`.
+        probs, scores: see `ModelPair.record_probs` and `record_scores`.
 
     Raises:
         TypeError, ValueError: see `check_returned`.
@@ -60,6 +64,11 @@ def check_proposal(proposal: object, by: str, window: Window) -> None:
     check_returned(proposal.decisive, f"{by}().decisive", (rows, width), torch.bool)
     check_returned(proposal.fault, f"{by}().fault", (rows, width), torch.int64)
     check_returned(proposal.draft, f"{by}().draft", (rows, None), torch.int64)
+    if probs:
+        check_returned(proposal.probs, f"{by}().probs", (rows, width, len(proposal.models)), torch.float32)
+    if scores:
+        check_returned(proposal.logits, f"{by}().logits", (rows, width, None), torch.float32)
+        check_returned(proposal.scores, f"{by}().scores", (rows, width, None), torch.float32)
 
 
 @dataclass(frozen=True)

@@ -167,9 +167,9 @@ class ModelPair:
 
     def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
-        assert self.drafter is not None
+        drafter = self._running(self.drafter, "drafter")
         self.drafter_forwards += 1
-        logits = self._checked(self.drafter, "logits", self.drafter.logits(state, window), window)
+        logits = self._checked(drafter, "logits", drafter.logits(state, window), window)
         return self._drafts(logits, state, window, sampling)
 
     def draft_leave_one_out(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
@@ -190,9 +190,9 @@ class ModelPair:
 
     def verify(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
         """The verifier's raw logits at every position, given the drafted tokens before it: `b m v′`."""
-        assert self.verifier is not None
+        verifier = self._running(self.verifier, "verifier")
         self.verifier_forwards += 1
-        return self._checked(self.verifier, "logits", self.verifier.logits(state, window, draft), window)
+        return self._checked(verifier, "logits", verifier.logits(state, window, draft), window)
 
     def score(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
         """log p_AR of every drafted token given the tokens before it, `b m` float32."""
@@ -225,6 +225,15 @@ class ModelPair:
         for session in (self.drafter, self.verifier):
             if session is not None:
                 session.join(state)
+
+    @staticmethod
+    def _running(session: Any, role: str) -> Any:
+        if session is None:
+            raise TypeError(
+                f"A strategy that runs the {role} must have the attribute `needs_{role}` = True: without it the {role} is "
+                "not opened."
+            )
+        return session
 
     def _checked(self, session: object, method: str, logits: Logits, window: Window) -> Logits:
         rows, width = window.columns.shape

@@ -152,7 +152,8 @@ def decode_step(
     drafted, verified = pair.drafter_forwards, pair.verifier_forwards
     window = policy.window(state)
     proposal = strategy.propose(state, window, pair, sampling)
-    check_proposal(proposal, name_of(strategy, "propose"), window)
+    by = name_of(strategy, "propose")
+    check_proposal(proposal, by, window, probs=pair.record_probs, scores=pair.record_scores)
 
     # 5. Commit.
     after, info = pair.kernels.commit(state, window, proposal, stopping=stopping, mask_token_id=pair.mask_token_id)

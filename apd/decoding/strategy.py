@@ -66,13 +66,14 @@ def check_strategy(strategy: Any) -> None:
         raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
     names = ("needs_drafter", "needs_verifier", "left_to_right", "is_random", "open")
     missing = [name for name in names if not hasattr(strategy, name)]
-    if len(missing) == len(names):
+    if len(missing) == len(names) and not hasattr(strategy, "propose"):
         raise TypeError(
             f"`strategy` must be an object such as `apd.Confidence(2)` or a name such as 'confidence:2', got {strategy!r}."
         )
     if missing:
         raise TypeError(
-            f"`strategy` must have the attribute `{missing[0]}`, which {strategy!r} has not. See `Strategy`."
+            f"`strategy` must have the attribute `{missing[0]}`, which {strategy!r} has not. Subclass `apd.Memoryless`, "
+            "which has them all, or see `apd.Strategy`."
         )
     if not callable(strategy.open):
         raise TypeError(f"`strategy` must be a `Strategy`, got {strategy!r} without a method `open`.")

@@ -314,7 +314,7 @@ def _stop_token_ids(generation: GenerationConfig, models: Models) -> list[int]:
 
 def _check_pad_token(pad_token_id: int | None, models: Models, tokenizer: Any) -> None:
     """No model reads padding, so an id that only the tokenizer knows will do."""
-    known = max(models.vocab_size, len(tokenizer) if hasattr(tokenizer, "__len__") else 0)
+    known = max(models.vocab_size, tokenizer.__len__() if hasattr(tokenizer, "__len__") else 0)
     if pad_token_id is not None and not 0 <= pad_token_id < known:
         raise ValueError(
             f"`pad_token_id` must be an id that can be decoded, 0 to {known - 1}, got {pad_token_id}. Pass another one, "
