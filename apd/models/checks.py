@@ -1,7 +1,7 @@
 """Checks of loaded models and of a pair's vocabularies. Each raises an error that names the remedy."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,17 @@ __all__ = [
 ]
 
 
-def check_complete(path: str | Path, model: PreTrainedModel, report: Mapping[str, Any], *kinds: str) -> None:
+def check_complete(path: str | Path, model: PreTrainedModel, report: Mapping[str, Any], kinds: Iterable[str]) -> None:
+    """Refuse a model whose weights were not loaded completely.
+
+    Args:
+        path: the checkpoint, for the message.
+        model: the loaded model.
+        report: transformers' loading info.
+        kinds: entries of `report` that must be empty, such as "missing_keys".
+    Raises:
+        ValueError: one of them is not empty.
+    """
     quantisation = getattr(model.config, "quantization_config", None)
     for kind in kinds:
         if keys := sorted(map(str, report[kind])):
@@ -38,7 +48,7 @@ def check_complete(path: str | Path, model: PreTrainedModel, report: Mapping[str
             )
 
 
-# What models are wrapped in, and how to come at the model: an attribute of the wrapper, and the remedy.
+# Wrappers around models: an attribute that identifies the wrapper, and the remedy.
 _WRAPPERS = (
     ("merge_and_unload", "an adapter around a model: pass `model.merge_and_unload()`"),
     ("get_base_model", "an adapter around a model that cannot be merged: pass a model that was trained without one"),
@@ -50,7 +60,7 @@ _WRAPPERS = (
 
 
 def unwrapping(model: Any) -> str:
-    """What a wrapper around a transformers model is and how to unwrap it; empty for anything else."""
+    """A sentence that says how to unwrap this wrapper around a transformers model; empty for other objects."""
     if isinstance(model, (str, Path)):
         return " `APDSampler.from_pretrained` loads models by their names."
     for name, remedy in _WRAPPERS:
@@ -60,6 +70,12 @@ def unwrapping(model: Any) -> str:
 
 
 def need_mask(mask_token_id: int | None) -> int:
+    """The id of the mask token.
+
+    Raises:
+        ValueError: it is `None`.
+        TypeError: it is not an id.
+    """
     if mask_token_id is None:
         raise ValueError(
             "`mask_token_id` must be given: neither the config nor the tokenizer of the drafter names a mask token."
@@ -70,15 +86,24 @@ def need_mask(mask_token_id: int | None) -> int:
 
 
 def check_implementation(name: str | None) -> None:
+    """Refuse attention implementations that take no mask per row and query.
+
+    Raises:
+        ValueError: another implementation than "grouped_sdpa", "sdpa" or "eager".
+    """
     if name not in (None, GROUPED, "sdpa", "eager"):
         raise ValueError(
-            f"`attn_implementation` must be {GROUPED!r}, 'sdpa' or 'eager', got {name!r}. Rows of a batch stand at different "
-            "positions, which takes a mask per row and query; flash attention takes none."
+            f"`attn_implementation` must be {GROUPED!r}, 'sdpa' or 'eager', got {name!r}. Rows of a batch are at different "
+            "positions, so attention needs a mask per row and query; flash attention takes none."
         )
 
 
 def check_layers(config: PreTrainedConfig) -> None:
-    """Both models rewind their caches, and a window or a recurrent state cannot be rewound."""
+    """Refuse layers whose cache cannot be rewound: sliding windows and recurrent states.
+
+    Raises:
+        ValueError: a layer does not attend to the whole sequence.
+    """
     odd = sorted({type(layer).__name__ for layer in DynamicCache(config=config).layers} - {DynamicLayer.__name__})
     if odd:
         raise ValueError(
@@ -88,7 +113,12 @@ def check_layers(config: PreTrainedConfig) -> None:
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    # Encoders behind a causal head, such as BERT, say on their attention modules that they look both ways.
+    """Refuse a model with bidirectional attention.
+
+    Raises:
+        ValueError: the config or an attention module has `is_causal=False`.
+    """
+    # Encoders with a causal head, such as BERT, have `is_causal=False` on their attention modules only.
     is_causal = getattr(model.config, "is_causal", True) and all(
         getattr(module, "is_causal", True) for module in model.modules()
     )
@@ -100,6 +130,14 @@ def check_causal(model: PreTrainedModel) -> None:
 
 
 def check_decoder(model: PreTrainedModel) -> None:
+    """Refuse a verifier whose cache cannot be rewound, or that scores ragged rows otherwise than each row alone.
+
+    Runs the model on 8 tokens.
+
+    Raises:
+        ValueError: the model has a recurrent state, sliding windows, an unsupported attention implementation, no
+            `position_ids`, or logits that its base model and output layer do not give.
+    """
     if getattr(model, "_is_stateful", False):
         raise ValueError(
             f"The verifier's cache must be rewindable, but {type(model).__name__} keeps a recurrent state. Choose a "
@@ -112,10 +150,10 @@ def check_decoder(model: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _check_computation(model: PreTrainedModel) -> None:
-    """Ragged rows, a cache and a bare output layer must give what the model gives for each row alone.
+    """Compare cached passes over ragged rows, followed by the output layer, with the model's logits for each row alone.
 
-    Some models change their logits afterwards (Gemma 2 caps, Cohere scales them), some build a causal mask of their
-    own (GPT-Neo, ALiBi): each does so in its own code, so the model is asked, not its config.
+    Some models change the output layer's logits (Gemma 2 caps them, Cohere scales them), others build their own causal
+    mask (GPT-Neo, ALiBi). No common config field says so; only a forward pass shows it.
     """
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         raise ValueError(
@@ -134,7 +172,7 @@ def _check_computation(model: PreTrainedModel) -> None:
     for i, row in enumerate(rows):
         ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])
         ids = torch.tensor([row], device=input_device(model))
-        mask = None  # a causal model has one, perhaps of its own kind
+        mask = None  # a causal model builds its own mask
         if getattr(model.config, "is_causal", True) is False:
             causal = torch.ones(1, 1, len(row), len(row), dtype=torch.bool, device=ids.device).tril_()
             mask = attention_mask(causal, model)
@@ -147,7 +185,7 @@ def _check_computation(model: PreTrainedModel) -> None:
             )
 
 
-#: Embedding tables are padded to a round number of rows; more than this is no padding.
+#: Largest difference in embedding rows that is taken for padding to a round size.
 _MOST_PADDING_ROWS = 256
 
 
@@ -159,17 +197,17 @@ def check_vocabularies(
     *,
     mask_token_id: int | None = None,
 ) -> int:
-    """How many ids the two models share, counted from 0; the mixture knows no others.
+    """The number of ids that the two models share, counted from 0. The mixture covers these ids only.
 
-    Sizes may differ in rows that no tokenizer uses: Dream has 152,064, Qwen2.5 151,936, their tokenizer fewer. Without
-    both tokenizers a difference of up to 256 rows is taken for padding. The mask token is the drafter's own.
+    Sizes may differ in rows that no tokenizer uses: Dream has 152,064, Qwen2.5 has 151,936, their tokenizer has fewer.
+    Without both tokenizers, a difference of at most 256 rows is taken for padding. The mask token is not compared.
 
     Args:
         drafter_vocab_size, verifier_vocab_size: rows of the output layers.
         drafter_tokenizer, verifier_tokenizer: compared id by id if both are given.
-        mask_token_id: by default that of the drafter's tokenizer.
+        mask_token_id: the drafter's mask token; by default its tokenizer's.
     Raises:
-        ValueError: an id means different things to the two models, or only one of them has it.
+        ValueError: an id has different tokens in the two models, or only one model has it.
     """
     shared = min(drafter_vocab_size, verifier_vocab_size)
     if drafter_tokenizer is None or verifier_tokenizer is None:

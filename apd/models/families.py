@@ -43,10 +43,12 @@ _OPTIONAL = ("head_dim", "hidden_act", "attention_bias", "initializer_range", "t
 
 
 def decoder_fields(raw: RawConfig) -> dict[str, Any]:
-    """The config of a checkpoint that uses transformers' own names: Dream, a2d, and whatever `save_pretrained` wrote.
+    """Config fields of a checkpoint with transformers' field names: Dream, a2d, and models saved by `save_pretrained`.
 
+    Args:
+        raw: the content of `config.json`.
     Raises:
-        ValueError: a size is missing, or the checkpoint asks for attention that its family never had.
+        ValueError: a field is missing or has a wrong type, or sliding-window or multimodal attention is on.
     """
     _demand(raw, use_sliding_window=False, use_mrope=False)
     _need(raw, *_NEEDED)
@@ -60,10 +62,13 @@ def decoder_fields(raw: RawConfig) -> dict[str, Any]:
 
 
 def llada_fields(raw: RawConfig) -> dict[str, Any]:
-    """The config of LLaDA 1.0 and 1.5, which have names of their own for what is a Llama.
+    """Llama config fields of a LLaDA 1.0 or 1.5 checkpoint, which uses other field names.
 
+    Args:
+        raw: the content of `config.json`.
     Raises:
-        ValueError: a size is missing, or an option is on that no weight would betray and no Llama computes.
+        ValueError: a field is missing or has a wrong type, or an option is on that no Llama computes. The weights alone
+            would not show such an option.
     """
     _demand(
         raw,
@@ -93,18 +98,21 @@ def llada_fields(raw: RawConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A family of masked-diffusion models: everything that differs between one and the next.
+    """Everything that distinguishes one family of masked-diffusion models from another.
 
     Args:
-        name: what users call it, as in `spec="dream"`.
-        model_class: the transformers class that computes it once `config.is_causal` is False.
-        logit_shift: 1 if the token of position i is predicted at row i-1, as in models adapted from a causal one
-            (Dream); 0 if at row i (LLaDA).
-        config_fields: from the raw `config.json` to the arguments of `model_class.config_class`.
-        key_mapping: patterns over the checkpoint's weight names, and what they become in `model_class`. At most one
-            capture group each: transformers leaves the weights of a pattern with two random.
-        model_types, architectures: the values in `config.json` by which a checkpoint is recognised; both must match.
-            Left empty, the family is used only where it is asked for by `spec=`.
+        name: the family's name, as in `spec="dream"`.
+        model_class: the transformers class that computes the model when `config.is_causal` is False.
+        logit_shift: 1 if row i-1 of the logits predicts the token at position i, as in models adapted from a causal one
+            (Dream); 0 if row i does (LLaDA).
+        config_fields: function from the content of `config.json` to the arguments of `model_class.config_class`.
+        key_mapping: regular expressions over the checkpoint's weight names, and their replacements in `model_class`. Each
+            may have one capture group at most: transformers leaves the weights of a pattern with two at random values.
+        model_types, architectures: values in `config.json` that identify the family; both must match. If empty, the family
+            is used only if `spec=` names it.
+
+    Raises:
+        ValueError: `logit_shift` is neither 0 nor 1.
 
     Example:
         >>> mine = ModelSpec("mine", Qwen3ForCausalLM, logit_shift=1)
@@ -126,7 +134,7 @@ class ModelSpec:
             )
 
     def matches(self, raw: RawConfig) -> bool:
-        """Whether a checkpoint with this `config.json` belongs to the family."""
+        """True if a checkpoint with this `config.json` belongs to the family."""
         named = raw.get("architectures") or ()
         return raw.get("model_type") in self.model_types and any(name in self.architectures for name in named)
 
@@ -153,13 +161,13 @@ _LLADA_KEYS = {
     },
 }
 
-#: The families that are recognised by their `config.json`. To add one, put a `ModelSpec` here, or pass it as `spec=`.
+#: Families that are recognised by their `config.json`. To add one, add a `ModelSpec` here or pass it as `spec=`.
 FAMILIES: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
         # Dream, Dream-Coder, DiffuCoder
         ModelSpec("dream", Qwen2ForCausalLM, 1, model_types=("Dream",), architectures=("DreamModel",)),
-        # LLaDA 1.0 and 1.5. LLaDA-MoE has the same model_type and other architectures: it is no Llama.
+        # LLaDA 1.0 and 1.5. LLaDA-MoE has the same model_type but another architecture, which is no Llama.
         ModelSpec(
             "llada",
             LlamaForCausalLM,
@@ -169,7 +177,7 @@ FAMILIES: dict[str, ModelSpec] = {
             model_types=("llada",),
             architectures=("LLaDAModelLM",),
         ),
-        # Qwen3 made bidirectional by dllm (a2d)
+        # Qwen3, adapted to bidirectional attention by dllm (a2d)
         ModelSpec(
             "a2d-qwen3", Qwen3ForCausalLM, 0, model_types=("a2d-qwen3",), architectures=("A2DQwen3LMHeadModel",)
         ),
@@ -201,6 +209,11 @@ def _need(raw: RawConfig, *names: str) -> None:
 
 
 def resolve_spec(spec: str | ModelSpec) -> ModelSpec:
+    """The spec itself, or the family of this name.
+
+    Raises:
+        ValueError: no family has this name.
+    """
     if isinstance(spec, ModelSpec):
         return spec
     if spec not in FAMILIES:
@@ -209,6 +222,11 @@ def resolve_spec(spec: str | ModelSpec) -> ModelSpec:
 
 
 def recognise(raw: RawConfig, path: str | Path) -> ModelSpec:
+    """The family of a checkpoint with this `config.json`; `path` is for the message.
+
+    Raises:
+        ValueError: no family matches.
+    """
     for spec in FAMILIES.values():
         if spec.matches(raw):
             return spec
@@ -220,4 +238,5 @@ def recognise(raw: RawConfig, path: str | Path) -> ModelSpec:
 
 
 def family_names() -> str:
+    """The names of all families, quoted, for error messages."""
     return ", ".join(map(repr, FAMILIES))

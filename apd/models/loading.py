@@ -7,7 +7,7 @@ only logs unexpected and missing weights, and initialises missing ones at random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -54,18 +54,18 @@ __all__ = [
     "verifier_config",
 ]
 
-#: How a checkpoint is fetched, as in transformers.
+#: Arguments that say how a checkpoint is fetched, as in transformers.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
-#: How a large model is spread over devices, as in transformers.
+#: Arguments that place a large model on several devices, as in transformers.
 PLACING_ARGUMENTS = ("max_memory", "offload_folder", "offload_buffers")
 
-#: Likewise, for the drafter only: a verifier is small.
+#: Arguments that split or quantise a model, as in transformers. For the drafter only: a verifier is small.
 SPLITTING_ARGUMENTS = ("tp_plan", "distributed_config", "quantization_config")
 
 _SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# Of any config.json, whatever the model; transformers checks the fields of its own classes.
+# Fields of any config.json that are read here; transformers checks the fields of its own config classes.
 _CONFIG = {
     "model_type": TEXT,
     "architectures": Kind("a list of names", lambda names: isinstance(names, list)),
@@ -80,7 +80,7 @@ _CONFIG = {
 def drafter_config(
     path: str | Path, *, spec: str | ModelSpec | None = None, mask_token_id: int | None = None, **hub: Any
 ) -> PreTrainedConfig:
-    """The config that a drafter will have, its `mask_token_id` included. Arguments and errors as in `load_drafter`."""
+    """The config of a drafter, its `mask_token_id` included, without its weights. Arguments and errors as in `load_drafter`."""
     _check_hub_arguments(hub)
     return _plan_drafter(Checkpoint(path, hub), spec, mask_token_id)[1]
 
@@ -95,21 +95,22 @@ def load_drafter(
     attn_implementation: str | None = None,
     **hub: Any,
 ) -> MaskedDiffusionDrafter:
-    """A masked-diffusion model from a directory or the hub, ready to draft.
+    """Load a masked-diffusion drafter from a directory or the hub.
 
-    Weights that are stored quantised are loaded as transformers loads them, with what that needs installed.
+    transformers loads quantised weights, which needs the packages of their format.
 
     Args:
         path: a directory, or a model id of the hub.
-        spec: the family, if `config.json` does not say it or says it wrongly: a name in `FAMILIES`, or a `ModelSpec`.
-        mask_token_id: id of `[MASK]`; by default that of `config.json`, else that of the tokenizer.
-        dtype: by default float32 on a CPU and the stored dtype elsewhere.
+        spec: a name in `FAMILIES` or a `ModelSpec`; by default the family that `config.json` identifies.
+        mask_token_id: id of the mask token; by default from `config.json`, else from the tokenizer.
+        dtype: dtype of the weights; by default float32 on a CPU and the stored dtype on other devices.
         device_map: as in transformers; `None` is the CPU.
-        attn_implementation: "sdpa", "eager" or "grouped_sdpa", the default where heads share keys; see `apd.models.attention`.
-        **hub: `HUB_ARGUMENTS`, as in transformers; also `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`.
+        attn_implementation: "sdpa", "eager" or "grouped_sdpa"; by default "grouped_sdpa" if heads share keys, else "sdpa".
+        **hub: `HUB_ARGUMENTS`, `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`, as in transformers.
     Raises:
-        ValueError: unknown family, no mask token, weights that do not fit, unsupported attention, an adapter, pickled
-            weights, a damaged file.
+        ValueError: an unknown family, no mask token, weights that do not fit, unsupported attention, an adapter, pickled
+            weights, or a damaged file.
+        TypeError: an unknown argument, or a `mask_token_id` that is not an integer.
         OSError: no weights, or only pickled ones.
     """
     placing = _taken(hub, PLACING_ARGUMENTS + SPLITTING_ARGUMENTS)
@@ -117,44 +118,38 @@ def load_drafter(
     check_implementation(attn_implementation)
     checkpoint = Checkpoint(path, hub)
     spec, config, generation_config = _plan_drafter(checkpoint, spec, mask_token_id)
-    with checkpoint.reading_weights():
-        model, report = spec.model_class.from_pretrained(
-            path,
-            config=config,
-            generation_config=generation_config,
-            key_mapping=dict(spec.key_mapping) or None,
-            dtype=_default_dtype(device_map) if dtype is None else dtype,
-            device_map=device_map,
-            attn_implementation="sdpa" if attn_implementation in (None, GROUPED) else attn_implementation,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # so that they are reported, and refused below, with the others
-            output_loading_info=True,
-            **placing,
-            **hub,
-        )
-    check_complete(path, model, report, "missing_keys", "mismatched_keys", "unexpected_keys")
-    group_heads(model, attn_implementation)
+    model = _read_model(
+        checkpoint,
+        spec.model_class,
+        ("missing_keys", "mismatched_keys", "unexpected_keys"),
+        config=config,
+        generation_config=generation_config,
+        key_mapping=dict(spec.key_mapping) or None,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        **placing,
+    )
     return _wrap(model, spec, config.mask_token_id)
 
 
 def _plan_drafter(
     checkpoint: Checkpoint, spec: str | ModelSpec | None, mask_token_id: int | None
 ) -> tuple[ModelSpec, PreTrainedConfig, GenerationConfig]:
-    """All that is known of a drafter, and checked, before its weights are read."""
-    checkpoint.refuse_adapter()
-    # Never AutoConfig: with `auto_map` it asks on stdin whether to run the checkpoint's code, and without it the model
-    # type is unknown. `Qwen2ForCausalLM.from_pretrained(path)` alone would load Dream as a causal model, silently.
-    raw = checkpoint.read_json("config.json", _CONFIG) or _no_config(checkpoint.path)
+    """Family, config and generation config of a drafter, checked before its weights are read."""
+    # Not AutoConfig: with `auto_map` it asks on stdin whether to run the checkpoint's code, and without it the model
+    # type is unknown. `Qwen2ForCausalLM.from_pretrained(path)` alone would silently load Dream as a causal model.
+    raw = _read_config(checkpoint)
     spec = recognise(raw, checkpoint.path) if spec is None else resolve_spec(spec)
     if mask_token_id is None:
         mask_token_id = raw.get("mask_token_id")
     if mask_token_id is None:
         mask_token_id = getattr(load_tokenizer(checkpoint.path, **checkpoint.hub), "mask_token_id", None)
-    # Special ids come from the checkpoint or not at all: left to LlamaConfig, a LLaDA would stop at id 2.
+    # Special ids come from the checkpoint only: with LlamaConfig's defaults, LLaDA would stop at id 2.
     fields = {name: raw.get(name) for name in _SPECIAL_IDS} | spec.config_fields(raw)
-    # How and where the weights are stored.
+    # These fields say how and where the weights are stored.
     fields |= {name: raw[name] for name in ("quantization_config", "transformers_weights") if raw.get(name)}
-    with _reading_config(checkpoint):
+    with _naming_config(checkpoint):
         config = spec.model_class.config_class(**fields)
     config.is_causal = False
     config.mask_token_id = mask_token_id = need_mask(mask_token_id)
@@ -163,9 +158,21 @@ def _plan_drafter(
     return spec, config, _generation_config(checkpoint, raw, config)
 
 
+def _read_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The fields of `config.json`. Refuses adapters."""
+    checkpoint.refuse_adapter()
+    raw = checkpoint.read_json("config.json", _CONFIG)
+    if not raw:
+        raise ValueError(
+            f"No config.json found for {str(checkpoint.path)!r}. `path` must be a directory that holds one, or the id of "
+            "a model on the hub that is reachable or already in the cache."
+        )
+    return raw
+
+
 @contextmanager
-def _reading_config(checkpoint: Checkpoint) -> Iterator[None]:
-    """While transformers builds a config: it says which field is wrong, and this in which file."""
+def _naming_config(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name the file if transformers fails to build a config inside this context; its error names the field only."""
     try:
         yield
     except StrictDataclassError as error:
@@ -173,7 +180,7 @@ def _reading_config(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def verifier_config(path: str | Path, **hub: Any) -> PreTrainedConfig:
-    """The config that a verifier will have. Arguments and errors as in `load_verifier`."""
+    """The config of a verifier, without its weights. Arguments and errors as in `load_verifier`."""
     _check_hub_arguments(hub)
     return _plan_verifier(Checkpoint(path, hub))
 
@@ -186,47 +193,40 @@ def load_verifier(
     attn_implementation: str | None = None,
     **hub: Any,
 ) -> CausalVerifier:
-    """A causal language model from a directory or the hub, ready to score drafts.
+    """Load a causal verifier from a directory or the hub.
 
-    Arguments are those of `load_drafter`, `SPLITTING_ARGUMENTS` aside. Any causal model of transformers will do whose layers all attend to
-    everything before them.
+    transformers must support the model, and every layer must attend to the whole sequence. Arguments are as in
+    `load_drafter`, without `SPLITTING_ARGUMENTS`.
 
     Raises:
-        ValueError: a diffusion model, a model that transformers knows no code for, unsupported attention, an adapter,
-            pickled weights, a damaged file.
+        ValueError: a diffusion model, a model that transformers does not support, unsupported attention, an adapter,
+            pickled weights, or a damaged file.
+        TypeError: an unknown argument.
         OSError: no weights, or only pickled ones.
     """
     placing = _taken(hub, PLACING_ARGUMENTS)
     _check_hub_arguments(hub)
     check_implementation(attn_implementation)
     checkpoint = Checkpoint(path, hub)
-    config = _plan_verifier(checkpoint)
-    with checkpoint.reading_weights():
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            config=config,
-            dtype=_default_dtype(device_map) if dtype is None else dtype,
-            device_map=device_map,
-            attn_implementation="sdpa" if attn_implementation == GROUPED else attn_implementation,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **placing,
-            **hub,
-        )
-    # Weights without a place are tolerated here: checkpoints of causal models come with heads nobody asked for.
-    check_complete(path, model, report, "missing_keys", "mismatched_keys")
-    group_heads(model, attn_implementation)
+    model = _read_model(
+        checkpoint,
+        AutoModelForCausalLM,
+        ("missing_keys", "mismatched_keys"),  # checkpoints of causal models may hold unused heads: unexpected keys
+        config=_plan_verifier(checkpoint),
+        trust_remote_code=False,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        **placing,
+    )
     check_causal(model)
     check_decoder(model)
     return CausalVerifier(model)
 
 
 def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """All that is known of a verifier, and checked, before its weights are read."""
-    checkpoint.refuse_adapter()
-    raw = checkpoint.read_json("config.json", _CONFIG) or _no_config(checkpoint.path)
+    """The config of a verifier, checked before its weights are read."""
+    raw = _read_config(checkpoint)
     path, model_type = str(checkpoint.path), raw.get("model_type")
     if raw.get("is_causal") is False or any(model_type in spec.model_types for spec in FAMILIES.values()):
         raise ValueError(
@@ -238,32 +238,69 @@ def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
             f"transformers has no code for model_type {model_type!r} of {path!r}, and code that comes with a "
             "checkpoint is never run. Choose a verifier that this transformers version knows."
         )
-    with _reading_config(checkpoint):
+    with _naming_config(checkpoint):
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, **checkpoint.hub)
     check_layers(config)
-    checkpoint.read_json(
-        "generation_config.json", GENERATION
-    )  # transformers reads it, and names neither file nor field
+    # transformers reads this file with the weights, and its errors name neither file nor field.
+    checkpoint.read_json("generation_config.json", GENERATION)
     return config
+
+
+def _read_model(
+    checkpoint: Checkpoint,
+    model_class: Any,
+    refused: Sequence[str],
+    *,
+    dtype: torch.dtype | str | None,
+    device_map: Any,
+    attn_implementation: str | None,
+    **more: Any,
+) -> PreTrainedModel:
+    """A model with its weights.
+
+    Args:
+        model_class: a model class or auto class of transformers.
+        refused: entries of the loading report that must be empty.
+        dtype, device_map, attn_implementation: as in `load_drafter`.
+        **more: further arguments of `from_pretrained`.
+    """
+    with checkpoint.reading_weights():
+        model, report = model_class.from_pretrained(
+            checkpoint.path,
+            dtype=_default_dtype(device_map) if dtype is None else dtype,
+            device_map=device_map,
+            attn_implementation="sdpa" if attn_implementation == GROUPED else attn_implementation,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below with the other misfits
+            output_loading_info=True,
+            **more,
+            **checkpoint.hub,
+        )
+    check_complete(checkpoint.path, model, report, refused)
+    group_heads(model, attn_implementation)
+    return model
 
 
 def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, padding on the left; `None` if it has none.
 
-    `tokenizer.json` is a whole tokenizer and is taken as it stands. Dream has `vocab.json` and `merges.txt` instead,
-    and a class of its own that is Qwen2's. Anything else is left to transformers.
+    `tokenizer.json` is a complete tokenizer and is used directly. Dream has `vocab.json` and `merges.txt`, and its own
+    class equals Qwen2's. Other tokenizers are left to `AutoTokenizer`.
 
     Args:
         path: a directory, or a model id of the hub.
-        **hub: as in `load_drafter`.
+        **hub: `HUB_ARGUMENTS`, as in transformers.
+    Raises:
+        ValueError: a file is damaged, or the files do not make a tokenizer.
+        TypeError: an unknown argument.
     """
     _check_hub_arguments(hub)
     checkpoint = Checkpoint(path, hub)
     settings = checkpoint.read_json("tokenizer_config.json", TOKENIZER)
-    # Without `model_input_names` some tokenizers add token_type_ids, which no model here takes.
+    # Without `model_input_names` some tokenizers return token_type_ids, which the supported models do not take.
     more: dict[str, Any] = {"model_input_names": ["input_ids", "attention_mask"]}
     if checkpoint.find("tokenizer.json"):
-        # PreTrainedTokenizerFast reads no config.json, so a model_type that transformers does not know does no harm.
+        # Unlike AutoTokenizer, this class does not read config.json, whose model_type transformers may not know.
         tokenizer_class: Any = PreTrainedTokenizerFast
     elif settings is None:
         return None
@@ -276,7 +313,7 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
 
 
 def _taken(arguments: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """These arguments, removed from the others."""
+    """Remove these arguments from `arguments` and return them."""
     return {name: arguments.pop(name) for name in names if name in arguments}
 
 
@@ -288,15 +325,8 @@ def _check_hub_arguments(hub: Mapping[str, Any]) -> None:
             )
 
 
-def _no_config(path: str | Path) -> NoReturn:
-    raise ValueError(
-        f"No config.json found for {str(path)!r}. `path` must be a directory that holds one, or the id of a model on "
-        "the hub that is reachable or already in the cache."
-    )
-
-
 def _default_dtype(device_map: Any) -> torch.dtype | str:
-    """float32 on a CPU, where half precision is slow and its ties cost exactness; elsewhere the stored dtype."""
+    """float32 on a CPU, where half precision is slow and rounds different logits to ties; else "auto", the stored dtype."""
     if device_map is None:
         return torch.float32 if torch.get_default_device().type == "cpu" else "auto"
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
@@ -306,10 +336,11 @@ def _default_dtype(device_map: Any) -> torch.dtype | str:
 
 
 def _generation_config(checkpoint: Checkpoint, raw: RawConfig, config: PreTrainedConfig) -> GenerationConfig:
-    """The checkpoint's generation config as far as transformers knows it; stop and padding ids default to the model's.
+    """The checkpoint's generation config, without options that transformers does not know. Special ids default to `config`'s.
 
-    Without a generation_config.json the fields in config.json count, as in transformers. Dream's holds options of its
-    own sampler, and a temperature of 0 that is not for `do_sample=True`, with which it would mean greedy decoding.
+    Without a generation_config.json, the fields of config.json are used, as in transformers. Dream's generation config
+    holds options of Dream's sampler, and a temperature of 0 without `do_sample=True`, which is ignored: a later
+    `do_sample=True` would otherwise decode greedily.
     """
     file = "generation_config.json"
     stored: RawConfig | None = checkpoint.read_json(file)
@@ -338,15 +369,16 @@ def as_drafter(
     mask_token_id: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Drafter:
-    """A drafter from a transformers model, or the drafter itself if it already is one.
+    """Wrap a transformers model as a drafter. A `Drafter` is returned unchanged.
 
     Args:
-        model: a transformers model that attends both ways, or whatever implements `apd.models.drafter.Drafter`.
-        spec: the model's family. A model in memory does not say it: a Dream is just a `Qwen2ForCausalLM`.
-        mask_token_id: id of `[MASK]`; by default `model.config.mask_token_id`, else that of the tokenizer.
-        tokenizer: the model's.
+        model: a transformers model with bidirectional attention, or an `apd.Drafter`.
+        spec: the model's family, required for a transformers model: a Dream in memory is a plain `Qwen2ForCausalLM`.
+        mask_token_id: id of the mask token; by default `model.config.mask_token_id`, else the tokenizer's.
+        tokenizer: the model's tokenizer.
     Raises:
-        ValueError: no family, no mask token, or a model that attends one way only.
+        ValueError: no family, no mask token, causal attention, or unsupported layers or attention.
+        TypeError: `model` is neither a transformers model nor a `Drafter`.
     """
     if not isinstance(model, PreTrainedModel):
         if not callable(getattr(model, "open", None)):
@@ -389,15 +421,15 @@ def _wrap(model: PreTrainedModel, spec: ModelSpec, mask_token_id: int) -> Masked
 
 
 def as_verifier(model: PreTrainedModel | Verifier, drafter: Drafter | None = None) -> Verifier:
-    """A verifier from a transformers causal model, or the verifier itself if it already is one.
+    """Wrap a transformers model as a verifier. A `Verifier` is returned unchanged.
 
     Args:
-        model: a causal model, the drafter's own model, or whatever implements `apd.Verifier`.
-        drafter: its model attends both ways, and may be the verifier too: the verifier's passes state causal attention by
-            their mask.
-
+        model: a causal model, the drafter's own model, or an `apd.Verifier`.
+        drafter: the drafter. Its bidirectional model may be the verifier too, because the verifier's passes get a causal
+            mask.
     Raises:
-        ValueError: another model that attends both ways, or one that does not attend to everything before a token.
+        ValueError: another bidirectional model, or unsupported layers or attention.
+        TypeError: `model` is neither a transformers model nor a `Verifier`.
     """
     if isinstance(model, PreTrainedModel):
         if model is not getattr(drafter, "model", None):
