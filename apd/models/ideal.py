@@ -166,7 +166,7 @@ class _Ideal:
         if new_tokens != self.model.length:
             raise ValueError(
                 f"`max_new_tokens` must be {self.model.length}, the length of every answer, got {new_tokens}: an exact "
-                "model has nothing to say about other lengths."
+                "model gives probabilities of complete answers only."
             )
 
     def _positions(self, state: DecodeState, window: Window) -> Tensor:

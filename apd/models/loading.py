@@ -137,7 +137,7 @@ def _plan_drafter(
     checkpoint: Checkpoint, spec: str | ModelSpec | None, mask_token_id: int | None
 ) -> tuple[ModelSpec, PreTrainedConfig, GenerationConfig]:
     """Family, config and generation config of a drafter, checked before its weights are read."""
-    # Not AutoConfig: with `auto_map` it asks on stdin whether to run the checkpoint's code, and without it the model
+    # Not AutoConfig: with `auto_map` it prompts on stdin to run the checkpoint's code, and without it the model
     # type is unknown. `Qwen2ForCausalLM.from_pretrained(path)` alone would silently load Dream as a causal model.
     raw = _read_config(checkpoint)
     spec = recognise(raw, checkpoint.path) if spec is None else resolve_spec(spec)
