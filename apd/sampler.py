@@ -34,14 +34,14 @@ from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
 from apd.generation.support import refuse_for, refuse_unknown
+from apd.models.checks import check_vocabularies
+from apd.models.families import ModelSpec
 from apd.models.loading import (
     HUB_ARGUMENTS,
     PLACING_ARGUMENTS,
     SPLITTING_ARGUMENTS,
-    ModelSpec,
     as_drafter,
     as_verifier,
-    check_vocabularies,
     drafter_config,
     load_drafter,
     load_tokenizer,

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from apd import APDSampler, ModelSpec, load_drafter
-from apd.models.loading import decoder_fields
+from apd.models.families import decoder_fields
 
 
 def config_fields(raw: dict[str, Any]) -> dict[str, Any]:

@@ -27,14 +27,11 @@ from transformers import (
 )
 
 from apd import APDSampler
+from apd.models.checks import check_vocabularies
+from apd.models.families import FAMILIES, ModelSpec, decoder_fields, llada_fields
 from apd.models.loading import (
-    FAMILIES,
-    ModelSpec,
     as_drafter,
     as_verifier,
-    check_vocabularies,
-    decoder_fields,
-    llada_fields,
     load_drafter,
     load_tokenizer,
     load_verifier,

@@ -1,4 +1,4 @@
-"""5. Commit: write what was accepted, cut each row at its first stop token, move the frontier."""
+"""5. Commit: write the chosen tokens, cut each row at its first stop token, move the frontier."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from apd.decoding.returned import check_returned
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
-#: What `Proposal.fault` says of a position, added up.
+#: Flags of `Proposal.fault`, which are added.
 VALID, DRAFT_FAULT, TARGET_FAULT, EMPTY_TARGET = 0, 1, 2, 4
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a strategy wants committed in one step, and the evidence for it.
+    """The tokens that a strategy proposes to commit in one step, with their probabilities and scores.
 
     Attributes:
         tokens: `b m` int64, the token of each chosen or decisive column of the window.
         chosen: `b m` bool, the columns to commit.
         decisive: `b m` bool, the positions whose distribution this step used; an invalid one there is an error.
-        fault: `b m` int64: `VALID`, or the sum of `DRAFT_FAULT` and `TARGET_FAULT` where the distribution that was drafted
-            from, or the mixture, is NaN or +∞ somewhere or allows no token; `EMPTY_TARGET` in the last case.
-        draft: `b m` int64, the drafted tokens; fewer columns where fewer were drafted.
-        models: n names: `"target"` always, `"drafter"` and `"verifier"` where they ran.
-        probs: `b m n` float32, where they are recorded: the untempered probability of `tokens` by each of `models`.
-        logits: `b m v` float32, where they are recorded: log p_D at position 0, which decides there, and log p_T
-            behind it, before temperature and truncation.
-        scores: `b m v` float32, where they are recorded: `logits` after temperature and truncation.
+        fault: `b m` int64, `VALID` or a sum of flags: `DRAFT_FAULT` and `TARGET_FAULT` if the drafted distribution or the
+            mixture holds NaN or +∞ or allows no token, and `EMPTY_TARGET` if the mixture allows no token.
+        draft: int64, the drafted tokens: `b m`, or fewer columns if fewer were drafted.
+        models: n names: `"target"`, and `"drafter"` and `"verifier"` if they ran.
+        probs: `b m n` float32 if recorded: the untempered probability of `tokens` under each of `models`.
+        logits: `b m v` float32 if recorded: log p_D at position 0, which p_D decides, and log p_T behind it, before
+            temperature and truncation.
+        scores: `b m v` float32 if recorded: `logits` after temperature and truncation.
     """
 
     tokens: Tensor
@@ -47,12 +47,16 @@ class Proposal:
 
 
 def check_proposal(proposal: object, by: str, window: Window, *, probs: bool, scores: bool) -> None:
-    """Refuse a proposal that would be broadcast or cut when it is committed, or that lacks what is recorded.
+    """Refuse a proposal with wrong shapes or dtypes, which `commit` would broadcast or cut, or without what is recorded.
 
     Args:
         by: what returned it, see `name_of`.
         probs, scores: see `ModelPair.record_probs` and `record_scores`.
 
+    Args:
+        proposal: the object that `by` returned.
+        by: name of the method, for the message.
+        window: the columns of the proposal.
     Raises:
         TypeError, ValueError: see `check_returned`.
     """
@@ -73,17 +77,17 @@ def check_proposal(proposal: object, by: str, window: Window, *, probs: bool, sc
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Diagnostics of one step; decoding does not need them.
+    """Diagnostics of one step. Decoding does not depend on them.
 
     Attributes:
         before: the rows before the step.
         window: the columns that were drafted.
         proposal: the strategy's proposal.
-        committed: `b m` bool, the columns that were committed: the proposal up to the first stop token.
+        committed: `b m` bool, the committed columns: `proposal.chosen` up to the first stop token.
         stopped: `b` bool, rows that a stop token or a stopping criterion ended.
         broken: `b` bool, rows with an invalid distribution at a decisive position.
-        drafter_forwards: passes of the drafter that this step made; every row took part in each.
-        verifier_forwards: passes of the verifier.
+        drafter_forwards: number of drafter passes in this step; every row took part in each.
+        verifier_forwards: number of verifier passes in this step.
     """
 
     before: DecodeState
@@ -98,11 +102,11 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Stopping:
-    """When a row is over before its masks are.
+    """The conditions that end a row before all its masks are committed.
 
     Attributes:
         token_ids: `s` int64, the stop tokens.
-        criteria: transformers' stopping criteria, called for every single token with the row's ids without padding.
+        criteria: transformers' stopping criteria, called once per token with the row's ids without padding.
     """
 
     token_ids: Tensor
@@ -114,10 +118,12 @@ class Stopping:
         Args:
             before: the rows before the step.
             tokens: `b m` int64, the row's tokens from the frontier on, after the step.
-            settled: `b m` bool, which of them became final.
+            settled: `b m` bool, True for tokens that became final: those left of the new frontier.
         """
         stops = torch.isin(tokens, self.token_ids) & settled
-        if len(self.criteria) > 0:  # torch.compile takes any list subclass for true, up to torch 2.11 at least
+        if (
+            len(self.criteria) > 0
+        ):  # not the list's truth value: torch.compile takes every list subclass for true (2.11)
             for row, position in settled.nonzero().tolist():
                 ids = before.tokens[row, before.padding[row] : before.frontier[row]]
                 ids = torch.cat([ids, tokens[row, : position + 1]])
@@ -130,12 +136,21 @@ class Stopping:
 def commit(
     state: DecodeState, window: Window, proposal: Proposal, *, stopping: Stopping, mask_token_id: int
 ) -> tuple[DecodeState, StepInfo]:
-    """Write the chosen tokens, cut every row behind its first stop token, and find the rows that are done.
+    """Write the chosen tokens, cut each row behind its first stop token, and mark finished rows as done.
 
-    A stop token ends its row once everything before it is decided. Columns behind it become undecided again, so that
-    they are never counted, streamed or returned.
+    A stop token ends its row once all columns before it are decided. Columns behind it become undecided again, so they are
+    never counted, streamed or returned.
+
+    Args:
+        state: the rows before the step.
+        window: the columns of the proposal.
+        proposal: the tokens to commit.
+        stopping: stop tokens and stopping criteria.
+        mask_token_id: the id that is written behind a stop token.
+    Returns:
+        The rows after the step, and diagnostics without forward counts.
     """
-    # Decided columns right of the frontier are inside the window, since windows only move to the right.
+    # Windows only move to the right, so decided columns right of the frontier are inside the window.
     chosen = window.within(proposal.chosen)
     tokens = torch.where(chosen, proposal.tokens, window.gather(state.tokens))
     decided = chosen | window.gather(state.decided)

@@ -1,4 +1,4 @@
-"""`DecodeLoop`, the one loop: rows join, make decode steps, and leave when they are done."""
+"""`DecodeLoop`: rows join, make decode steps, and leave when they are done."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 
 def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
-    """Compute without gradients, and with tensors that any later step may write to, whatever mode the caller is in.
+    """Decorate `function` to run without gradients and outside of inference mode, in any mode of the caller.
 
-    Not a context of a generator, which would be left when the interpreter ends and torch is gone.
+    Tensors made in inference mode could not be written outside of it by a later step. A context inside the generator
+    would not do: it would be closed at interpreter exit, when torch no longer exists.
     """
     return torch.inference_mode(False)(torch.no_grad()(function))
 
@@ -32,19 +33,22 @@ decode_step = without_gradients(step.decode_step)
 
 
 class DecodeLoop:
-    """Rows that are decoded together, and everything that belongs to one call.
+    """The decode loop of one call, and the sessions of its models and strategy.
 
     Args:
         drafter: the diffusion LM.
         verifier: the causal LM; may be `None` if the strategy needs none.
         request: the first rows, and the settings of the call.
-        vocab_size: ids below it exist in both models.
+        vocab_size: number of ids that both models share.
         rows: `b` int64, numbers of the first rows; 0, 1, … if not given.
-        record_probs: proposals hold the probabilities of their tokens.
-        kernels: the pure functions of a step, as they are or compiled. Requests that call user code use the plain ones.
+        record_probs: record the probabilities of proposed tokens.
+        kernels: the pure functions of a step, plain or compiled. Requests that call user code use the plain ones.
 
     Attributes:
-        state: the rows as they are now.
+        state: the rows after the last step.
+
+    Raises:
+        TypeError: a model or the strategy opens no valid session.
     """
 
     @without_gradients
@@ -77,16 +81,16 @@ class DecodeLoop:
             record_scores=request.record_scores or request.record_logits,
         )
         self.newcomers: list[tuple[Request, Tensor]] = []
-        self.idle = [0] * len(self.state.rows)  # steps of each row since a token of it was committed
+        self.idle = [0] * len(self.state.rows)  # per row, steps since its last committed token
 
     def steps(self) -> Iterator[tuple[StepInfo, DecodeState]]:
-        """Steps until every row is done: what happened in each, and the rows after it, finished ones included.
+        """Make decode steps until every row is done. Yields the diagnostics and the rows after each step.
 
-        Rows may `join` between two yields.
+        Finished rows are still in the state that their last step yields. Rows may `join` between two yields.
 
         Raises:
-            FloatingPointError: a model gave no valid distribution where a token had to be decided.
-            RuntimeError: the strategy committed nothing of a row in as many steps as the row has masks.
+            FloatingPointError: a model gave an invalid distribution at a decisive position.
+            RuntimeError: the strategy committed no token of a row in as many steps as the row has masks.
         """
         while self.newcomers or not all(self.state.layout.done):
             self._drop_finished()
@@ -105,7 +109,7 @@ class DecodeLoop:
             yield info, self.state
 
     def _check_progress(self, info: StepInfo) -> None:
-        """Refuse a strategy that would never end: one token per step is enough to commit a row in as many steps as masks."""
+        """Refuse a strategy that may never end. One token per step commits a row in as many steps as it has masks."""
         before, after = info.before.layout.decided, self.state.layout.decided
         rows = zip(self.idle, before, after, strict=True)
         self.idle = [idle + 1 if now == then else 0 for idle, then, now in rows]
@@ -120,15 +124,15 @@ class DecodeLoop:
 
     @property
     def num_rows(self) -> int:
-        """Rows that are not done, those that will join included."""
+        """Number of rows that are not done, including those that will join."""
         return self.state.layout.done.count(False) + sum(len(rows) for _, rows in self.newcomers)
 
     def join(self, request: Request, rows: Tensor) -> None:
-        """Add rows from the next step on; the rows that are here do not change by it.
+        """Add rows from the next step on. The tokens of the present rows do not depend on them.
 
         Args:
-            request: only its rows count; the settings are those of the first request.
-            rows: `n` int64, their numbers.
+            request: the new rows; its settings are ignored in favour of the first request's.
+            rows: `n` int64, the numbers of the new rows.
         """
         self.newcomers.append((request, rows))
 
@@ -146,7 +150,7 @@ class DecodeLoop:
         if self.request.kv_window is not None and isinstance(model, CachingDrafter):
             session = model.open_cached(self.state, self.request.kv_window, self.request.kv_refresh)
         else:
-            session = model.open(self.state)  # also of drafters that have no cache to limit, such as exact ones
+            session = model.open(self.state)  # drafters without a cache, such as exact ones, ignore `kv_window`
         check_session(session, name_of(model, "open"), "logits", "score")
         return session
 
@@ -161,7 +165,7 @@ class DecodeLoop:
 
     @without_gradients
     def _drop_finished(self) -> None:
-        """Forget finished rows, and the columns that only they had."""
+        """Drop finished rows, and the columns that only they had."""
         if any(self.state.layout.done):
             self.idle = [idle for idle, done in zip(self.idle, self.state.layout.done, strict=True) if not done]
             unfinished = (~self.state.done).nonzero().squeeze(1)
@@ -171,6 +175,7 @@ class DecodeLoop:
 
 
 def _refuse_broken(info: StepInfo) -> None:
+    """Raise FloatingPointError, which names the model, if a row had an invalid distribution at a decisive position."""
     if not info.broken.any():
         return
     row, proposal = int(info.broken.long().argmax()), info.proposal

@@ -1,8 +1,8 @@
 """Keyed noise: random numbers that are a pure function of (row seed, position, stream, token id).
 
-A position that is drafted again gets the noise it had before, so a rejected draft is not redrawn given that it disagreed.
-The hash and its test vector are a public contract: seeds mean the same in every release. Shapes: `b` rows, `m` positions,
-`n` tokens.
+A position that is drafted again gets the noise that it had before, so a rejected draft is not redrawn conditionally on
+its rejection. The hash and its test vector are a public contract: a seed gives equal noise in every release. Shapes: `b`
+rows, `m` positions, `n` tokens.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from apd.decoding.sampling import Scores
 
-# The streams of keyed noise. A rule that needs more than one draw per token takes them from different streams, since
-# reusing the draft's noise would tie the second draw to the first.
+# The streams of keyed noise. A rule that needs several draws per token takes them from different streams: draws from one
+# stream are equal, not independent.
 DRAFT, ACCEPT, RESIDUAL, ORDER = 0, 1, 2, 3
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: successive multiples are spread evenly
@@ -37,7 +37,7 @@ def mix_seed(seed: int, index: int) -> int:
 
 
 def keyed_bits(seeds: Tensor, positions: Tensor, stream: int, tokens: Tensor) -> Tensor:
-    """32 random bits for every (row seed, position, stream, token id), a pure function of these four.
+    """32 random bits, a pure function of row seed, position, stream and token id.
 
     With `F` the finaliser of SplitMix64 and γ = 0x9E3779B97F4A7C15, all modulo 2^64:
     key = F(F(seed) + γ·(position·4 + stream + 1)); bits(token) = F(key + γ·(token + 1)) >> 32. Version 1. Test vector:
@@ -47,7 +47,7 @@ def keyed_bits(seeds: Tensor, positions: Tensor, stream: int, tokens: Tensor) ->
         seeds: `b` int64.
         positions: `b m` int64, counted from each row's first real token.
         stream: `DRAFT`, `ACCEPT`, `RESIDUAL` or `ORDER`.
-        tokens: `b m n` int64 ids, or `n` for the same at every position.
+        tokens: int64 ids, `b m n`, or `n` if they are equal at all positions.
     Returns:
         `b m n` int64 in [0, 2^32).
 
@@ -58,18 +58,18 @@ def keyed_bits(seeds: Tensor, positions: Tensor, stream: int, tokens: Tensor) ->
 
 
 def keyed_uniform(seeds: Tensor, positions: Tensor, stream: int, tokens: Tensor) -> Tensor:
-    """Uniform draws in (0, 1) under the same key as `keyed_bits`: `b m n` float32.
+    """Uniform draws in (0, 1) from `keyed_bits`: `b m n` float32. Arguments as there.
 
-    Small values keep all 32 bits; the largest is held below 1, where float32 has no room for them.
+    Small values keep the full resolution of 32 bits; values that would round to 1 are clamped to 1 − 2⁻²⁴.
     """
     bits = keyed_bits(seeds, positions, stream, tokens)
     return ((bits.double() + 0.5) * 2.0**-32).float().clamp(max=1 - 2.0**-24)
 
 
 def keyed_gumbel(seeds: Tensor, positions: Tensor, stream: int, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise under the same key: `b m n` float32.
+    """Standard Gumbel noise from `keyed_uniform`: `b m n` float32. Arguments as in `keyed_bits`.
 
-    g = −log(−log(1−v)) rather than −log(−log v): large noise, which decides every draw, then comes from small v, where
+    g = −log(−log(1−v)) rather than −log(−log v): large noise, which decides the argmax, then comes from small v, where
     float32 is precise.
     """
     return -(-torch.log1p(-keyed_uniform(seeds, positions, stream, tokens))).log()
@@ -81,7 +81,7 @@ def step_seeds(seeds: Tensor, steps: Tensor) -> Tensor:
 
 
 def _finalise(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, whose products wrap modulo 2^64 as the hash wants."""
+    """SplitMix64's finaliser on int64. Products of int64 wrap modulo 2^64, as the hash requires."""
     x = (x ^ _shift_right(x, 30)) * _wrap(_MIX_1)
     x = (x ^ _shift_right(x, 27)) * _wrap(_MIX_2)
     return x ^ _shift_right(x, 31)
@@ -98,7 +98,7 @@ def _wrap(value: int) -> int:
 
 
 class Noise:
-    """Keyed Gumbel noise at some positions, for the tokens that it is asked for.
+    """Keyed Gumbel noise at some positions, computed for the requested tokens.
 
     Args:
         seeds: `b` int64.
@@ -109,7 +109,7 @@ class Noise:
 
     def __init__(self, seeds: Tensor, columns: Tensor, padding: Tensor, stream: int) -> None:
         self.seeds, self.columns, self.padding, self.stream = seeds, columns, padding, stream
-        self.full: Tensor | None = None  # of every token, once it was asked for
+        self.full: Tensor | None = None  # noise of every token, computed on first use
 
     def for_scores(self, scores: Scores) -> Tensor:
         """The noise of each score: `b m n` float32."""
@@ -127,5 +127,5 @@ class Noise:
         return keyed_uniform(self.seeds, self.columns - self.padding[:, None], self.stream, token).squeeze(-1)
 
     def at(self, position: int) -> Noise:
-        """The noise of one position."""
+        """The noise at one position of the window, `b 1`."""
         return Noise(self.seeds, self.columns[:, position : position + 1], self.padding, self.stream)

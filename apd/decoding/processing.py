@@ -1,8 +1,8 @@
-"""Logits processors: what the caller wants of every distribution, for draft and target alike.
+"""`Processing`: applies the caller's logits processors to the logits of drafter and verifier.
 
-Processors act on each model's raw logits, before log_softmax and mixing, so that a token they remove is removed from
-both. Those that look at the tokens before a position go through the window position by position: since tokens are
-committed from left to right, each position is processed with exactly the tokens that precede it, drafted ones included.
+Processors act on each model's raw logits, before log_softmax and mixing, so a token that they remove is removed from
+draft and target. Processors that read earlier tokens are applied position by position: tokens are committed from left to
+right, so each position is processed with exactly the tokens before it, drafted ones included.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from apd.decoding.returned import processed
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 
-#: Warpers say how a token is drawn; they act on the mixture too, and are therefore kept apart from processors.
+#: Warpers set temperature and truncation. They also act on the mixture, so they are kept apart from other processors.
 WARPERS = (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -44,7 +44,7 @@ WARPERS = (
 )
 _HISTORY_FREE = (SuppressTokensLogitsProcessor, LogitNormalization)
 
-#: Processors that remember what they saw, or expect rows that are not there. They cannot be asked again about a position.
+#: Processors that keep a state between calls or expect additional rows. They cannot process a position twice.
 STATEFUL = (
     "AlternatingCodebooksLogitsProcessor",
     "BarkEosPrioritizerLogitsProcessor",
@@ -63,13 +63,13 @@ AllowedTokens = Callable[[int, Tensor], list[int]]
 
 @dataclass(frozen=True)
 class Processing:
-    """The processors of one call. All of them are pure functions of (ids, scores).
+    """The logits processors of one call, all pure functions of (ids, scores).
 
     Attributes:
-        stop_token_ids: `s` int64; behind a drafted one nothing is processed.
-        processors: transformers' processors, warpers left out.
-        allowed_tokens: transformers' `prefix_allowed_tokens_fn`: from (row, ids `n`) the ids that may come next.
-        min_new_tokens: no stop token before so many new tokens.
+        stop_token_ids: `s` int64; positions behind a drafted stop token are not processed.
+        processors: transformers' logits processors without warpers.
+        allowed_tokens: transformers' `prefix_allowed_tokens_fn`: (row, ids `n` int64) → ids that may come next.
+        min_new_tokens: number of new tokens before which no stop token is allowed.
         suppressed_first: ids that may not be the first new token.
     """
 
@@ -81,11 +81,19 @@ class Processing:
 
     @property
     def needs_history(self) -> bool:
-        """Whether some processor looks at the tokens before a position."""
+        """True if a processor reads the tokens before a position."""
         return self.allowed_tokens is not None or not all(map(_is_history_free, self.processors))
 
     def apply_vectorised(self, logits: Tensor, state: DecodeState, window: Window) -> Tensor:
-        """Everything that does not depend on other tokens, at all positions at once: `b m v` → `b m v`."""
+        """Apply the processors that do not depend on other tokens, at all positions at once.
+
+        Args:
+            logits: `b m v` float32.
+            state: the rows.
+            window: the columns of the logits.
+        Returns:
+            `b m v` float32.
+        """
         if not (self.min_new_tokens or self.suppressed_first or len(self.processors)):
             return logits
         position = window.columns - state.prompt_end[:, None]
@@ -102,26 +110,30 @@ class Processing:
     def apply_per_position(
         self, logits: Tensor, state: DecodeState, window: Window, sample: Callable[[Tensor, int], Tensor]
     ) -> Tensor:
-        """Everything else, position by position, each with exactly the tokens that precede it.
+        """Apply the processors that read earlier tokens, position by position, each with exactly the tokens before it.
 
         Args:
-            logits: `b m v`, processed by `apply_vectorised`.
-            sample: from the logits of one position, `b v`, and its number: the token there, `b`, which the following
-                positions see.
+            logits: `b m v` float32, processed by `apply_vectorised`.
+            state: the rows.
+            window: the columns of the logits.
+            sample: (logits of one position `b v`, index of the position) → tokens `b` int64, which the processors read
+                at later positions.
         Returns:
-            `b m v`; behind a drafted stop token nothing is processed.
+            `b m v` float32, unchanged behind a drafted stop token.
+        Raises:
+            ValueError: `allowed_tokens` allows no token.
         """
         logits = logits.clone()
         frontier = window.columns[:, 0]
         rows = [ids[a:t] for ids, a, t in zip(state.tokens, state.padding, frontier, strict=True)]
-        going_on = torch.ones_like(state.done)
+        active = torch.ones_like(state.done)
         for j in range(logits.shape[1]):
-            going_on = going_on & window.inside[:, j]
-            for i in going_on.nonzero().flatten().tolist():
+            active = active & window.inside[:, j]
+            for i in active.nonzero().flatten().tolist():
                 logits[i, j] = self._processed(logits[i, j], rows[i], int(state.rows[i]))
             tokens = sample(logits[:, j], j)
             rows = [torch.cat([ids, token[None]]) for ids, token in zip(rows, tokens, strict=True)]
-            going_on = going_on & ~torch.isin(tokens, self.stop_token_ids)
+            active = active & ~torch.isin(tokens, self.stop_token_ids)
         return logits
 
     def _processed(self, scores: Tensor, ids: Tensor, row: int) -> Tensor:
@@ -142,12 +154,13 @@ class Processing:
 def split_processors(
     given: Iterable[LogitsProcessor],
 ) -> tuple[LogitsProcessorList, LogitsProcessorList, AllowedTokens | None]:
-    """The caller's warpers, the caller's other processors, each in their order, and a grammar if there is one.
+    """Split the caller's processors into warpers, other processors, both in their order, and `prefix_allowed_tokens_fn`.
 
-    A grammar is taken out of its processor, which would take every row for the first: it is called with one at a time.
+    The function is taken out of its processor because processors are called with one row at a time, and that processor
+    would pass row 0 to the function each time.
 
     Raises:
-        ValueError: a processor keeps a state of its own.
+        ValueError: a processor keeps a state between calls.
     """
     warpers, processors = LogitsProcessorList(), LogitsProcessorList()
     constraint: AllowedTokens | None = None
@@ -158,18 +171,18 @@ def split_processors(
         if type(processor).__name__ in STATEFUL:
             raise ValueError(
                 f"`logits_processor` must be pure functions of (ids, scores), got {type(processor).__name__}, which "
-                "keeps a state or expects rows of its own; drafted positions are asked about more than once."
+                "keeps a state or expects additional rows. Leave it out: drafted positions are processed more than once."
             )
         (warpers if isinstance(processor, WARPERS) else processors).append(processor)
     return warpers, processors, constraint
 
 
 def _is_history_free(processor: LogitsProcessor) -> bool:
-    """Transformers' own, or a caller's that says so by a true attribute `history_free`."""
+    """True for known processors of transformers, and for others with a true attribute `history_free`."""
     return isinstance(processor, _HISTORY_FREE) or getattr(processor, "history_free", False)
 
 
 def _remove(logits: Tensor, ids: Tensor, where: Tensor) -> Tensor:
-    """−∞ for these ids (`s`) at these positions (`b m` bool)."""
+    """Set these ids (`s` int64) to −∞ at these positions (`b m` bool): `b m v` → `b m v`."""
     removed = torch.isin(torch.arange(logits.shape[-1], device=logits.device), ids)
     return logits.masked_fill(where[..., None] & removed, -torch.inf)

@@ -1,4 +1,4 @@
-"""What decoding asks of a drafter and of a verifier."""
+"""The protocols of drafters and verifiers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from apd.decoding.window import Window
 
 
 class RowMemory(Protocol):
-    """Memory of the rows of one `generate` call: `select` drops rows, `join` appends new ones."""
+    """Per-row memory of one `generate` call: `select` drops finished rows, `join` appends new ones."""
 
     def select(self, rows: Tensor) -> None:
         """Keep the rows at these indices (`n` int64), in that order. The batch may lose columns on the right."""
 
     def join(self, state: DecodeState) -> None:
-        """Make room: `state` has the old rows first, then new ones, and maybe more columns."""
+        """Make room for new rows. `state` holds the old rows, then the new ones, and may have more columns."""
 
 
 class Logits(Protocol):
-    """Raw logits of a window's positions, `b m v`, which may be computed on access: `logits[:, 3:7]`.
+    """Raw logits of a window's positions, `b m v` in any float dtype: a tensor, or computed on access by `logits[:, 3:7]`.
 
-    The result may be written to.
+    The caller may write to the result.
     """
 
     def __getitem__(self, index: tuple[slice, slice], /) -> Tensor: ...
@@ -34,18 +34,18 @@ class DrafterSession(RowMemory, Protocol):
     """A drafter's memory for the length of one `generate` call."""
 
     def logits(self, state: DecodeState, window: Window) -> Logits:
-        """Raw logits of every column of the window, given all decided columns before the window's end: `b m v`.
+        """Raw logits of every column of the window, given all decided columns before the window's end: `b m v` float.
 
-        Columns outside `window.inside` may hold anything.
+        Logits outside `window.inside` are ignored.
         """
 
 
 @runtime_checkable
 class LeaveOneOutSession(DrafterSession, Protocol):
-    """A session that also predicts columns whose token is known."""
+    """A session that also predicts decided columns, each from all other columns."""
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Logits:
-        """Raw logits of every column of the window, given all *other* decided columns before its end: `b m v`."""
+        """Raw logits of every column of the window, given all *other* decided columns before its end: `b m v` float."""
 
 
 @runtime_checkable
@@ -53,10 +53,10 @@ class Drafter(Protocol):
     """A model of p_D: marginals of masked tokens given all decided ones.
 
     Attributes:
-        vocab_size: v, entries of its logits.
-        mask_token_id: the id that stands for an undecided token.
-        max_length: tokens a row may have, or `None` for no limit.
-        device: where its inputs are.
+        vocab_size: v, the size of the last dimension of its logits.
+        mask_token_id: the id in undecided columns.
+        max_length: most tokens of a row; `None` for no limit.
+        device: device of its inputs.
     """
 
     vocab_size: int
@@ -67,7 +67,7 @@ class Drafter(Protocol):
     def device(self) -> torch.device: ...
 
     def open(self, state: DecodeState) -> DrafterSession:
-        """Start a session for these rows, in which every pass computes the whole row."""
+        """Start a session for these rows. Every pass computes whole rows."""
 
 
 @runtime_checkable
@@ -82,18 +82,18 @@ class VerifierSession(RowMemory, Protocol):
     """A verifier's memory for the length of one `generate` call."""
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Logits:
-        """Raw logits of every column of the window, given the tokens before it, drafted ones included: `b m v`.
+        """Raw logits of every column of the window, given the tokens before it, drafted ones included: `b m v` float.
 
-        `draft` is `b m` int64. Columns outside `window.inside` may hold anything.
+        `draft` is `b m` int64. Logits outside `window.inside` are ignored.
         """
 
 
 @runtime_checkable
 class ScoringSession(RowMemory, Protocol):
-    """A verifier session that gives the probability of drafted tokens only, as one with another tokenizer can."""
+    """A verifier session that gives the probabilities of drafted tokens only, for example with another tokenizer."""
 
     def score(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
-        """log p_AR of every drafted token given the tokens before it: `b m` float32; `draft` is `b m` int64."""
+        """log p_AR, in nats, of every drafted token given the tokens before it: `b m` float32; `draft` is `b m` int64."""
 
 
 @runtime_checkable
@@ -101,8 +101,8 @@ class Verifier(Protocol):
     """A model of p_AR: the next token given the tokens before it.
 
     Attributes:
-        vocab_size: v, entries of its logits.
-        max_length: tokens a row may have, or `None` for no limit.
+        vocab_size: v, the size of the last dimension of its logits.
+        max_length: most tokens of a row; `None` for no limit.
     """
 
     vocab_size: int

@@ -15,24 +15,24 @@ from apd.decoding.window import WindowPolicy
 
 @dataclass(frozen=True)
 class Request:
-    """The checked arguments of one call, one row per prompt and returned sequence, on the drafter's device.
+    """The checked arguments of one call. It has one row per prompt and returned sequence, on the drafter's device.
 
     Attributes:
         prompt: `b l` int64, padded on the left.
         padding: `b` int64, columns of left padding.
-        max_new_tokens: masks behind each prompt.
+        max_new_tokens: number of masks behind each prompt.
         seeds: `b` int64, the row seeds.
-        pad_token_id: what is written behind a stop token.
-        stopping: when a row is over.
+        pad_token_id: the id that is written behind a stop token.
+        stopping: stop tokens and stopping criteria.
         processing: the logits processors.
-        sampling: how tokens are drawn.
-        strategy: which tokens a step commits.
-        policy: how many masks a step drafts.
+        sampling: temperature, truncation and noise of the draws.
+        strategy: selects the tokens that a step commits.
+        policy: determines the window of a step.
         kv_window: W, see `APDConfig`.
         kv_refresh: N, see `APDConfig`.
-        record_scores: keep the scores that decided each position, `v` floats per token.
-        record_logits: keep them before temperature and truncation.
-        is_recorded: return an `APDOutput` with the trace instead of ids alone.
+        record_scores: record the scores that decided each position, v floats per token.
+        record_logits: record the logits of each position, before temperature and truncation, v floats per token.
+        is_recorded: return an `APDOutput` with the trace instead of ids only.
     """
 
     prompt: Tensor
@@ -53,7 +53,7 @@ class Request:
 
     @property
     def calls_user_code(self) -> bool:
-        """Whether a step calls Python functions that the caller may have written."""
+        """True if a step calls Python functions that the caller may have written."""
         own_warpers = [warper for warper in self.sampling.warpers if type(warper) not in WARPERS]
         processing = self.processing
         return bool(own_warpers or self.stopping.criteria or processing.processors or processing.allowed_tokens)

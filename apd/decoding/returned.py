@@ -1,7 +1,7 @@
-"""What a strategy, an acceptance rule, a model's session or a processor gave back, checked where it arrives.
+"""Checks of the values that strategies, acceptance rules, sessions and logits processors return.
 
-Only shapes and dtypes, which the host knows: nothing waits for the device. A wrong shape would be broadcast or cut, and
-the fault would show as other tokens, or not at all.
+Only shapes and dtypes are checked, which needs no host sync. Without these checks a wrong shape would be broadcast or cut,
+and the output would be silently wrong.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 
-def name_of(of: object, method: str = "") -> str:
-    """Class and method, as the one who wrote them knows them; of a function its own name."""
-    name = getattr(of, "__name__", type(of).__name__)
+def name_of(value: object, method: str = "") -> str:
+    """Name of an object for error messages: its class and method, or a function's own name."""
+    name = getattr(value, "__name__", type(value).__name__)
     return f"{name}.{method}" if method else name
 
 
 def check_returned(value: object, by: str, shape: tuple[int | None, ...], dtype: torch.dtype) -> None:
-    """Refuse what is no tensor of this shape and kind.
+    """Refuse a value that is not a tensor of this shape and dtype.
 
     Args:
-        value: what was returned.
-        by: what returned it, see `name_of`.
+        value: the returned value.
+        by: name of the function that returned it, see `name_of`.
         shape: sizes; `None` for any.
         dtype: `torch.bool`, `torch.int64`, or `torch.float32` for any float dtype.
 
     Raises:
-        TypeError: no tensor, or another dtype.
+        TypeError: not a tensor, or another dtype.
         ValueError: another shape.
     """
     is_float = dtype == torch.float32
@@ -48,10 +48,12 @@ def check_returned(value: object, by: str, shape: tuple[int | None, ...], dtype:
 
 
 def check_session(session: object, by: str, *methods: str) -> None:
-    """Refuse what is no session.
+    """Refuse an object that is not a session.
 
     Args:
-        methods: it must have at least one of them.
+        session: the returned object.
+        by: name of the method that returned it, see `name_of`.
+        methods: names of which the session must have at least one.
 
     Raises:
         TypeError: it has none.
@@ -64,13 +66,16 @@ def check_session(session: object, by: str, *methods: str) -> None:
 
 
 class CheckedLogits:
-    """A model's logits, checked as far as they are computed.
+    """A model's logits, `b m v`, each part checked when it is computed.
 
     Args:
-        logits: a tensor `b m v`, or what computes a part when it is asked for one.
-        by: what returned them.
+        logits: `b m v` float, or an object that computes a part on access, see `Logits`.
+        by: name of the method that returned the logits, see `name_of`.
         shape: b and m.
         vocab_size: the least v.
+
+    Raises:
+        TypeError, ValueError: see `check_returned`; also raised on access.
     """
 
     def __init__(self, logits: Any, by: str, shape: tuple[int, int], vocab_size: int) -> None:
@@ -80,7 +85,7 @@ class CheckedLogits:
 
     def __getitem__(self, index: tuple[slice, slice], /) -> Tensor:
         part: Tensor = self.logits[index]
-        rows, columns = (len(range(size)[of]) for size, of in zip(self.shape, index, strict=True))
+        rows, columns = (len(range(size)[part]) for size, part in zip(self.shape, index, strict=True))
         self._check(part, (rows, columns))
         return part
 
@@ -94,7 +99,15 @@ class CheckedLogits:
 
 
 def processed(processors: Iterable[Callable[[Any, Any], Any]], ids: Tensor | None, scores: Tensor) -> Tensor:
-    """The scores after all processors, `n v` → `n v`, as transformers' list of them gives it."""
+    """Apply logits processors in order, as transformers' `LogitsProcessorList` does: `n v` → `n v` float.
+
+    Args:
+        processors: functions of (ids, scores).
+        ids: `n t` int64, the tokens before the position; `None` for processors that do not read them.
+        scores: `n v` float32.
+    Raises:
+        TypeError, ValueError: a processor returns another shape or dtype.
+    """
     for processor in processors:
         shape, result = tuple(scores.shape), processor(ids, scores)
         check_returned(result, name_of(processor), shape, torch.float32)

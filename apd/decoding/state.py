@@ -12,40 +12,40 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-#: What a column of a row is, see `DecodeState.kinds`.
+#: Kinds of columns, see `DecodeState.kinds`.
 PADDING, GIVEN, DECIDED, UNDECIDED = range(4)
 
-#: `commit_rate` of a row that has made no step, in tokens per step.
+#: Initial `commit_rate` of a row, in tokens per step.
 FIRST_COMMIT_RATE = 8.0
 
 
 class Layout(NamedTuple):
-    """Where the rows of a state are, on the host: `b` integers each; see `DecodeState`."""
+    """Host copies of per-row fields of a `DecodeState`, `b` integers each; `decided` is a number of columns."""
 
     padding: Sequence[int]
     frontier: Sequence[int]
     end: Sequence[int]
     done: Sequence[int]
-    decided: Sequence[int]  # number of columns
+    decided: Sequence[int]
 
 
 @dataclass(frozen=True)
 class DecodeState:
-    """The rows that are still being decoded. Every row has its own frontier: a ragged batch is the normal case.
+    """The rows of a batch between two decode steps. Each row has its own frontier; batches are ragged in general.
 
-    Invariant: `frontier` is the first undecided column, so whoever changes `decided` must update it (`with_decided`).
+    Invariant: `frontier` is the first undecided column. Code that changes `decided` must update it (`with_decided`).
 
     Attributes:
         tokens: `b l` int64: padding, prompt and committed ids; the mask id in undecided columns.
-        decided: `b l` bool: False where a token is still to come. Padding, given columns and columns behind `end` are
-            decided.
+        decided: `b l` bool: True for columns whose token is known: padding, given and committed columns, and columns
+            behind `end`.
         given: `b l` bool: columns whose token comes from the caller and never changes.
-        frontier: `b` int64: the first undecided column, `end` where there is none. Columns left of it are final.
-        done: `b` bool: the row is finished: every column is decided, or everything up to a stop token is, or a model gave
-            no valid distribution where one was needed.
+        frontier: `b` int64: the first undecided column, or `end` if there is none. Columns left of it are final.
+        done: `b` bool: the row is finished: all columns, or all up to a stop token, are decided, or a model gave an
+            invalid distribution at a decisive position.
         padding: `b` int64: columns of left padding.
         prompt_end: `b` int64: the column behind the prompt; new tokens are counted from here.
-        end: `b` int64: the column behind the last one that may be generated.
+        end: `b` int64: the column behind the last that may be generated.
         seeds: `b` int64: the row seeds.
         steps: `b` int64: decode steps made so far.
         rows: `b` int64: the number of each row within the call.
@@ -80,8 +80,8 @@ class DecodeState:
 
         Args:
             prompt: `b l` int64, padded on the left.
-            max_new_tokens: masks behind each prompt.
-            mask_token_id: the drafter's.
+            max_new_tokens: number of masks behind each prompt.
+            mask_token_id: the drafter's mask token.
             padding: `b` int64; no padding if not given.
             seeds: `b` int64; zeros if not given.
             rows: `b` int64, numbers of the rows; 0, 1, … if not given.
@@ -109,7 +109,7 @@ class DecodeState:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the rows are, on the host. This is the one host synchronisation of a decode step."""
+        """Host copies of per-row fields. The first access makes the one host sync of a decode step."""
         numbers = [self.padding, self.frontier, self.end, self.done.long(), self.decided.sum(1)]
         return Layout(*torch.stack(numbers).tolist())
 
@@ -120,23 +120,23 @@ class DecodeState:
 
     @property
     def kinds(self) -> Tensor:
-        """What each column is: `PADDING` (left of the row or behind its end), `GIVEN`, `DECIDED` or `UNDECIDED`: `b l` int64."""
+        """The kind of each column: `PADDING` (also behind the row's end), `GIVEN`, `DECIDED` or `UNDECIDED`: `b l` int64."""
         kinds = torch.where(self.decided, DECIDED, UNDECIDED)
         kinds = torch.where(self.between(self.padding, self.end), kinds, PADDING)
         return torch.where(self.given, GIVEN, kinds)
 
     def between(self, start: Tensor, end: Tensor) -> Tensor:
-        """Which columns are `start … end − 1` of their row, `b` int64 each: `b l` bool."""
+        """True for the columns `start … end − 1` of each row, `b` int64 each: `b l` bool."""
         column = torch.arange(self.width, device=self.tokens.device)
         return (column >= start[:, None]) & (column < end[:, None])
 
     @property
     def num_new_tokens(self) -> Tensor:
-        """Tokens committed so far, the stop token included: `b` int64."""
+        """Number of tokens committed so far, the stop token included: `b` int64."""
         return (self.decided & self.between(self.prompt_end, self.end)).sum(1)
 
     def with_decided(self, tokens: Tensor, decided: Tensor) -> DecodeState:
-        """These tokens and decided columns, `b l` each, with the frontier that follows from them."""
+        """A copy with these tokens (`b l` int64) and decided columns (`b l` bool), and the frontier that follows."""
         undecided = ~decided & self.between(self.padding, self.end)
         frontier = torch.where(undecided.any(1), undecided.long().argmax(1), self.end)
         return dataclasses.replace(self, tokens=tokens, decided=decided, frontier=frontier)
@@ -149,14 +149,14 @@ class DecodeState:
         return dataclasses.replace(self, **fields)
 
     def narrowed(self) -> DecodeState:
-        """Without the columns that are behind the end of every row."""
+        """A copy without the columns that are behind the end of every row."""
         width = max(self.layout.end, default=0)
         return dataclasses.replace(
             self, **{name: getattr(self, name)[:, :width].contiguous() for name in ("tokens", "decided", "given")}
         )
 
     def stack(self, below: DecodeState, mask_token_id: int) -> DecodeState:
-        """Both batches as one; the narrower is widened by columns behind the end of its rows."""
+        """One batch of these rows and the rows `below`; the narrower batch gets columns behind the end of its rows."""
         width = max(self.width, below.width)
         above, below = (state._widened(width, mask_token_id) for state in (self, below))
         fields = [field.name for field in dataclasses.fields(self)]
@@ -173,7 +173,7 @@ class DecodeState:
 
 
 def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Integers as an int64 tensor on `device`, without a host synchronisation."""
+    """Integers as an int64 tensor on `device`, without a host sync."""
     # CUDA may synchronise before it copies memory that is not pinned. Inside a graph the tensor is a constant.
     pins = device.type == "cuda" and not torch.compiler.is_compiling()
     return torch.tensor(values, device="cpu", pin_memory=pins).to(device, non_blocking=True)

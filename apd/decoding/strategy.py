@@ -1,4 +1,4 @@
-"""What decoding asks of a strategy: which tokens of the window one step commits."""
+"""The protocol of strategies, which select the tokens of the window that one step commits."""
 
 from __future__ import annotations
 
@@ -22,22 +22,28 @@ class StrategySession(RowMemory, Protocol):
     """A strategy's memory for the length of one call."""
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
-        """Which tokens of the window to commit.
+        """Select the tokens of the window to commit.
 
-        A row that is done has no mask in the window, and nothing in it may be decisive. Of every other row a token must be
+        A finished row has no mask in the window; none of its positions may be decisive. Every other row must get a token
         committed within as many steps as it has masks.
+
+        Args:
+            state: the rows before the step.
+            window: the columns to draft.
+            pair: drafts and scores tokens, and counts forwards.
+            sampling: temperature, truncation and keyed noise.
         """
 
 
 class Strategy(Protocol):
-    """Decides which tokens a step commits. `APD` is one; the others are in `apd.strategies`.
+    """Selects the tokens that a step commits. `APD` is a strategy; the others are in `apd.strategies`.
 
     Attributes:
-        needs_drafter: whether the drafter ever runs.
-        needs_verifier: whether the verifier ever runs.
-        left_to_right: whether it commits prefixes of the window only. Else it may commit in any order, which needs
-            `kv_window=None` and processors that do not look at earlier tokens.
-        is_random: whether it draws from the row's seed even where tokens are not sampled.
+        needs_drafter: True if the drafter runs.
+        needs_verifier: True if the verifier runs.
+        left_to_right: True if every commit is a prefix of the window. A strategy that commits in any order needs
+            `kv_window=None` and processors that do not read earlier tokens.
+        is_random: True if the strategy draws noise from the row's seed even in greedy decoding.
     """
 
     @property
@@ -57,10 +63,10 @@ class Strategy(Protocol):
 
 
 def check_strategy(strategy: Any) -> None:
-    """Refuse what cannot be a `Strategy`.
+    """Refuse an object that does not implement `Strategy`.
 
     Raises:
-        TypeError: a class, or an object without the protocol's attributes, such as a name.
+        TypeError: a class, or an object without the attributes of the protocol.
     """
     if isinstance(strategy, type):
         raise TypeError(f"`strategy` must be an instance, got the class {strategy.__name__}. Call it.")
@@ -80,7 +86,7 @@ def check_strategy(strategy: Any) -> None:
 
 
 class Memoryless:
-    """A strategy that is its own session: its proposal depends on the state alone. Subclasses define `propose`."""
+    """A stateless strategy, which is its own session. Subclasses define `propose`."""
 
     needs_drafter = True
     needs_verifier = False

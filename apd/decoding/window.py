@@ -1,4 +1,4 @@
-"""`Window`: the masks that one decode step drafts, and the policies that say how many."""
+"""`Window`: the masks that one decode step drafts, and the policies that determine their number."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Window:
 
     Attributes:
         columns: `b m` int64, wrapped modulo `l` so that indices behind the row stay valid (see `inside`).
-        ragged: `b m` bool, False behind the row's own window; `None` where all rows have the same columns.
-        starts: per row its first column, on the host.
-        ends: per row the first column that the drafter does not see, on the host.
+        ragged: `b m` bool, False behind the row's own window; `None` if all rows have equal columns.
+        starts: the first column of each row's window, host integers.
+        ends: the column behind each row's window, host integers; the drafter reads no column from there on.
     """
 
     columns: Tensor
@@ -35,11 +35,12 @@ class Window:
 
     @classmethod
     def of_rows(cls, state: DecodeState, ends: Sequence[int], *, width: int | None = None) -> Window:
-        """From each row's frontier to `ends` − 1.
+        """The window from each row's frontier to `ends` − 1.
 
         Args:
-            ends: per row the column behind its window.
-            width: m, where it shall be more than the widest window has.
+            state: the rows.
+            ends: the column behind each row's window, `b` host integers.
+            width: m; by default the width of the widest row's window.
         """
         starts, device = state.layout.frontier, state.tokens.device
         if width is None and len(set(starts)) == len(set(ends)) == 1:
@@ -52,12 +53,12 @@ class Window:
         return cls(columns % state.width, columns < behind, starts, ends)
 
     def first(self) -> Window:
-        """Its first column alone, as a window that ends there."""
+        """The window of the first column only, `b 1`. It also ends there."""
         ragged = None if self.ragged is None else self.ragged[:, :1]
         return Window(self.columns[:, :1], ragged, self.starts, [start + 1 for start in self.starts])
 
     def part(self, positions: slice) -> Window:
-        """Some of its positions; the drafter still sees all of them."""
+        """The window at these positions. `ends` is unchanged, so the drafter still reads all columns."""
         if positions == slice(0, self.columns.shape[1]):
             return self
         starts = [start + positions.start for start in self.starts]
@@ -70,7 +71,7 @@ class Window:
         return torch.ones_like(self.columns, dtype=torch.bool) if self.ragged is None else self.ragged
 
     def within(self, where: Tensor) -> Tensor:
-        """`where`, `b m` bool, restricted to positions inside the row's window."""
+        """`where` (`b m` bool), False outside the row's window."""
         return where if self.ragged is None else where & self.ragged
 
     def gather(self, row: Tensor) -> Tensor:
@@ -88,26 +89,31 @@ class Window:
 
 @runtime_checkable
 class WindowPolicy(Protocol):
-    """Says how many masks a step drafts. Subclasses define `ends`.
+    """Determines how many masks a step drafts. Subclasses define `ends`.
 
-    A policy holds no state of a call: what it follows is in `DecodeState`.
+    A policy keeps no state: values that change during a call are in `DecodeState`.
     """
 
     def ends(self, state: DecodeState) -> Sequence[int]:
-        """Per row the column behind its window, on the host: beyond the frontier, at most the row's end."""
+        """The column behind each row's window, `b` host integers: beyond the frontier, at most the row's end."""
 
     def window(self, state: DecodeState) -> Window:
         """The window of the next step, from each row's frontier to `ends`."""
         return Window.of_rows(state, self.ends(state))
 
     def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
-        """What the policy wants remembered of a step; `state` is the one after it."""
+        """The state after a step, updated for the next window.
+
+        Args:
+            state: the rows after the step.
+            info: the step.
+        """
         return state
 
 
 @dataclass(frozen=True)
 class AllMasks(WindowPolicy):
-    """Every mask that is left (`window_size=None`)."""
+    """A window of all remaining masks (`window_size=None`)."""
 
     def ends(self, state: DecodeState) -> Sequence[int]:
         return state.layout.end
@@ -115,7 +121,7 @@ class AllMasks(WindowPolicy):
 
 @dataclass(frozen=True)
 class FixedWindow(WindowPolicy):
-    """M masks, fewer near the row's end (`window_size=M`).
+    """A window of M masks, fewer near the row's end (`window_size=M`).
 
     Args:
         size: M, at least 1.
@@ -129,13 +135,13 @@ class FixedWindow(WindowPolicy):
 
 @dataclass(frozen=True)
 class AutoWindow(WindowPolicy):
-    """Twice what the row's own steps committed on average (`window_size="auto"`).
+    """A window of twice the tokens that the row's steps commit on average (`window_size="auto"`).
 
-    Where the k tokens that a step could commit are geometric, a window of twice their mean keeps 1 − e⁻² = 86 % of them.
+    If the number of tokens that a step could commit is geometric, a window of twice its mean keeps 1 − e⁻² = 86 % of it.
 
     Args:
         headroom: masks per token that a step is expected to commit.
-        least: masks of the narrowest window: fewer save nothing beside what a step costs anyway.
+        least: masks of the narrowest window. Narrower ones save no time: the fixed cost of a step dominates.
     """
 
     headroom: float = 2.0
@@ -150,18 +156,26 @@ class AutoWindow(WindowPolicy):
         return dataclasses.replace(state, commit_rate=rate)
 
     def next_rate(self, rate: Tensor, committed: Tensor, drafted: Tensor) -> Tensor:
-        """The running mean of tokens per step, each step weighing as much as all before it: `b` each, float32."""
-        # A window that was committed as a whole says only that it was too short.
+        """The running mean of tokens per step, in which the last step has weight 1/2.
+
+        Args:
+            rate: `b` float32, the mean before the step.
+            committed: `b` int64, tokens that the step committed.
+            drafted: `b` int64, masks of its window.
+        Returns:
+            `b` float32.
+        """
+        # A fully committed window was too short: the step could have committed more, here estimated as twice as many.
         possible = torch.where(committed == drafted, 2 * drafted, committed)
         return (rate + possible) / 2
 
 
 @dataclass(frozen=True)
 class BlockWindow(WindowPolicy):
-    """The rest of the frontier's block, blocks of b tokens counted from the row's first real token.
+    """A window to the end of the frontier's block. Blocks of b tokens count from the row's first real token.
 
     Args:
-        size: b, at least 1; the block size that a block-causal drafter was trained with.
+        size: b, at least 1: the block size with which a block-causal drafter was trained.
     """
 
     size: int
@@ -172,7 +186,7 @@ class BlockWindow(WindowPolicy):
 
 
 def window_policy(window_size: Any) -> WindowPolicy:
-    """The policy that a value of `APDConfig.window_size` stands for."""
+    """The policy for a value of `APDConfig.window_size`: `None`, an integer, "auto" or a policy."""
     if window_size is None:
         return AllMasks()
     if isinstance(window_size, str):

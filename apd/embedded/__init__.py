@@ -1,7 +1,7 @@
 """The embedded pair: a tiny drafter and a tinier verifier that ship with the package.
 
-`examples/train_pair.py` trains them on the tasks of `apd.embedded.tasks`. They are there so that everything in this
-library can be tried, tested and measured within seconds on a CPU, without a download.
+`examples/train_pair.py` trains them on the tasks of `apd.embedded.tasks`. With them, everything in this library can be
+tried, tested and measured on a CPU within seconds, without a download.
 """
 
 from pathlib import Path

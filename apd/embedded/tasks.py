@@ -1,10 +1,10 @@
 """The tasks of the embedded pair: ten list operations and short arithmetic stories, with their scorer.
 
-The list operations are those of ParallelBench's waiting line (arXiv 2510.04767), in words and names of our own. They
-are the smallest tasks in which parallel decoding can go wrong: copying six names in one step is safe, shuffling them is
-not, since the names must differ from each other. Index is 1-based; alphabetical order is Python's `sorted`.
+The list operations are ParallelBench's waiting line (arXiv:2510.04767), with new wordings and names. They are the
+smallest tasks in which parallel decoding can fail: copying six names in one step is safe; shuffling them is not, since
+the names must differ from each other. Places count from 1; alphabetical order is Python's `sorted`.
 
-Every prompt and answer is made of a closed vocabulary, so that a word-level tokenizer reproduces it exactly.
+Prompts and answers have a closed vocabulary, so a word-level tokenizer reproduces them exactly.
 
     >>> instance = instances("reverse", 1, seed=0)[0]
     >>> is_right(instance, instance.answer)
@@ -38,8 +38,8 @@ NAMES: tuple[str, ...] = tuple(
     Leo Lina Max Mia Nils Nora Olga Otto Paul Pia Quin Rita Rosa Sam Sven Tara Uma Vera Wim Xena Yuri Zoe""".split()
 )
 
-# Wordings per task: `{list}` is the list, `{new}` the newcomer, `{place}` a 1-based place. A newcomer that is inserted
-# at a place stands there afterwards.
+# Wordings per task: `{list}` is the list, `{new}` the new name, `{place}` a place counted from 1. An inserted name has
+# this place in the answer.
 _WORDINGS: dict[str, tuple[str, ...]] = {
     "copy": (
         "Copy this list: {list}.",
@@ -114,7 +114,7 @@ _STORIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
 _MAX_START, _MAX_OPERAND, _EVENTS = 20, 12, (1, 2, 3)
 
 SPECIAL_TOKENS: tuple[str, ...] = ("<pad>", "<eos>", "<mask>", "<unk>")
-# Words and numbers carry the space before them, as GPT's tokens do; names inside a list have none.
+# Words and numbers include the space before them, as in GPT-2's tokens; names inside a list have none.
 TOKEN_PATTERN = r""" ?\["|", "|"\]| ?[A-Za-z]+| ?[0-9]+| [-+=]|[.:?]"""
 
 
@@ -133,16 +133,16 @@ VOCABULARY: tuple[str, ...] = _vocabulary()
 
 @dataclass(frozen=True)
 class Instance:
-    """One prompt with an answer to it and what the scorer must know.
+    """A prompt, one right answer, and the facts that the scorer needs.
 
     Args:
         task: one of `TASKS`.
-        prompt: ends with "." or "?"; the answer follows at once.
-        answer: one right answer (with its leading space), uniform over the right answers if there are several.
+        prompt: ends with "." or "?"; the answer follows directly.
+        answer: one right answer with its leading space, drawn uniformly if there are several.
         names: the list in the prompt; empty for arithmetic.
-        newcomer: the name to put in, if the task has one.
-        place: the 1-based place, if the task has one.
-        numbers: arithmetic only: the start and the signed changes.
+        newcomer: the name to insert; `None` if the task has none.
+        place: the place, counted from 1; `None` if the task has none.
+        numbers: for arithmetic, the start and the signed changes; else empty.
     """
 
     task: str
@@ -155,16 +155,16 @@ class Instance:
 
 
 def instances(task: str, count: int, seed: int, split: str = "test") -> list[Instance]:
-    """`count` instances of `task`, the same for the same seed.
+    """`count` instances of a task, a function of the arguments.
 
-    List lengths (and the number of events of a story) take turns, so that any sub-sample is balanced.
+    List lengths, and the numbers of events of a story, alternate, so any sub-sample is balanced.
 
     Args:
         task: one of `TASKS`.
-        count: how many.
+        count: number of instances.
         seed: any integer.
-        split: "train" or "test". What is asked decides where an instance belongs: the task with its list of names, or
-            the numbers of a story, are hashed, and one in sixteen is held out for "test".
+        split: "train" or "test". A hash of the task and its names, or of the story's numbers, assigns one instance in
+            sixteen to "test".
     Raises:
         ValueError: unknown task or split.
     """
@@ -173,7 +173,7 @@ def instances(task: str, count: int, seed: int, split: str = "test") -> list[Ins
 
 
 def stream(task: str, rng: random.Random, split: str = "train") -> Iterator[Instance]:
-    """Endless instances of one task; see `instances`."""
+    """Endless instances of one task; arguments and errors as in `instances`."""
     if task not in TASKS:
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}.")
     if split not in ("train", "test"):
@@ -187,10 +187,10 @@ def stream(task: str, rng: random.Random, split: str = "train") -> Iterator[Inst
 
 
 def is_right(instance: Instance, text: str) -> bool:
-    """Whether `text` answers the prompt, in exactly the form `["Ann", "Bob"]` or `7 + 5 = 12. Answer 12`.
+    """True if `text` answers the prompt, in exactly the form `["Ann", "Bob"]` or `7 + 5 = 12. Answer 12`.
 
-    Space around the answer is allowed, prose is not. A shuffle must differ from the list; a random replacement,
-    insertion or removal may be at any place; a story needs the right result and only true equations on the way.
+    White space around the answer is allowed; prose is not. A shuffle must differ from the list. A random replacement,
+    insertion or removal may be at any place. A story needs the right result and true equations only.
     """
     if instance.task == ARITHMETIC:
         return _is_right_story(instance, text.strip())
@@ -283,7 +283,7 @@ def _is_right_story(instance: Instance, text: str) -> bool:
     return int(answer.split()[1]) == sum(instance.numbers)
 
 
-# One of each list task and two stories, all held out of training; what the demo and the README show.
+# One instance of each list task and two stories, all held out of training. The demo and the README show them.
 EXAMPLES: list[Instance] = [
     *(instances(task, 4, seed=2)[i % 4] for i, task in enumerate(LIST_TASKS)),
     *instances(ARITHMETIC, 3, seed=2)[1:],

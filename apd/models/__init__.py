@@ -1,5 +1,6 @@
-"""Models behind the protocols of `apd.decoding`: checkpoints of known families, any transformers decoder, exact models."""
+"""Implementations of the drafter and verifier protocols: checkpoints of known families, transformers decoders, exact models."""
 
-from apd.models.loading import FAMILIES, ModelSpec, load_drafter, load_tokenizer, load_verifier
+from apd.models.families import FAMILIES, ModelSpec
+from apd.models.loading import load_drafter, load_tokenizer, load_verifier
 
 __all__ = ["FAMILIES", "ModelSpec", "load_drafter", "load_tokenizer", "load_verifier"]

@@ -1,8 +1,8 @@
-"""Attention for models whose query heads share keys, without a copy of the keys for every head.
+"""Grouped-query attention that does not copy the keys for every query head.
 
-With a mask transformers' "sdpa" repeats keys and values for each query head of a group, since torch's fused kernels
-for CUDA take no `enable_gqa` beside a mask. A causal model with a cache always has one, so do ragged rows and compiled
-passes, and in a narrow pass over many keys these copies are most of the work.
+With a mask, transformers' "sdpa" repeats keys and values for each query head of a group, because torch's fused CUDA
+kernels do not take a mask together with `enable_gqa`. Causal models with a cache, ragged rows and compiled passes always
+have a mask, and in a narrow pass over many keys these copies are most of the work.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 __all__ = ["GROUPED", "group_heads", "grouped_sdpa"]
 
-# transformers' own, by the public name rather than by the module that it is in.
+# transformers' own functions, looked up by their public name: their module may move.
 sdpa_attention_forward, sdpa_mask = AttentionInterface()["sdpa"], AttentionMaskInterface()["sdpa"]
 
-#: What transformers knows it by. It refuses a name with "sdpa" in it for models that cannot do that.
+#: The name under which transformers finds the function. transformers refuses names that contain "sdpa" for models that
+#: do not support sdpa.
 GROUPED = "grouped_sdpa"
 
-#: What models hand over besides, and "sdpa" does not look at either.
+#: Arguments that models pass and "sdpa" ignores.
 _WITHOUT_EFFECT = ("cache_position", "is_causal", "position_ids", "sliding_window", "use_cache")
 
 
@@ -36,32 +37,32 @@ def grouped_sdpa(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' "sdpa", where the g heads that share keys are g times as many queries of one head.
+    """Scaled dot-product attention with the g query heads of a group packed into one head with g times as many queries.
 
-    The same up to rounding. What gains nothing by it, or is not known here, goes to "sdpa" itself.
+    Equals transformers' "sdpa" up to rounding. Calls that gain nothing, or that pass unknown arguments, go to "sdpa".
 
     Args:
         module: the attention layer.
-        query: `b (h g) q d`.
-        key, value: `b h k d`.
-        attention_mask: `b 1 q k`, bool or added to the scores; anything else goes to "sdpa".
+        query: `b (h g) q d`, any float dtype.
+        key, value: `b h k d`, the dtype of `query`.
+        attention_mask: `b 1 q k`, bool (True attends) or float (added to the scores); other shapes go to "sdpa".
         dropout, scaling, **kwargs: as in transformers' attention functions.
     Returns:
-        `b q (h g) d`, contiguous, and no weights.
+        `b q (h g) d`, contiguous, in the dtype of `query`; and `None`, since no attention weights are computed.
     Source: `pack_gqa` of FlashAttention 3; from 5.23 on, transformers' "sdpa" does it for a single query.
     """
     num_heads, num_queries = query.shape[1:3]
     num_shared, size = key.shape[1], key.shape[3]
-    asks_more = [name for name, on in kwargs.items() if not (on is None or on is False or name in _WITHOUT_EFFECT)]
+    unknown = [name for name, on in kwargs.items() if not (on is None or on is False or name in _WITHOUT_EFFECT)]
     if (
-        attention_mask is None  # there are kernels for groups without one
+        attention_mask is None  # torch has grouped kernels for calls without a mask
         or attention_mask.dim() != 4
         or attention_mask.shape[1] != 1
         or num_heads == num_shared
         or num_heads % num_shared
-        or num_queries > num_shared * size  # the packed mask is a copy as well, then larger than the repeated keys
+        or num_queries > num_shared * size  # the packed mask would be larger than the repeated keys
         or dropout
-        or asks_more
+        or unknown
     ):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -81,12 +82,16 @@ AttentionInterface.register(GROUPED, grouped_sdpa)
 AttentionMaskInterface.register(GROUPED, sdpa_mask)
 
 
-def group_heads(model: PreTrainedModel, asked: str | None) -> None:
-    """Let a model that was loaded with "sdpa" use `grouped_sdpa` where heads share keys, or where it was asked for.
+def group_heads(model: PreTrainedModel, requested: str | None) -> None:
+    """Switch a model loaded with "sdpa" to `grouped_sdpa` if its heads share keys or the caller requested it.
 
-    A model with attention code of its own, such as Falcon, stays as it is, and transformers says so.
+    transformers warns about models with their own attention code, such as Falcon, and leaves them unchanged.
+
+    Args:
+        model: a loaded model.
+        requested: the caller's `attn_implementation`.
     """
     num_heads = getattr(model.config, "num_attention_heads", None)
     shares = getattr(model.config, "num_key_value_heads", num_heads) not in (None, num_heads)
-    if model.config._attn_implementation == "sdpa" and (asked == GROUPED or (asked is None and shares)):
+    if model.config._attn_implementation == "sdpa" and (requested == GROUPED or (requested is None and shares)):
         model.set_attn_implementation(GROUPED)

@@ -1,8 +1,7 @@
-"""`ColumnCache`: keys and values of the columns that a pass does not compute.
+"""`ColumnCache`: keys and values of every column of a batch, for the columns that a pass does not compute.
 
-A row of the batch is a row of columns. The cache holds one slot per column and is written in place at the columns of the
-span that is recomputed, so nothing is ever appended or cropped: columns behind the frontier are hidden by the attention
-mask until they are overwritten.
+The cache holds one entry per row and column. A pass overwrites the entries of its span in place; nothing is appended or
+cropped. The attention mask hides entries behind the frontier until they are overwritten.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from apd.models.span import Span
 
 @dataclass
 class WriteTarget:
-    """Where the current pass writes and what it reads. The layers of a cache share it.
+    """The entries that the current pass writes and reads. All layers of a cache share it.
 
     Attributes:
-        num_rows, num_columns: of the cache.
-        rows: `n` int64, the rows of the pass; `None` for all.
-        slots: where it writes: the columns of all rows, or the rows, `n 1`, and columns of each, `n q` or `1 q` int64;
-            `None` between passes.
-        num_readable: columns that it reads, from the left.
+        num_rows, num_columns: size of the cache.
+        rows: `n` int64, the rows of the pass; `None` for all rows.
+        slots: entries to write: a slice of columns in every row, or an index of rows, `n 1`, and columns, `n q` or `1 q`,
+            both int64; `None` between passes.
+        num_readable: number of columns to read, from the left.
     """
 
     num_rows: int
@@ -42,7 +41,7 @@ class WriteTarget:
 
 
 class ColumnLayer(CacheLayerMixin):
-    """One attention layer's keys and values, `b heads columns+1 d`; the last slot takes the fillers' writes."""
+    """Keys and values of one attention layer, `b heads columns+1 d`; fillers are written to the last entry."""
 
     is_compileable = False
 
@@ -51,7 +50,7 @@ class ColumnLayer(CacheLayerMixin):
         self.target = target
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        # Inference tensors could not be written by a later call that runs in another mode.
+        # A tensor made in inference mode cannot be written outside of it, and a later pass may run outside.
         with torch.inference_mode(False):
             self.keys, self.values = (
                 torch.zeros(
@@ -69,7 +68,7 @@ class ColumnLayer(CacheLayerMixin):
         assert self.keys is not None and self.values is not None
         target, device = self.target, key_states.device
         assert target.slots is not None
-        # An iterator may be resumed inside of autocast and outside, so the memory may have another dtype than the pass.
+        # A suspended iterator may be resumed inside or outside of autocast, so the dtypes of cache and pass may differ.
         dtypes = key_states.dtype, value_states.dtype
         key_states, value_states = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)
         if isinstance(target.slots, slice):
@@ -105,12 +104,12 @@ class ColumnLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.target.num_columns
 
-    get_max_cache_shape = get_max_length  # its name before transformers 5.23
+    get_max_cache_shape = get_max_length  # the name before transformers 5.23
 
 
 @functools.cache
 def cache_argument(model_class: type[PreTrainedModel]) -> str:
-    """The argument of `forward` that takes the cache: `cache` from transformers 5.24 on, `past_key_values` before.
+    """Name of the `forward` argument that takes the cache: `cache` from transformers 5.24 on, `past_key_values` before.
 
     Raises:
         ValueError: `forward` takes neither.
@@ -126,18 +125,18 @@ def cache_argument(model_class: type[PreTrainedModel]) -> str:
 
 
 class ColumnCache(Cache):
-    """A slot for every column of every row, written where the current span says.
+    """Keys and values of every column of every row, written at the current span.
 
     Args:
-        model: whose keys and values it holds.
-        num_rows: of the batch.
-        num_columns: columns of a row when everything is decided.
+        model: the decoder that computes the keys and values.
+        num_rows: rows of the batch, b.
+        num_columns: columns of the batch, l.
 
     Attributes:
-        argument: the name by which the model's `forward` takes it, looked up outside of what torch.compile traces.
+        argument: name of the `forward` argument that takes the cache; looked up here because torch.compile cannot trace it.
 
     Raises:
-        ValueError: the model takes no cache.
+        ValueError: the model's `forward` takes no cache.
     """
 
     layer_class = ColumnLayer
@@ -149,15 +148,16 @@ class ColumnCache(Cache):
 
     @property
     def num_readable(self) -> int:
-        """Columns that the current pass reads."""
+        """Number of columns that the current pass reads."""
         return self.target.num_readable
 
     def set_target(self, span: Span, rows: Tensor | None = None, *, num_readable: int | None = None) -> None:
-        """Let the next forward pass write at `span` and read every column before the furthest end.
+        """Make the next forward pass write at `span`.
 
         Args:
-            rows: `n` int64, the rows that the span is of; `None` for all.
-            num_readable: columns that it reads; up to the furthest end if not given.
+            span: the columns to write, of `n` rows.
+            rows: `n` int64, the rows of the cache that the span covers; `None` for all rows.
+            num_readable: number of columns to read; by default all before the furthest end of the span.
         """
         target = self.target
         target.rows, target.num_readable = rows, max(span.ends) if num_readable is None else num_readable
@@ -168,7 +168,7 @@ class ColumnCache(Cache):
         target.slots = rows[:, None], span.slots(target.num_columns)
 
     def clear_target(self) -> None:
-        """Drop the references to tensors of the pass."""
+        """Drop the references to the span's tensors."""
         self.target.slots = None
 
     def select(self, rows: Tensor) -> None:
@@ -178,7 +178,7 @@ class ColumnCache(Cache):
             layer.select(rows)
 
     def grow(self, num_rows: int, num_columns: int) -> None:
-        """Make room for more rows behind those there are; as many columns as the batch has now, more or fewer."""
+        """Append empty rows up to `num_rows`, and add or drop columns on the right up to `num_columns`."""
         self.target.num_rows, self.target.num_columns = num_rows, num_columns
         for layer in self.layers:
             layer.grow(num_rows, num_columns + 1)

@@ -1,6 +1,6 @@
-"""The files of a checkpoint, in a directory or on the hub: found, read, and refused by name where they are damaged.
+"""`Checkpoint`: finds and reads the files of a checkpoint, in a directory or on the hub, and names a damaged file.
 
-What json, tokenizers and safetensors raise does not say which file it is about, and safetensors' error is of a class of its own.
+The errors of json, tokenizers and safetensors do not name the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["TOKENIZER", "Checkpoint"]
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
 _OF_TOKENIZER = {
-    "tokenizer.json": True,  # whether it is JSON
+    "tokenizer.json": True,  # True: the file is JSON
     "tokenizer_config.json": True,
     "special_tokens_map.json": True,
     "added_tokens.json": True,
@@ -34,7 +34,7 @@ _OF_TOKENIZER = {
 }
 
 _POINTER = b"version https://git-lfs"
-# What a damaged file begins with, and how it came about.
+# The first bytes of damaged files, with cause and remedy.
 _CAUSES = (
     (_POINTER, "It is a git-lfs pointer, what `git clone` leaves without git-lfs: run `git lfs pull` in the clone."),
     (b"\xef\xbb\xbf", "It begins with a byte order mark: save it as UTF-8 without one."),
@@ -46,7 +46,7 @@ _CONVERT = (
 )
 
 
-#: Fields of tokenizer_config.json on which a tokenizer's later calls depend.
+#: Fields of tokenizer_config.json that a tokenizer uses after it was loaded.
 TOKENIZER = {
     "model_max_length": Kind("a number", lambda value: isinstance(value, (int, float))),
     "padding_side": TEXT,
@@ -55,11 +55,11 @@ TOKENIZER = {
 
 
 class Checkpoint:
-    """A directory or a model id of the hub.
+    """The files of one checkpoint.
 
     Args:
-        path: the directory or the id.
-        hub: how files are fetched, arguments of `hf_hub_download`.
+        path: a directory, or a model id of the hub.
+        hub: arguments of `hf_hub_download`, such as `revision`.
     """
 
     def __init__(self, path: str | Path, hub: Mapping[str, Any]) -> None:
@@ -67,31 +67,31 @@ class Checkpoint:
         self.hub = dict(hub)
 
     def find(self, name: str) -> Path | None:
-        """Where a file lies on this machine, after fetching it if need be; `None` if there is none."""
-        found = self._ask_for(name)
+        """Local path of a file, which is downloaded if necessary; `None` if the checkpoint has no such file."""
+        found = self._look_up(name)
         return None if found is None else Path(found)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file, which is not fetched."""
-        return self._ask_for(name, dry_run=True) is not None
+        """True if the checkpoint has this file. Nothing is downloaded."""
+        return self._look_up(name, dry_run=True) is not None
 
-    def _ask_for(self, name: str, **how: Any) -> Any:
+    def _look_up(self, name: str, **how: Any) -> Any:
         if Path(self.path).is_dir():
             file = Path(self.path, name)
             return file if file.is_file() else None
         try:
             return hf_hub_download(str(self.path), name, **self.hub, **how)
-        except (EntryNotFoundError, HFValidationError):  # no such file; not even the form of a model id
+        except (EntryNotFoundError, HFValidationError):  # no such file; not a valid model id
             return None
 
     def read_json(self, name: str, kinds: Mapping[str, Kind] | None = None) -> dict[str, Any] | None:
         """The fields of a JSON file; `None` if there is no such file.
 
         Args:
-            name: of the file.
-            kinds: of fields, checked where they are there.
+            name: file name.
+            kinds: the required kind of each field, for the fields that are present.
         Raises:
-            ValueError: the file holds anything but a JSON object, or a field is of another kind.
+            ValueError: the file does not hold a JSON object, or a field has another kind.
         """
         file = self.find(name)
         if file is None:
@@ -108,10 +108,10 @@ class Checkpoint:
         return fields
 
     def refuse_adapter(self) -> None:
-        """Raise for a LoRA or another adapter, for which transformers would load its base model from wherever it says.
+        """Refuse a LoRA or other adapter: transformers would load its base model from any place that the adapter names.
 
         Raises:
-            ValueError: there is an adapter_config.json; the remedy is named.
+            ValueError: the checkpoint has an adapter_config.json.
         """
         adapter = self.read_json("adapter_config.json")
         if adapter is None:
@@ -125,13 +125,13 @@ class Checkpoint:
         )
 
     def weight_files(self) -> list[str]:
-        """The names of the files from which transformers will read the weights, all of them safetensors.
+        """Names of the safetensors files from which transformers will read the weights.
 
-        config.json may name the file or its index, and an index names any files: transformers unpickles those with
-        another ending.
+        config.json may name a file or an index, and an index may name any file. transformers would unpickle files that
+        do not end in `.safetensors`.
 
         Raises:
-            ValueError: the index is damaged, or a pickle is named.
+            ValueError: the index is damaged, or config.json or the index names a pickle.
             OSError: there are no weights, or only pickled ones.
         """
         field = "transformers_weights"
@@ -173,7 +173,12 @@ class Checkpoint:
 
     @contextmanager
     def reading_weights(self) -> Iterator[None]:
-        """While transformers reads the weights: a damaged file is named. Errors as in `weight_files`."""
+        """Name the damaged file if transformers fails to read the weights inside this context.
+
+        Raises:
+            ValueError: a file is damaged, or as in `weight_files`.
+            OSError: as in `weight_files`.
+        """
         names = self.weight_files()
         try:
             yield
@@ -188,17 +193,17 @@ class Checkpoint:
 
     @contextmanager
     def reading_tokenizer(self) -> Iterator[None]:
-        """While transformers reads the tokenizer: a damaged file is named.
+        """Name the damaged file if transformers fails to read the tokenizer inside this context.
 
         Raises:
-            ValueError: a file is damaged, or they are no tokenizer together.
+            ValueError: a file is damaged, or the files do not make a tokenizer.
         """
         template = self.find("chat_template.jinja")
-        if template is not None:  # any text is a template
+        if template is not None:  # transformers accepts any text as a template, a git-lfs pointer too
             _refuse_pointer(template)
         try:
             yield
-        except ImportError:  # names what is to be installed
+        except ImportError:  # its message names the missing package
             raise
         except Exception as error:  # tokenizers raises nothing narrower
             at_hand = Checkpoint(self.path, self.hub | {"force_download": False})
@@ -226,7 +231,7 @@ def _refuse_pointer(file: Path) -> None:
 
 
 def _cause(head: bytes) -> str:
-    """The likely cause that a file is damaged, and the remedy."""
+    """The likely cause of the damage and the remedy, from the first bytes of the file."""
     if not head.strip():
         return "It is empty, as an interrupted download or a full disk leaves it: fetch it again."
     for beginning, cause in _CAUSES:

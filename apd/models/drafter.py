@@ -1,4 +1,4 @@
-"""The drafter: a masked-diffusion LM that predicts every mask of the window at once, each on its own."""
+"""The drafter: a masked-diffusion LM that predicts every mask of the window in one pass, independently of each other."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from apd.models.transformer import Projection, TransformersModel
 
 
 class MaskedDiffusionDrafter(TransformersModel):
-    """A transformers decoder that attends both ways, as a drafter.
+    """A drafter from a transformers decoder with bidirectional attention.
 
     Args:
-        model: a causal-LM class with `config.is_causal=False`; see `load_drafter`.
-        mask_token_id: id of the mask token, below the model's vocabulary size.
+        model: an instance of a causal-LM class with `config.is_causal=False`; see `load_drafter`.
+        mask_token_id: id of the mask token, in `[0, vocab_size)`.
         logit_shift: row i of the logits predicts token i + `logit_shift`: 1 for Dream, 0 for LLaDA.
-        block_size: b of a block-causal model: tokens attend within their block and to earlier blocks. `None`: both ways.
+        block_size: block length b of a block-causal model, whose tokens attend within their block and to earlier blocks;
+            `None` for bidirectional attention.
 
     Raises:
         ValueError: `mask_token_id` is not in the vocabulary.
@@ -47,11 +48,11 @@ class MaskedDiffusionDrafter(TransformersModel):
 
 
 class NeuralDrafterSession:
-    """Recomputes the last W committed tokens and the masks each step; older keys and values stay as they were.
+    """Recomputes the last W committed tokens and the masks each step; keys and values of older tokens come from the cache.
 
-    After the first pass the span starts at (frontier of the previous step) − W + 1, so whatever the last step
-    committed is always recomputed as real tokens. With N, a row is recomputed as a whole once N tokens were committed since
-    it last was. Exact when W is `None` (no cache) or covers the row, or when N is 1.
+    After the first pass, the span starts at (frontier of the previous step) − W + 1, so tokens that the last step
+    committed are always recomputed as real tokens. With N, a row gets a full refresh after every N committed tokens. The
+    pass is exact if W is `None` (no cache) or covers the row, or if N is 1.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class NeuralDrafterSession:
         self.kv_window = kv_window
         self.kv_refresh = kv_refresh
         self.starts: Sequence[int] = state.layout.padding  # per row, the first column of the next span
-        self.refreshed_at: Sequence[int] = state.layout.padding  # per row, its frontier at the last full refresh
+        self.refreshed_at: Sequence[int] = state.layout.padding  # per row, the frontier at its last full refresh
         self.passes = drafter.passes(state, is_cached=kv_window is not None)
 
     def logits(self, state: DecodeState, window: Window) -> Projection:
@@ -71,7 +72,7 @@ class NeuralDrafterSession:
         return Projection.of_window(self.head, hidden, span, window, -self.drafter.logit_shift)
 
     def next_span(self, state: DecodeState, window: Window) -> Span:
-        """The columns that this pass computes; called once per pass."""
+        """The columns that this pass computes. Updates the per-row memory: call it once per pass."""
         paddings, starts = state.layout.padding, self.starts
         if (limit := self.kv_refresh) is not None:
             rows = zip(paddings, starts, window.starts, self.refreshed_at, strict=True)
@@ -83,11 +84,11 @@ class NeuralDrafterSession:
         return Span.of_rows(starts, window.ends, paddings, state.tokens.device)
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Projection:
-        """Logits of decided columns as if each alone were masked, in one pass without a cache: `b m v`.
+        """Leave-one-out logits: each decided column predicted as if it alone were masked. One uncached pass: `b m v`.
 
-        A mask is read as in `logits`. A decided column is read at a shadow of the columns that predict it, which attends
-        to the row without these. Exact for one layer; in deeper models the other columns have already seen the token,
-        and some of it leaks.
+        A mask is predicted as in `logits`. A decided column is predicted from its shadow (`Shadows`), which does not attend
+        to the column itself. Exact for one layer; in deeper models the other columns carry some information about the
+        token.
         """
         assert self.kv_window is None
         decided = window.within(window.gather(state.decided))
@@ -119,7 +120,7 @@ class NeuralDrafterSession:
 
 
 def check_mask_token(mask_token_id: int, vocab_size: int) -> None:
-    """Refuse a mask token that the drafter has no row for.
+    """Refuse a mask token outside the drafter's vocabulary.
 
     Raises:
         ValueError: `mask_token_id` is not in the vocabulary.

@@ -1,6 +1,6 @@
-"""Everything about compilation: passes in a few fixed shapes, the caches that graphs are tied to, compiled kernels.
+"""Compilation: passes in a few fixed shapes, caches at fixed addresses, and compiled kernels.
 
-`compile_pair` is the one door. Nothing here has been run on a GPU yet.
+`compile_pair` is the entry point. No GPU has run this module yet.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from apd.models.transformer import (
     input_device,
 )
 
-#: Columns of a compiled pass, or of a window around it, are rounded up to a multiple of this.
+#: The width of a compiled pass, and of its window, is rounded up to a multiple of this.
 COLUMN_BUCKET = 64
 
-#: Columns of the cache of a compiled pass are rounded up to a multiple of this.
+#: The number of cache columns of a compiled pass is rounded up to a multiple of this.
 CACHE_BUCKET = 256
 
-#: Graphs that dynamo may make of a pass, in one process, beyond which a pass is not compiled; free caches that are kept
-#: for the graphs that are bound to their addresses.
+#: Graphs that dynamo may compile of one pass in a process (further shapes run eagerly), and free caches that are kept,
+#: because graphs are bound to their addresses.
 MAX_GRAPHS, MAX_FREE_CACHES = 64, 4
 
 
@@ -47,13 +47,13 @@ def compile_pair(models: dict[str, Any], **options: Any) -> Kernels:
     """Compile the forward passes of drafter and verifier, and the pure functions of a step.
 
     Args:
-        models: by role; every one a `TransformersModel`.
-        **options: of `torch.compile`, for the passes. The functions get their backend and no CUDA graphs: rows leave a
-            batch, so their shapes change, if rarely.
+        models: the `TransformersModel` of each role.
+        **options: options of `torch.compile` for the passes. The functions get the backend only, and no CUDA graphs: their
+            shapes change when rows leave the batch.
     Returns:
         The compiled functions, for `DecodeLoop`.
     Raises:
-        TypeError: a model is no transformers model. Then nothing is compiled.
+        TypeError: a model is not a `TransformersModel`. In this case nothing is compiled.
     """
     for role, model in models.items():
         if not isinstance(model, TransformersModel):
@@ -65,10 +65,10 @@ def compile_pair(models: dict[str, Any], **options: Any) -> Kernels:
 
 
 class CompiledKernels(Kernels):
-    """The functions of a step, compiled. A copy compiles them again.
+    """The compiled functions of a step. A copy or unpickled object compiles them again.
 
     Args:
-        backend: of `torch.compile`.
+        backend: backend of `torch.compile`.
     """
 
     def __init__(self, backend: Any) -> None:
@@ -82,10 +82,10 @@ class CompiledKernels(Kernels):
 
 @dataclass(frozen=True)
 class BucketedWindow:
-    """A policy whose windows are filled up to a multiple of 64 masks or to M, whichever is less, so that shapes are few.
+    """A window policy that rounds widths up to a multiple of 64, at most M, so that few shapes occur.
 
     Args:
-        policy: says where a window ends.
+        policy: determines where a window ends.
     """
 
     policy: WindowPolicy
@@ -104,7 +104,7 @@ class BucketedWindow:
 
 
 def round_up(value: int, step: int) -> int:
-    """The next multiple of `step`."""
+    """The least multiple of `step` that is at least `value`."""
     return -(-value // step) * step
 
 
@@ -117,15 +117,18 @@ def forward_slots(
     width: int,
     cache: FixedCache | None,
 ) -> Tensor:
-    """The pass of every slot, `s q d`, with everything that it needs computed in the same graph.
+    """One pass over all slots, `s q d` in the model's dtype, with its ids, mask and positions computed in the same graph.
 
     Empty slots duplicate row 0; with a cache their span is empty, so nothing is written.
 
     Args:
-        tokens: `s l` int64, the rows in any order; anything where there is none.
-        edges: `3 s` int64, those of the rows; see `Span`.
-        slots: `2 s` int64: of each slot its row, −1 where it is empty, and of each row its slot.
+        model: a transformers decoder.
+        block_size: see `TransformersModel`.
+        tokens: `s l` int64, the rows in any order, then arbitrary ids.
+        edges: `3 s` int64, starts, ends and paddings of the rows; see `Span`.
+        slots: `2 s` int64: the row of each slot, −1 if empty, and the slot of each row.
         width: q.
+        cache: keys and values of the slots; `None` without a cache.
     """
     rows = slots[0].clamp(min=0)
     starts, ends, paddings = edges[:, rows]
@@ -136,25 +139,25 @@ def forward_slots(
         cache.set_target(span, num_readable=cache.target.num_columns)
     hidden = model.base_model(**forward_inputs(model, tokens[rows], span, block_size, cache)).last_hidden_state
     if cache is not None:
-        # Tensors made in a graph that outlive it would be outputs and pin its memory pool.
+        # Tensors that outlive the graph become its outputs and pin its memory pool.
         cache.clear_target()
     return hidden
 
 
 class CompiledModel:
-    """A model's forward pass, compiled for a few fixed shapes, and the caches that its graphs are tied to.
+    """A model's forward pass, compiled for a few fixed shapes, and the caches that its graphs are bound to.
 
     Args:
         model: a transformers decoder.
         block_size, role: see `TransformersModel`.
-        **options: of `torch.compile`.
+        **options: options of `torch.compile`.
     """
 
     def __init__(self, model: PreTrainedModel, block_size: int | None, role: str, **options: Any) -> None:
         self.model, self.block_size, self.role, self.options = model, block_size, role, options
-        # torch.compile takes entries out of its options, and the other model gets the same ones.
+        # torch.compile removes entries from its options, and both models share them.
         options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
-        # Every batch size and width has a graph of its own, and there are two models; dynamo gives up at 8.
+        # Each batch size and width of each model has its own graph; dynamo's default limit is 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
         forward = functools.partial(forward_slots, model, block_size)
         self.forward_slots = torch.compile(forward, dynamic=False, **options)
@@ -165,19 +168,23 @@ class CompiledModel:
         return GraphPasses(self, state, is_cached=is_cached)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy compiles again and has caches of its own, since graphs belong to their model."""
+        """A copy compiles again and has its own caches, because graphs belong to their model."""
         return {"model": self.model, "block_size": self.block_size, "role": self.role, **self.options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     def lend(self, borrower: GraphPasses, num_rows: int, num_columns: int) -> FixedCache:
-        """An empty cache until the borrower is garbage or returns it.
+        """An empty cache, lent until the borrower returns it or is garbage-collected.
 
         Free caches are reused: CUDA graphs bind to addresses. Safe because all calls share one stream.
+
+        Args:
+            borrower: the passes that use the cache.
+            num_rows, num_columns: size of the cache.
         """
         device = input_device(self.model)
-        # The dtypes of keys and values, which need not be the same, follow from these.
+        # These determine the dtypes of keys and of values, which may differ.
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         kind = (num_rows, num_columns, self.model.dtype, autocast, device)
         with self.lock:
@@ -194,11 +201,11 @@ class CompiledModel:
             return cache
 
     def take_back(self, cache: FixedCache) -> None:
-        """The borrower needs it no more."""
+        """Mark a lent cache as free."""
         with self.lock:
             for loan in self.loans:
                 if loan.cache is cache:
-                    loan.borrower = _nobody
+                    loan.borrower = _no_borrower
 
 
 @dataclass(eq=False)
@@ -208,17 +215,17 @@ class _Loan:
     borrower: Callable[[], object]  # returns None when the cache is free
 
 
-def _nobody() -> None:
+def _no_borrower() -> None:
     return None
 
 
 class FixedLayer(ColumnLayer):
-    """A layer whose memory keeps its address, so that a graph may be bound to it."""
+    """A `ColumnLayer` whose memory keeps its address, so that graphs can bind to it."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         super().lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        # Not guarded: with memory elsewhere a CUDA graph is recorded again, but nothing compiled.
+        # Not guarded: for memory at another address a CUDA graph is recorded again, but nothing is recompiled.
         torch._dynamo.mark_static_address(self.keys, guard=False)
         torch._dynamo.mark_static_address(self.values, guard=False)
 
@@ -245,20 +252,20 @@ class FixedCache(ColumnCache):
     target: WriteTarget
 
     def clear(self) -> None:
-        """Write zeros everywhere: masked entries must be finite too, or they spoil the others."""
+        """Write zeros everywhere. Masked entries must be finite: 0 · NaN in attention would spread."""
         for layer in self.layers:
             layer.clear()
 
     def copy_from(self, smaller: FixedCache) -> None:
-        """Take over the rows and columns of a smaller cache."""
+        """Copy the rows and columns of a smaller cache."""
         for layer, other in zip(self.layers, smaller.layers, strict=True):
             layer.copy_from(other)
 
 
 class GraphPasses(EagerPasses):
-    """Passes in a few shapes only, compiled, with a slot for every row.
+    """Compiled passes in a few shapes, with a slot for every row.
 
-    Widths are rounded up, a row keeps its slot as others come and go, and empty slots compute fillers. With a cache
+    Widths are rounded up, a row keeps its slot while others join and leave, and empty slots compute fillers. With a cache,
     prefill runs eagerly; only decode passes are compiled.
     """
 
@@ -266,10 +273,10 @@ class GraphPasses(EagerPasses):
         super().__init__(compiled.model, block_size=compiled.block_size, role=compiled.role)
         self.compiled = compiled
         self.is_cached = is_cached
-        self.slots = list(range(len(state.rows)))  # of each row
+        self.slots = list(range(len(state.rows)))  # the slot of each row
         self.num_slots = len(state.rows)
         self.num_columns = round_up(state.width, CACHE_BUCKET)
-        self.last_slots: tuple[list[int], Tensor] | None = None  # the slots as a tensor, and what it was made of
+        self.last_slots: tuple[list[int], Tensor] | None = None  # arguments and result of the last `slot_tensor`
         self.fixed: FixedCache | None = None
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
@@ -294,13 +301,13 @@ class GraphPasses(EagerPasses):
         return whole
 
     def prefill(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:
-        """One eager pass over rows in these slots: `n l` → `n q d`."""
+        """One eager pass over the rows in these slots: `n l` int64 → `n q d` in the model's dtype."""
         inputs = self.inputs(tokens, span, to_device(slots, tokens.device))
         return self.model.base_model(**inputs).last_hidden_state
 
     def forward_compiled(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:
-        """One compiled pass over rows in these slots: `n l` → `n q d`."""
-        # The device idles until the graph is launched, so as little as possible is done before.
+        """One compiled pass over the rows in these slots: `n l` int64 → `n q d` in the model's dtype."""
+        # The device idles until the graph is launched, so the host does as little as possible before.
         canvas = torch.empty(self.num_slots, self.num_columns, dtype=tokens.dtype, device=self.device)
         canvas[: len(tokens), : tokens.shape[1]] = tokens
         edges = to_device([span.starts, span.ends, span.paddings], self.device)
@@ -310,16 +317,16 @@ class GraphPasses(EagerPasses):
         if canvas.is_cuda:  # outputs of earlier graphs are not used any more
             torch.compiler.cudagraph_mark_step_begin()
         hidden = self.compiled.forward_slots(canvas, edges, by_slot, round_up(span.width, COLUMN_BUCKET), self.fixed)
-        # A copy, since the next graph, of this model or the other, uses the same memory.
+        # Copied, because the next graph, of either model, uses the same memory.
         return hidden[:, : span.width].index_select(0, by_slot[1, : len(tokens)].to(hidden.device))
 
     def slot_tensor(self, slots: list[int]) -> Tensor:
-        """`2 s` int64: of each slot its row, −1 where it is empty, and of each row its slot."""
-        made_of = [self.num_slots, *slots]
-        if self.last_slots is None or self.last_slots[0] != made_of:
+        """`2 s` int64: the row of each slot, −1 if empty, and the slot of each row."""
+        key = [self.num_slots, *slots]
+        if self.last_slots is None or self.last_slots[0] != key:
             rows = [slots.index(slot) if slot in slots else -1 for slot in range(self.num_slots)]
             table = to_device([rows, slots + [0] * (self.num_slots - len(slots))], self.device)
-            self.last_slots = made_of, table
+            self.last_slots = key, table
         return self.last_slots[1]
 
     def select(self, rows: Tensor) -> None:

@@ -1,8 +1,8 @@
-"""Exact models of enumerable list tasks: what a perfectly trained drafter and verifier would say.
+"""Exact models of enumerable list tasks: the distributions of a perfectly trained drafter and verifier.
 
-Where every right answer can be listed, with its weight, p(token | known tokens) is a sum over the answers that fit.
-`IdealListModel` gives these numbers behind the protocols of a neural model, so that every strategy and every
-acceptance rule can be held against closed forms with no training.
+If all right answers and their weights can be listed, p(token | known tokens) is a sum over the answers that fit.
+`IdealListModel` computes these sums behind the protocols of neural models, so strategies and acceptance rules can be
+compared with closed forms without training.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
 LONGEST_SHUFFLE = 8  # 40,320 orders
-_MOST_ENTRIES = 1 << 24  # of the table answer × position × context that is held at once
+_MOST_ENTRIES = 1 << 24  # entries of the largest temporary table, answers × positions × contexts
 
 
 class IdealListModel:
-    """A task given by all its right answers: one token per item, no separators, every answer equally long.
+    """Exact drafter and verifier of a task that is given by all its right answers, each of n tokens.
 
-    The prompt's content is ignored. Contexts that rows have in common are computed once, so statistics over many
-    thousand rows are cheap.
+    The prompt's content is ignored. A context that several rows share is computed once, so statistics over many thousand
+    rows are cheap.
 
     Args:
         answers: `a n` integers, ids from 0 on; the id after the largest is the mask.
-        weights: `a` positive numbers, how likely each answer is; equally likely when not given.
+        weights: `a` positive numbers proportional to the probability of each answer; equal by default.
 
     Attributes:
         drafter, verifier: the two exact models, for `APDSampler`.
@@ -38,7 +38,7 @@ class IdealListModel:
         mask_token_id: the largest id; `vocab_size` is one more.
 
     Raises:
-        ValueError: the answers are no table of ids, there are too many of them, or a weight is not positive.
+        ValueError: `answers` is not a table of ids or is too large to enumerate, or a weight is not positive.
 
     Example:
         >>> model = IdealListModel.shuffle(4)
@@ -74,7 +74,7 @@ class IdealListModel:
 
     @classmethod
     def shuffle(cls, n: int) -> IdealListModel:
-        """All n! orders of n items; the identity counts as one (ParallelBench leaves it out)."""
+        """All n! orders of n items, the identity included (ParallelBench excludes it). `n` is 1 to `LONGEST_SHUFFLE`."""
         _check_items(n, least=1)
         if n > LONGEST_SHUFFLE:
             raise ValueError(
@@ -84,7 +84,7 @@ class IdealListModel:
 
     @classmethod
     def replace_random(cls, n: int) -> IdealListModel:
-        """Items 0 … n−1 in order, one of them, anywhere, replaced by the new item n."""
+        """Items 0 … n−1 in order, with the new item n in place of any one of them: length n."""
         _check_items(n, least=1)
         return cls(torch.tensor([[*range(i), n, *range(i + 1, n)] for i in range(n)]))
 
@@ -96,17 +96,21 @@ class IdealListModel:
 
     @classmethod
     def remove_random(cls, n: int) -> IdealListModel:
-        """Items 0 … n−1 in order, one of them, anywhere, left out: length n−1."""
+        """Items 0 … n−1 in order without any one of them: length n−1. `n` is at least 2."""
         _check_items(n, least=2)
         return cls(torch.tensor([[*range(i), *range(i + 1, n)] for i in range(n)]))
 
     @property
     def length(self) -> int:
-        """Tokens of an answer, n."""
+        """Number of tokens per answer, n."""
         return self.answers.shape[1]
 
     def is_valid(self, tokens: Tensor) -> Tensor:
-        """Which rows are one of the answers: `b n` ids → `b` bool."""
+        """True for rows that are one of the answers: `b n` int64 → `b` bool.
+
+        Raises:
+            ValueError: another shape than `b n`.
+        """
         if tokens.dim() != 2 or tokens.shape[1] != self.length:
             raise ValueError(
                 f"`tokens` must have the shape [rows, {self.length}] of the answers, got {list(tokens.shape)}. Cut the "
@@ -116,13 +120,13 @@ class IdealListModel:
         return known.all(1) & torch.isin(self._encode(tokens.where(known, 0)), self._answer_codes)
 
     def logits(self, known: Tensor, position: Tensor) -> Tensor:
-        """log p(token at `position`, known tokens): as logits, the exact conditional given what is known.
+        """log p(token at `position`, known tokens) up to a constant: logits of the exact conditional.
 
         Args:
-            known: `b k n` int64, the mask id where a token is not known.
+            known: `b k n` int64, the known tokens; the mask id elsewhere.
             position: `b m` int64, 0 … n−1; k is m or 1.
         Returns:
-            `b m v` float32, −∞ for every token where no answer fits what is known.
+            `b m v` float32; −∞ for every token if no answer fits the known tokens.
         """
         codes, row = self._encode(known).unique(return_inverse=True)
         contexts = codes[:, None] // self._place_values % self.vocab_size
@@ -130,18 +134,18 @@ class IdealListModel:
         return torch.cat([self._log_weights(part) for part in contexts.split(at_once)])[row, position]
 
     def _log_weights(self, contexts: Tensor) -> Tensor:
-        """Total weight of the answers that fit, by their token at each position: `c n` → `c n v`, as logarithms."""
+        """Log of the total weight of the fitting answers, by their token at each position: `c n` int64 → `c n v` float32."""
         fits = self._fits[torch.arange(self.length, device=contexts.device), contexts].all(1)  # c a
         total = fits.double() @ self._token_weights
         return total.log().float().view(len(contexts), self.length, self.vocab_size)
 
     def _encode(self, tokens: Tensor) -> Tensor:
-        """Rows as numbers, `… n` → `…`; the ids are digits."""
+        """Rows as numbers whose digits are the ids: `… n` → `…` int64."""
         return (tokens * self._place_values).sum(-1)
 
 
 class _Ideal:
-    """What drafter and verifier have in common. They remember nothing, so each is its own session."""
+    """Base of the exact drafter and verifier. Both are stateless, so each is its own session."""
 
     max_length: int | None = None
 
@@ -162,20 +166,20 @@ class _Ideal:
         if new_tokens != self.model.length:
             raise ValueError(
                 f"`max_new_tokens` must be {self.model.length}, the length of every answer, got {new_tokens}: an exact "
-                "model has nothing to say about other lengths."
+                "model gives probabilities of complete answers only."
             )
 
     def _positions(self, state: DecodeState, window: Window) -> Tensor:
         return (window.columns - state.prompt_end[:, None]).clamp(0, self.model.length - 1)
 
     def _answer(self, tokens: Tensor, state: DecodeState) -> Tensor:
-        """The columns behind each row's prompt, `b l` → `b n`."""
+        """The n tokens behind each row's prompt, `b l` → `b n`."""
         columns = state.prompt_end[:, None] + torch.arange(self.model.length, device=tokens.device)
         return tokens.gather(1, columns)
 
 
 class IdealDrafter(_Ideal):
-    """Exact marginals: p(token at a column | all decided new tokens), whatever the window and the cache."""
+    """Exact marginals p(token at a column | all decided new tokens), independent of window and cache settings."""
 
     def open(self, state: DecodeState) -> IdealDrafter:
         self._check_length(state)
@@ -185,22 +189,22 @@ class IdealDrafter(_Ideal):
         return self._marginals(self._answer(state.tokens, state)[:, None], state, window)
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Tensor:
-        """Exact too: p(token at a column | all other decided new tokens)."""
+        """Logits of p(token at a column | all other decided new tokens), exact: `b m v` float32."""
         itself = torch.arange(self.model.length, device=self.device) == self._positions(state, window)[..., None]
         others = self._answer(state.tokens, state)[:, None].masked_fill(itself, self.mask_token_id)  # b m n
         return self._marginals(others, state, window)
 
     def _marginals(self, known: Tensor, state: DecodeState, window: Window) -> Tensor:
         logits = self.model.logits(known, self._positions(state, window))
-        # Parallel draws may commit what no answer has. Decoding goes on, and one token is then as good as another.
+        # Parallel draws may commit tokens that no answer contains. Decoding goes on with a uniform distribution.
         impossible = logits.isneginf().all(-1, keepdim=True)
         return logits.masked_fill(impossible, 0.0)
 
 
 class IdealVerifier(_Ideal):
-    """Exact conditionals: p(token at a column | the tokens before it, drafted ones included).
+    """Exact conditionals p(token at a column | the tokens before it, drafted ones included).
 
-    −∞ for every token behind a prefix that no answer has.
+    Logits are −∞ for every token behind a prefix that no answer has.
     """
 
     def open(self, state: DecodeState) -> IdealVerifier:
@@ -227,7 +231,7 @@ def _checked_weights(weights: Tensor | Sequence[float] | None, answers: Tensor) 
             f"`weights` must be positive and finite, got {weights.min():g} to {weights.max():g}. Leave out answers "
             "that never occur."
         )
-    return weights  # not divided by their sum: counts add up exactly, so equal marginals are equal bit for bit
+    return weights  # not normalised: sums of counts are exact, so equal marginals are equal bit for bit
 
 
 def _check_items(n: int, *, least: int) -> None:

@@ -1,4 +1,4 @@
-"""Leave-one-out passes: predict columns whose token is known, each from all other columns, in one pass."""
+"""Leave-one-out passes: predict each decided column from all other columns, in one pass."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from apd.models.transformer import attention_mask, check_evaluating, input_devic
 
 @dataclass(frozen=True)
 class Shadows:
-    """Extra masked inputs, in groups of g tokens.
+    """Extra inputs for leave-one-out logits, in k groups of g tokens per row.
 
-    Each group stands in for g columns: it attends to itself and to every other column; nothing attends to it.
+    Each group replaces g columns and has their positions. It attends to itself and to every other column; no column
+    attends to it.
 
     Attributes:
-        tokens: `b k g` int64, the tokens of the group.
-        columns: `b k g` int64, the columns that it stands in for, whose positions it has.
+        tokens: `b k g` int64, the ids of the group.
+        columns: `b k g` int64, the columns that the group replaces.
     """
 
     tokens: Tensor
@@ -30,7 +31,18 @@ class Shadows:
 
 
 def shadowed_hidden_states(model: PreTrainedModel, tokens: Tensor, span: Span, shadows: Shadows) -> Tensor:
-    """Hidden states of the span's columns (attention both ways, no cache), then those of the shadows: `b q+k·g d`."""
+    """Last hidden states of the span's columns, then of the shadows, from one bidirectional pass without a cache.
+
+    Args:
+        model: a decoder in evaluation mode.
+        tokens: `b l` int64.
+        span: q columns of each row, starting at the first real one.
+        shadows: k groups of g tokens per row.
+    Returns:
+        `b q+k·g d` in the model's dtype.
+    Raises:
+        ValueError: the model is in training mode.
+    """
     check_evaluating(model, [("", model)], "drafter")
     device = input_device(model)
     padding = to_device(span.paddings, tokens.device)[:, None]

@@ -11,25 +11,26 @@ from torch import Tensor
 
 from apd.decoding.state import to_device
 
-#: What a pass costs beside its columns, in columns: it reads every weight, which takes a GPU as long as computing with
-#: them on as many columns as its ratio of operations to bytes, 150 or so. Below that a wider pass is no slower.
+#: Fixed cost of a pass in columns. Reading every weight takes a GPU as long as computing about 150 columns, its ratio of
+#: operations to bytes (arithmetic intensity); below that, a wider pass is no slower.
 PASS_OVERHEAD_COLUMNS = 128
 
 
 @dataclass(frozen=True)
 class Span:
-    """The columns `start … end − 1` of every row; rows with fewer columns are filled up on the right.
+    """The columns `start … end − 1` of every row. Fillers on the right make all rows as wide as the widest.
 
-    Shapes follow from host integers, so no pass needs a host synchronisation.
+    Shapes follow from host integers, so no pass needs a host sync. A span is level if all rows have equal columns and no
+    padding: it needs no fillers, no index and no padding mask.
 
     Attributes:
-        starts: per row, the first column; empty inside a graph, which knows no host integers.
-        ends: per row, the column behind the last; likewise.
-        paddings: per row, columns of left padding, which nothing sees; likewise. Positions count from the first real token.
-        columns: `b q` int64, or `1 q` of a level span; fillers are columns behind the row's end.
+        starts: the first column of each row, host integers; empty inside a graph.
+        ends: the column behind the last of each row, host integers; empty inside a graph.
+        paddings: columns of left padding of each row, host integers; empty inside a graph. Positions count from the first
+            real token.
+        columns: `b q` int64, or `1 q` if level; fillers are columns behind the row's end.
         width: q, columns of the widest row.
-        edges: `3 b 1` int64, starts, ends and paddings on the device; `None` of a level span: all rows have the same columns
-            and no padding, so nothing needs fillers, an index or a padding mask.
+        edges: `3 b 1` int64: starts, ends and paddings on the device; `None` if level.
     """
 
     starts: Sequence[int]
@@ -43,7 +44,7 @@ class Span:
     def of_rows(
         cls, starts: Sequence[int], ends: Sequence[int], paddings: Sequence[int], device: torch.device
     ) -> Span:
-        """The span of these host integers, `b` each."""
+        """A span from host integers, `b` each."""
         if len(set(starts)) == len(set(ends)) == 1 and not any(paddings):
             columns = torch.arange(starts[0], ends[0], device=device)[None]
             return cls(starts, ends, paddings, columns, ends[0] - starts[0], None)
@@ -53,7 +54,7 @@ class Span:
 
     @classmethod
     def of_edges(cls, edges: Tensor, width: int) -> Span:
-        """The span of starts, ends and paddings on the device, `3 b` int64."""
+        """A span from starts, ends and paddings on the device, `3 b` int64; `width` is q. For use inside a graph."""
         edges = edges[..., None]
         return cls((), (), (), edges[0] + torch.arange(width, device=edges.device), width, edges)
 
@@ -63,35 +64,35 @@ class Span:
 
     @property
     def real(self) -> Tensor:
-        """`b q` or `1 q` bool, False for fillers."""
+        """`b q`, or `1 q` if level, bool: False for fillers."""
         return torch.ones_like(self.columns, dtype=torch.bool) if self.edges is None else self.columns < self.edges[1]
 
     def ids(self, tokens: Tensor) -> Tensor:
-        """The tokens of the span, `b l` → `b q`; fillers are id 0."""
+        """The token ids of the span, `b l` → `b q` int64; fillers are id 0."""
         if self.is_level:
             return tokens[:, self.starts[0] : self.ends[0]]
         return tokens.gather(1, self.columns.clamp(max=tokens.shape[1] - 1)).masked_fill(~self.real, 0)
 
     @property
     def positions(self) -> Tensor:
-        """`b q` or `1 q` int64, 0 for the row's first real token and for fillers."""
+        """Position ids, `b q`, or `1 q` if level, int64: 0 for the row's first real token and for fillers."""
         if self.edges is None:
             return self.columns
         return (self.columns - self.edges[2]).masked_fill(~self.real, 0)
 
     def slots(self, num_columns: int) -> Tensor:
-        """Where a cache with `num_columns` columns takes their keys, `b q` or `1 q`; those of fillers go behind the last."""
+        """Cache entries of the columns, `b q`, or `1 q` if level, int64; fillers go to entry `num_columns`, behind the last."""
         return self.columns if self.is_level else self.columns.masked_fill(~self.real, num_columns)
 
     def mask(self, num_cached: int | None, block_size: int | None) -> Tensor | None:
-        """Which keys a column attends to: `b 1 q k` bool; `None`: all.
+        """The attention mask, `b 1 q k` bool (True attends); `None` if every column attends to every key.
 
-        Real keys before the row's end; of these, key i with i // b ≤ j // b for the column at position j.
+        The column at position j attends to real keys before the row's end; with blocks of b, only to positions i with
+        i // b ≤ j // b.
 
         Args:
-            num_cached: keys are those of columns 0 … `num_cached` − 1; `None`: those of the span.
-            block_size: b: 1 is causal attention, `None` attention both ways, others attend within their block and to
-                earlier blocks.
+            num_cached: number of cached columns: keys are columns 0 … `num_cached` − 1; `None`: keys are the span's columns.
+            block_size: b. 1 is causal, `None` bidirectional, other values are block-causal.
         """
         if self.edges is None and block_size is None:
             return None
@@ -110,7 +111,7 @@ class Span:
         return seen.expand(-1, self.width, -1)[:, None]
 
     def groups(self) -> list[list[int]]:
-        """Rows to compute together: all of them, or prefill and decode apart where fillers would cost more than a pass."""
+        """Groups of rows, one pass each. Prefill and decode rows are separated if their fillers would cost more than a pass."""
         prefill, decode = self.prefill_and_decode()
         if prefill and decode:
             widest = max(self.ends[row] - self.starts[row] for row in decode)
@@ -119,7 +120,7 @@ class Span:
         return [list(range(len(self.starts)))]
 
     def prefill_and_decode(self) -> tuple[list[int], list[int]]:
-        """The rows that are computed from their first real token on, and the others."""
+        """The rows whose span starts at their first real token (prefill or full refresh), and the others."""
         prefill: list[int] = []
         decode: list[int] = []
         for row, (start, padding) in enumerate(zip(self.starts, self.paddings, strict=True)):
@@ -127,6 +128,6 @@ class Span:
         return prefill, decode
 
     def select(self, rows: list[int]) -> Span:
-        """The span of these rows."""
+        """The span restricted to these rows."""
         starts, ends, paddings = ([edge[row] for row in rows] for edge in (self.starts, self.ends, self.paddings))
         return Span.of_rows(starts, ends, paddings, self.columns.device)

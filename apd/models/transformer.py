@@ -1,4 +1,4 @@
-"""A transformers decoder's forward passes: the columns of a span in, their hidden states or logits out."""
+"""Forward passes of a transformers decoder: from the columns of a span to their hidden states and logits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from apd.models.span import Span
 
 
 class TransformersModel:
-    """A transformers decoder with an output layer: what drafter and verifier have in common.
+    """A transformers decoder with an output layer, the base of drafter and verifier.
 
     Args:
         model: the decoder.
-        block_size: how it attends: 1 is causal, `None` both ways, b within blocks of b tokens and to earlier blocks.
+        block_size: attention: 1 is causal, `None` bidirectional, b block-causal (within blocks of b tokens and to earlier
+            blocks).
     """
 
     role = "model"  # in error messages
@@ -39,7 +40,7 @@ class TransformersModel:
         return input_device(self.model)
 
     def passes(self, state: DecodeState, *, is_cached: bool) -> Passes:
-        """The model's forward passes over these rows, compiled where `apd.models.graphs` has compiled the model."""
+        """Forward passes over the rows of `state`; compiled ones if `compile_pair` has compiled the model."""
         if self.compiled is not None:
             return self.compiled.passes(state, is_cached=is_cached)
         shape = (state.tokens.shape[0], state.width) if is_cached else None
@@ -47,21 +48,21 @@ class TransformersModel:
 
 
 class Passes(RowMemory, Protocol):
-    """A model's forward passes over some rows, for the length of one call."""
+    """Forward passes of a model over the rows of one call."""
 
     def __call__(self, tokens: Tensor, span: Span) -> Tensor:
         """Last hidden states of the columns in `span`, each attending to real columns before the span's end.
 
         Args:
             tokens: `b l` int64.
-            span: without a cache it starts at the first real column.
+            span: the columns to compute; without a cache, they start at the first real column.
         Returns:
             `b q d`, float dtype of the model; fillers hold arbitrary numbers.
         """
 
 
 class PassFactory(Protocol):
-    """Makes the passes of a compiled model."""
+    """A compiled model, which makes its own passes."""
 
     def passes(self, state: DecodeState, *, is_cached: bool) -> Passes: ...
 
@@ -132,19 +133,28 @@ class EagerPasses:
 def forward_inputs(
     model: PreTrainedModel, tokens: Tensor, span: Span, block_size: int | None, cache: ColumnCache | None
 ) -> dict[str, Any]:
-    """The arguments of `model.base_model` for a span; the cache has its target already."""
+    """Arguments of `model.base_model` for a span: ids `n q`, mask `n 1 q k`, positions `n q`, the cache.
+
+    Args:
+        model: a transformers decoder.
+        tokens: `n l` int64.
+        span: the columns to compute.
+        block_size: see `TransformersModel`.
+        cache: its target must be set to `span`; `None` without a cache.
+    """
     mask = span.mask(None if cache is None else cache.num_readable, block_size)
     inputs = {"input_ids": span.ids(tokens), "attention_mask": attention_mask(mask, model), "use_cache": False}
     return inputs | {"position_ids": span.positions} | ({} if cache is None else {cache.argument: cache})
 
 
 def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]], role: str) -> None:
-    """Refuse a model in training mode, where dropout draws and gradient checkpointing may drop the cache.
+    """Refuse a model in training mode, where dropout is active and gradient checkpointing may drop the cache.
 
-    The mode is not switched here: it belongs to the module, which other threads share, and a suspended iterator would
-    leave it switched while the caller trains.
+    This function does not switch the mode: other threads share the module, and a suspended iterator would leave it
+    switched while the caller trains.
 
     Args:
+        model: the model, for the message.
         modules: modules of the model, with their names.
         role: "drafter" or "verifier", for the message.
 
@@ -162,11 +172,10 @@ def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Mod
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
-    """Positions that a row may have without changing what the model computes for others, `None` for no limit.
+    """The most positions that a row may have; `None` for no limit.
 
-    Rope types whose angles depend on the longest row of a batch change them beyond some position, for all rows of the
-    batch and not for keys that are cached: "longrope" beyond `original_max_position_embeddings`, "dynamic" beyond
-    `max_position_embeddings`.
+    Some rope types change the angles of all rows of a batch, but not of cached keys, when the longest row exceeds a limit:
+    "longrope" beyond `original_max_position_embeddings`, "dynamic" beyond `max_position_embeddings`.
     """
     limit: int | None = getattr(config, "max_position_embeddings", None)
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -180,14 +189,21 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Where a model takes its inputs. Weights that accelerate keeps elsewhere until they are needed are on "meta"."""
+    """The device of a model's inputs. Weights that accelerate has offloaded are on "meta" and do not tell it."""
     embeddings = model.get_input_embeddings()
     elsewhere = getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None)
     return embeddings.weight.device if elsewhere is None else torch.device(elsewhere)
 
 
 def attention_mask(mask: Tensor | None, model: PreTrainedModel) -> Tensor | None:
-    """The mask as the model's attention takes it: eager attention adds it to the scores, where a Boolean would add 0 and 1."""
+    """The mask in the form that the model's attention takes: for eager attention 0 or the least float, else Boolean.
+
+    Eager attention adds the mask to the scores; a Boolean would add 0 and 1.
+
+    Args:
+        mask: `b 1 q k` bool, True where a query attends; `None` for no mask.
+        model: determines the form and the dtype.
+    """
     if mask is None or model.config._attn_implementation != "eager":
         return mask
     dtype = model.get_input_embeddings().weight.dtype
@@ -196,14 +212,14 @@ def attention_mask(mask: Tensor | None, model: PreTrainedModel) -> Tensor | None
 
 @dataclass(frozen=True)
 class Projection:
-    """Logits of a window's positions, `b m v`, computed on access: `projection[:, 3:7]`.
+    """Logits of a window's positions, `b m v` in the model's dtype, computed on access: `projection[:, 3:7]`.
 
-    The output layer is the widest product of a small step, so it sees only the positions that are asked for.
+    The output layer is the widest matrix product of a small step, so only the requested positions are computed.
 
     Attributes:
         head: the output layer.
         hidden: `b m d`, last hidden states.
-        device: where the logits are wanted.
+        device: device of the logits.
     """
 
     head: nn.Module
@@ -212,7 +228,13 @@ class Projection:
 
     @classmethod
     def of_window(cls, head: nn.Module, hidden: Tensor, span: Span, window: Window, shift: int) -> Projection:
-        """Logits of a window's columns, each predicted by the column `shift` further; `hidden` is `b q d`, of the span."""
+        """Logits of a window's columns, each predicted at the column `shift` further right.
+
+        Args:
+            head: the output layer.
+            hidden: `b q d`, last hidden states of the span's columns.
+            shift: 0 or −1.
+        """
         offsets = {t + shift - start for t, start in zip(window.starts, span.starts, strict=True)}
         width = window.columns.shape[1]
         if len(offsets) == 1 and (first := min(offsets)) >= 0 and first + width <= hidden.shape[1]:
@@ -221,13 +243,13 @@ class Projection:
 
     @classmethod
     def at(cls, head: nn.Module, hidden: Tensor, index: Tensor) -> Projection:
-        """Logits of the hidden states at `index`, `b m` int64; outside the window it may be out of range."""
+        """Logits of the hidden states at `index`, `b m` int64. Indices outside the row's window are clamped."""
         index = index.clamp(0, hidden.shape[1] - 1)
         at = index.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
         return cls(head, hidden.gather(1, at), index.device)
 
     def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
         hidden = self.hidden[index].contiguous()
-        # `contiguous` keeps odd strides of a single row, which make the product a batch of products, up to twenty times
-        # slower on a CPU. The view has none.
+        # `contiguous` keeps unusual strides of a single row, with which torch computes a batch of products, up to 20 times
+        # slower on a CPU. `view` resets the strides.
         return self.head(hidden.view(hidden.shape)).to(self.device)

@@ -1,4 +1,4 @@
-"""The verifier: a small causal LM that scores a whole draft in one pass."""
+"""The verifier: a small causal LM that scores every token of a draft in one pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from apd.models.transformer import Projection, TransformersModel
 
 
 class CausalVerifier(TransformersModel):
-    """A transformers causal LM as a verifier. Every pass states causal attention by its mask.
+    """A verifier from a transformers decoder. Each pass gets a causal mask, so a bidirectional model can be used too.
 
     Args:
-        model: any causal LM with full attention; see `load_verifier`.
+        model: a decoder whose layers all attend to the whole sequence; see `load_verifier`.
     """
 
     role = "verifier"
@@ -30,16 +30,16 @@ class CausalVerifier(TransformersModel):
 
 
 class NeuralVerifierSession:
-    """Reads each token once: the cache keeps every column whose token is still the one that was read there.
+    """Computes each token once: the cache keeps the keys and values of every column whose token has not changed.
 
     Cached keys of the last draft stay valid for every committed token except the last, which may be a correction. So a
-    row is read on from the column before the frontier, whose output scores the window's first position anyway.
+    pass starts at the column before the frontier, whose output scores the window's first position anyway.
     """
 
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
         self.head = verifier.model.get_output_embeddings()
         self.passes = verifier.passes(state, is_cached=True)
-        self.read: Sequence[int] = state.layout.padding  # per row, the column behind the last that was read
+        self.read: Sequence[int] = state.layout.padding  # per row, the column behind the last that was computed
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Projection:
         canvas = window.fill(draft, state.tokens)

@@ -1,4 +1,4 @@
-"""Decoding strategies other than APD, each behind the protocol `apd.decoding.strategy.Strategy`."""
+"""Decoding strategies other than APD. Each implements the protocol `apd.decoding.strategy.Strategy`."""
 
 from apd.strategies.base import Unmasking
 from apd.strategies.klass import KLASS

@@ -1,4 +1,4 @@
-"""`Unmasking`, the base of strategies that the drafter alone decides, and what they measure."""
+"""`Unmasking`, the base of strategies that need the drafter only, and their measures: confidence, entropy, ranks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Memoryless
 from apd.decoding.window import Window
 
-#: Probabilities above it rank equal, the leftmost first. Else the tail of stop tokens, a little surer still, would be
-#: decided before the answer.
+#: Probabilities above this, within 32 float32 steps of 1, rank equal, the leftmost first. Otherwise the trailing stop
+#: tokens, whose confidence is a little higher, would be committed before the answer.
 CERTAIN = 1 - 2.0**-19
 
 
 class Unmasking(Memoryless):
-    """A strategy that drafts the window's masks and commits those that `choose` selects; the drafter alone decides.
+    """A strategy that drafts the window's masks and commits those that `choose` selects. It needs the drafter only.
 
-    Subclasses define `choose`, and `measure` where they need to know something else than the confidence.
+    Subclasses define `choose`, and `measure` if they select by another quantity than the confidence.
     """
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
@@ -52,28 +52,35 @@ class Unmasking(Memoryless):
     def chosen(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        """The candidates that `choose` selects, checked: `b m` bool."""
+        """The candidates that `choose` selects, with shape and dtype checked: `b m` bool. Arguments as in `choose`."""
         chosen = self.choose(measure, candidate, state, window, sampling)
         check_returned(chosen, name_of(self, "choose"), tuple(candidate.shape), torch.bool)
         return chosen & candidate
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
-        """What `choose` needs to know of each distribution, of a window or a part of it: `b m` float."""
+        """The quantity by which `choose` selects, from each drafted distribution.
+
+        Args:
+            draft: the draft of a window, or of a part of it.
+            window: the columns of the draft.
+        Returns:
+            `b m` float; by default the confidence.
+        """
         return confidence(draft)
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        """The candidates to commit: `b m` bool.
-
-        A pure function of its arguments, for any batch of rows.
+        """Select the candidates to commit. A pure function of its arguments, for any batch of rows.
 
         Args:
             measure: `b m` float, see `measure`.
             candidate: `b m` bool, the undecided columns of the window, at least one in each row that is not done.
             state: the rows.
             window: the columns.
-            sampling: has keyed noise, `sampling.noise(state, window, ORDER)`.
+            sampling: source of keyed noise, `sampling.noise(state, window, ORDER)`.
+        Returns:
+            `b m` bool; entries outside `candidate` are ignored.
         """
         raise NotImplementedError
 
@@ -91,16 +98,19 @@ def single_model_proposal(
     fault: Tensor,
     probs: Tensor | None,
 ) -> Proposal:
-    """The proposal of a strategy that one model decides alone; its distribution is the target, too.
+    """The proposal of a strategy that uses one model only. The model's distribution is also the target.
 
     Args:
         model: `"drafter"` or `"verifier"`.
-        draft: its draft of the window; of the last part where there are several.
-        probs: untempered probabilities of the tokens, `b m`, or `b 1` where all are one token.
-        tokens, chosen, decisive, drafted: as in `Proposal`.
+        draft: the model's draft of the window; of the last part, if the window is drafted in several.
+        pair: says what is recorded.
+        sampling: warps the recorded scores.
+        tokens, chosen, decisive: as in `Proposal`.
+        drafted: `Proposal.draft`.
         fault: `b m` bool, as in `Draft`.
+        probs: `b m` float32, untempered probabilities of `tokens`, or `b 1` if all are one token; `None`: not recorded.
     """
-    records, shape = pair.record_scores, (*tokens.shape, -1)  # where scores are recorded there is one part
+    records, shape = pair.record_scores, (*tokens.shape, -1)  # if scores are recorded, the window is one part
     return Proposal(
         tokens=tokens,
         chosen=chosen,
@@ -115,7 +125,7 @@ def single_model_proposal(
 
 
 def confidence(draft: Draft) -> Tensor:
-    """Untempered probability of each drawn token: `b m` float32."""
+    """Untempered probability of each drafted token: `b m` float32, in [0, 1]."""
     return gather_tokens(draft.logprobs, draft.tokens).exp()
 
 
@@ -126,7 +136,14 @@ def entropy(draft: Draft) -> Tensor:
 
 
 def ranks(measure: Tensor, candidate: Tensor) -> Tensor:
-    """The rank of each position among candidates by `measure`, 0 the highest, ties from the left: `b m` int64."""
+    """Rank of each position among the candidates by descending `measure`: 0 is the highest; ties rank from the left.
+
+    Args:
+        measure: `b m` float; values above `CERTAIN` are equal.
+        candidate: `b m` bool; other positions rank behind all candidates.
+    Returns:
+        `b m` int64.
+    """
     measure = measure.clamp(max=CERTAIN).masked_fill(~candidate, -torch.inf)
     order = measure.sort(dim=1, descending=True, stable=True).indices
     return torch.empty_like(order).scatter_(

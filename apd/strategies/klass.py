@@ -1,4 +1,4 @@
-"""KLASS: commit masks that are confident and whose distribution has stopped changing."""
+"""KLASS: commit confident masks whose distribution has stopped changing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from apd.strategies.base import Unmasking, confidence, ranks
 
 @dataclass(frozen=True)
 class KLASS:
-    """Every mask that is confident and whose distribution has stopped changing; else the most confident one.
+    """Commits every mask that is confident and stable; if there is none, the most confident mask.
 
-    A mask is stable when KL(p_now ‖ p_before) stayed below ε for the last h steps.
+    A mask is stable if KL(p_now ‖ p_before) was below ε in each of the last h steps.
 
     Args:
-        threshold: confidence in [0, 1] that a drawn token must exceed.
+        threshold: confidence in [0, 1] that a drafted token must exceed.
         kl_threshold: ε > 0, in nats.
-        history: h, at least 1 step.
+        history: h ≥ 1, in steps.
+
+    Raises:
+        TypeError, ValueError: a parameter is outside its range.
 
     Source: KL-adaptive stability sampling, arXiv:2511.05664.
     """
@@ -49,11 +52,11 @@ class KLASS:
 
 
 class _KLASSSession(Unmasking):
-    """Remembers the last distribution of every column, and for how many steps it has hardly changed."""
+    """Remembers the last distribution of every column, and the number of steps for which it has been stable."""
 
     def __init__(self, klass: KLASS, state: DecodeState) -> None:
         self.klass = klass
-        self.before: Tensor | None = None  # b l+1 v, probabilities; the last column takes writes past a row's end
+        self.before: Tensor | None = None  # b l+1 v, probabilities; the last column takes writes behind a row's end
         self.calm = torch.zeros(len(state.rows), state.width + 1, dtype=torch.int64, device=state.tokens.device)
 
     def measure(self, draft: Draft, window: Window) -> Tensor:

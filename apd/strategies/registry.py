@@ -1,11 +1,11 @@
-"""Strategies by short names, such as `confidence:2`, `blocks:8/threshold:0.9` or `apd:R=0.5,correction`.
+"""Strategies by name: `confidence:2`, `blocks:8/threshold:0.9`, `apd:R=0.5,correction`.
 
     >>> parse("apd:correction").spec
     'apd:R=0.5,correction'
     >>> parse("threshold:.9").strategy
     Threshold(threshold=0.9)
 
-Every kind has at most one parameter that a curve runs over; what is left without it is the setting's family.
+Every kind has at most one swept parameter, over which quality-speed curves run. A setting's name without it is its family.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Setting:
     """One strategy with its parameters.
 
     Attributes:
-        spec: its name in full; equal settings have equal names.
-        family: the name without the parameter that a curve runs over.
-        parameter: letter of that parameter; "" if there is none.
-        value: its value; 0 if there is none.
-        interpolates: whether values between two of them mean something (a threshold, not a number of tokens).
-        strategy: the object; `None` is APD with `knobs`.
-        knobs: of `APDConfig`, those that the name gave.
+        spec: the full name; equal settings have equal names.
+        family: the name without the swept parameter.
+        parameter: letter of the swept parameter; "" if there is none.
+        value: value of the swept parameter; 0 if there is none.
+        interpolates: True if the swept parameter is continuous (a threshold, not a number of tokens).
+        strategy: the object; `None` for APD with `knobs`.
+        knobs: fields of `APDConfig` that the name sets.
     """
 
     spec: str
@@ -82,12 +82,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind of strategy is written.
+    """The grammar of one kind of strategy.
 
     Args:
-        make: a dataclass whose fields the parameters below name; `APDConfig` stands for APD.
-        sweep: letter and field of the parameter that a curve runs over; `None` if there is none.
-        options: field and form of each parameter, by the name that it is written with.
+        make: the strategy's dataclass; `APDConfig` for APD.
+        sweep: letter and field of the swept parameter; `None` if there is none.
+        options: field and form of each parameter, by its name in a spec.
         words: field and value of each bare word.
     """
 
@@ -102,7 +102,7 @@ def _kind(make: type[Strategy], letter: str, name: str, form: Form = NUMBER, **m
 
 
 def _apd_kind() -> Kind:
-    """APD as its knobs say: numbers by their letters; flags and choices other than the default as bare words."""
+    """The grammar of APD, from its knobs: numbers by letter, flags and non-default choices as bare words."""
     defaults = APDConfig()
     options = {knob.spec or knob.letter: (name, knob.form) for name, knob in KNOBS.items() if knob.form is not None}
     words = {
@@ -137,10 +137,10 @@ KINDS: dict[str, Kind] = {
 
 
 def parse(spec: str) -> Setting:
-    """A setting from its short name.
+    """The setting with this name, see `GRAMMAR`.
 
     Raises:
-        ValueError: what is wrong with it, and how it is written.
+        ValueError: an unknown kind or option, or a value outside its range.
     """
     text = spec.strip()
     kind_name, colon, arguments = text.partition(":")
@@ -194,7 +194,7 @@ def _parse_blocks(spec: str) -> Setting:
 
 
 def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
-    """By field name; a bare number is the swept parameter."""
+    """Values by field name; a bare number is the swept parameter."""
     values: dict[str, Any] = {}
     for argument in arguments:
         short, equals, text = (part.strip() for part in argument.partition("="))
@@ -221,7 +221,7 @@ def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
 
 
 def _written(kind: Kind, name: str, value: Any) -> str:
-    """How a spec gives a field this value."""
+    """The text that sets a field to this value in a spec."""
     words = [word for word, meaning in kind.words.items() if meaning == (name, value)]
     options = [short for short, (field_name, _) in kind.options.items() if field_name == name]
     text = value if isinstance(value, str) else f"{value:g}"
@@ -233,7 +233,7 @@ def _join(kind: str, arguments: list[str]) -> str:
 
 
 def apd_of(config: APDConfig) -> APD:
-    """Adaptive parallel decoding as the knobs say."""
+    """Adaptive parallel decoding with these knobs."""
     if config.acceptance == "coupling":
         return APD(config.mixture_weight, Coupling(config.acceptance_threshold, config.correction))
     return APD(config.mixture_weight, Rejection() if isinstance(config.acceptance, str) else config.acceptance)
@@ -242,13 +242,13 @@ def apd_of(config: APDConfig) -> APD:
 def settle(
     strategy: Strategy | str | None, config: APDConfig, knobs: Mapping[str, Any], *, default: Strategy | None = None
 ) -> tuple[Strategy | None, APDConfig]:
-    """The strategy that decodes, `None` for APD, and the knobs that count.
+    """Resolve strategy and knobs: the strategy object, `None` for APD, and the resulting config.
 
     Args:
-        strategy: an object or a short name; `None` if none is given.
-        config: the knobs that hold where nothing else is said.
-        knobs: those that are given beside the strategy.
-        default: decodes if no strategy is given.
+        strategy: an object or a name; `None` if the caller gave none.
+        config: default knobs.
+        knobs: knobs that the caller gave beside the strategy; they override `config`.
+        default: the strategy if the caller gave none.
 
     Raises:
         ValueError: a name that cannot be parsed, or a knob that is given twice or would have no effect.
@@ -273,5 +273,5 @@ def settle(
     return strategy, config.replace(**knobs)
 
 
-# What only APD reads; the other knobs hold for every strategy.
+# Knobs that only APD reads; the others apply to every strategy.
 _OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction"}

@@ -1,8 +1,8 @@
-"""Strategies that commit drafted tokens by a rule of their own, each under the loop and the count of APD.
+"""Published unmasking strategies, run by APD's decode loop and counted like APD.
 
-Every class says which masks of the window to commit, given one drafted token for each. All but `LeftToRight` and
-`Autoregressive` commit in any order. With keyed noise a postponed position draws the same token again as long as its
-distribution stays the same; published samplers redraw it, as `noise="step"` does.
+Each class selects the masks of the window to commit, given one drafted token for each mask. All but `LeftToRight` and
+`Autoregressive` commit in any order. With keyed noise, a position that is not committed draws the same token in the next
+step if its distribution has not changed; published samplers redraw it, as `noise="step"` does.
 """
 
 from __future__ import annotations
@@ -24,14 +24,11 @@ from apd.decoding.window import Window
 from apd.strategies.base import Unmasking, confidence, entropy, ranks, single_model_proposal
 
 
+@dataclass(frozen=True)
 class _TopK(Unmasking):
-    """Commits the K candidates that rank highest; all of them where fewer are left.
+    """Commits the K highest-ranked candidates; all of them if fewer are left."""
 
-    Args:
-        tokens_per_step: K, at least 1; or one K for each step, the last of which goes for all further ones.
-    """
-
-    tokens_per_step: int | Sequence[int]
+    tokens_per_step: int | Sequence[int] = 1
 
     def __post_init__(self) -> None:
         if not self._schedule:
@@ -40,7 +37,7 @@ class _TopK(Unmasking):
             check_count("tokens_per_step", count, "Use 1 for sequential decoding")
 
     def rank(self, measure: Tensor, state: DecodeState, window: Window, sampling: Sampling) -> Tensor:
-        """What to order candidates by, highest first: `b m` float."""
+        """The quantity that ranks candidates, highest first: `b m` float."""
         return measure
 
     def choose(
@@ -49,7 +46,7 @@ class _TopK(Unmasking):
         return ranks(self.rank(measure, state, window, sampling), candidate) < self.count(state)
 
     def count(self, state: DecodeState) -> Tensor | int:
-        """K for the next step of each row, `b 1` int64, or of all."""
+        """K of the next step: `b 1` int64, or one integer for all rows."""
         if not isinstance(self.tokens_per_step, Sequence):
             return self.tokens_per_step
         schedule = to_device(list(self.tokens_per_step), state.steps.device)
@@ -62,15 +59,14 @@ class _TopK(Unmasking):
 
 @dataclass(frozen=True)
 class LeftToRight(_TopK):
-    """The K leftmost masks. K = 1 is sequential decoding, the reference everywhere.
+    """Commits the K leftmost masks. K = 1 is sequential decoding, the reference of all comparisons.
 
     Args:
-        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+        tokens_per_step: K, at least 1; or one K per step, the last of which applies to all further steps.
 
     Source: the left-to-right baseline of arXiv:2506.00413.
     """
 
-    tokens_per_step: int | Sequence[int] = 1
     left_to_right = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
@@ -84,15 +80,14 @@ class LeftToRight(_TopK):
 
 @dataclass(frozen=True)
 class RandomOrder(_TopK):
-    """K masks at random, in an order that depends on the row's seed alone.
+    """Commits K random masks, in an order that depends on the row's seed only.
 
     Args:
-        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+        tokens_per_step: K, at least 1; or one K per step, the last of which applies to all further steps.
 
     Source: the random strategy of arXiv:2510.04767 (ParallelBench), the forward process of masked diffusion run back.
     """
 
-    tokens_per_step: int | Sequence[int] = 1
     is_random = True
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
@@ -104,28 +99,24 @@ class RandomOrder(_TopK):
 
 @dataclass(frozen=True)
 class Confidence(_TopK):
-    """The K masks whose drawn token has the highest probability.
+    """Commits the K masks with the highest confidence.
 
     Args:
-        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+        tokens_per_step: K, at least 1; or one K per step, the last of which applies to all further steps.
 
     Source: low-confidence remasking of LLaDA, arXiv:2502.09992; `maskgit_plus` of Dream.
     """
 
-    tokens_per_step: int | Sequence[int] = 1
-
 
 @dataclass(frozen=True)
 class Margin(_TopK):
-    """The K masks where the likeliest token leads the second likeliest by most probability.
+    """Commits the K masks with the largest margin, p(likeliest token) − p(second likeliest token).
 
     Args:
-        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+        tokens_per_step: K, at least 1; or one K per step, the last of which applies to all further steps.
 
     Source: `topk_margin` of Dream; Kim et al. 2025, arXiv:2502.06768.
     """
-
-    tokens_per_step: int | Sequence[int] = 1
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
         first, second = draft.logprobs.topk(2, dim=-1).values.exp().unbind(-1)
@@ -134,15 +125,13 @@ class Margin(_TopK):
 
 @dataclass(frozen=True)
 class Entropy(_TopK):
-    """The K masks whose distribution has the lowest entropy.
+    """Commits the K masks whose distribution has the lowest entropy.
 
     Args:
-        tokens_per_step: K, at least 1; or one for each step, the last of which goes for all further ones.
+        tokens_per_step: K, at least 1; or one K per step, the last of which applies to all further steps.
 
     Source: `entropy` of Dream, arXiv:2508.15487.
     """
-
-    tokens_per_step: int | Sequence[int] = 1
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
         return -entropy(draft)
@@ -150,10 +139,13 @@ class Entropy(_TopK):
 
 @dataclass(frozen=True)
 class Threshold(Unmasking):
-    """Every mask whose drawn token has at least probability γ, and always the most confident one.
+    """Commits every mask with confidence γ or more, and always the most confident mask.
 
     Args:
         threshold: γ in [0, 1].
+
+    Raises:
+        TypeError, ValueError: γ is outside its range.
 
     Source: confidence-aware decoding of Fast-dLLM, arXiv:2505.22618.
     """
@@ -171,13 +163,16 @@ class Threshold(Unmasking):
 
 @dataclass(frozen=True)
 class Factor(Unmasking):
-    """The n most confident masks for the largest n with (n + 1)·(1 − c_n) < f, c_n being the n-th confidence.
+    """Commits the n most confident masks, for the largest n with (n + 1)·(1 − c_n) < f; c_n is the n-th highest confidence.
 
-    Fast-dLLM's code also commits the last mask whenever all before it pass, whatever its confidence; its definition,
-    which is what stands here, does not.
+    At least one mask is committed. This is Fast-dLLM's definition; its code also commits the last mask whenever all masks
+    before it pass.
 
     Args:
         factor: f > 0.
+
+    Raises:
+        TypeError, ValueError: f is outside its range.
 
     Source: factor-based decoding of Fast-dLLM, arXiv:2505.22618.
     """
@@ -191,19 +186,21 @@ class Factor(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        place = ranks(measure, candidate)
-        passes = ((place + 2) * (1 - measure) < self.factor) & candidate
-        # n is the largest place that passes, counted from 1; every place before it is committed with it.
-        largest = (place + 1).masked_fill(~passes, 1).amax(1, keepdim=True)
-        return place < largest
+        rank = ranks(measure, candidate)
+        passes = ((rank + 2) * (1 - measure) < self.factor) & candidate
+        n = (rank + 1).masked_fill(~passes, 1).amax(1, keepdim=True)  # ranks count from 0
+        return rank < n
 
 
 @dataclass(frozen=True)
 class EntropyBound(Unmasking):
-    """The masks of lowest entropy, as many as keep Σ H − max H within γ: a bound on what they know of each other.
+    """Commits the most masks of lowest entropy H with Σ H − max H ≤ γ, a bound on their joint dependence.
 
     Args:
         bound: γ ≥ 0, in nats.
+
+    Raises:
+        TypeError, ValueError: γ is outside its range.
 
     Source: EB-Sampler, arXiv:2505.24857.
     """
@@ -220,16 +217,16 @@ class EntropyBound(Unmasking):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        place = ranks(-measure, candidate)
-        in_order = torch.zeros_like(measure).scatter(1, place, measure)
-        # In rising order the largest of the first n is the n-th, so Σ − max is the sum of those before it.
+        rank = ranks(-measure, candidate)
+        in_order = torch.zeros_like(measure).scatter(1, rank, measure)
+        # In ascending order the n-th entropy is the maximum of the first n, so Σ − max is the sum of the first n − 1.
         before = in_order.cumsum(1) - in_order
-        return (before <= self.bound).gather(1, place)
+        return (before <= self.bound).gather(1, rank)
 
 
 @dataclass(frozen=True)
 class OneStep(Unmasking):
-    """Every mask of the window at once, as APD does at R = 1."""
+    """Commits every mask of the window in each step, as APD does at R = 1."""
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
@@ -239,13 +236,17 @@ class OneStep(Unmasking):
 
 @dataclass(frozen=True)
 class Blocks(Unmasking):
-    """Semi-autoregressive: another strategy, block by block from left to right.
+    """Semi-autoregressive decoding: applies another strategy block by block, from left to right.
 
-    Candidates are the masks of the first block that has any; the drafter still sees the whole canvas.
+    Candidates are the masks of the first block that has any. The drafter still reads the whole canvas.
 
     Args:
-        strategy: picks within a block.
-        length: of a block in tokens, at least 1, counted from the end of the prompt.
+        strategy: selects within a block; any `Unmasking` strategy without memory.
+        length: block length in tokens, at least 1; blocks start at the end of the prompt.
+
+    Raises:
+        TypeError: `strategy` is not an `Unmasking`.
+        TypeError, ValueError: `length` is outside its range.
 
     Source: arXiv:2502.09992 (LLaDA), semi-autoregressive remasking.
     """
@@ -272,13 +273,13 @@ class Blocks(Unmasking):
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         block = (window.columns - state.prompt_end[:, None]) // self.length
-        within = candidate & (block == block[:, :1])  # the frontier is the window's first column
+        within = candidate & (block == block[:, :1])  # the window's first column is the frontier
         return self.strategy.chosen(measure, within, state, window, sampling)
 
 
 @dataclass(frozen=True)
 class Autoregressive(Memoryless):
-    """The verifier alone, one token per step: a plain causal LM under the same loop. The drafter never runs."""
+    """Decodes one token per step with the verifier only, as a causal LM does. The drafter never runs."""
 
     needs_drafter = False
     needs_verifier = True

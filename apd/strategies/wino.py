@@ -1,4 +1,4 @@
-"""WINO: unmask in haste, mask again what the other tokens speak against, commit block by block."""
+"""WINO: unmask many tokens, re-mask those that become improbable given the others, commit block by block."""
 
 from __future__ import annotations
 
@@ -21,30 +21,34 @@ from apd.strategies.base import ranks, single_model_proposal
 
 @dataclass(frozen=True)
 class WINO:
-    """Wide in, narrow out: tokens are unmasked in haste, and masked again when the others speak against them.
+    """Wide in, narrow out: unmasks many tokens per step, and re-masks tokens that become improbable given the others.
 
-    Block by block from left to right. Each step makes one drafter forward, which gives for every mask the probability of
-    the token drafted there, and for every token that stands its probability given all others ("leave one out").
+    Blocks are decoded from left to right. A tentative token is unmasked but not committed. Each step makes one drafter
+    forward, which gives the confidence of every mask's drafted token, and the leave-one-out probability of every
+    tentative token.
 
-    1. Wide in. Unmask every mask above τ1, the most confident min(max(⌊0.7·masks⌋, 5), 20) of them at most and the most
-       confident one at least.
-    2. Narrow out. If that were two or more: mask again what stood before and is below τ2, the least probable first,
-       fewer tokens than the step before unmasked.
-    3. Commit the block when it has no masks left up to its first stop token. Until then nothing is committed, since all
-       may still be revoked; what came in last is never reviewed.
+    1. Wide in. Unmask the masks with confidence above τ1: at most the min(max(⌊0.7·masks⌋, 5), 20) most confident, at
+       least the most confident one.
+    2. Narrow out. If step 1 unmasked two or more: re-mask earlier tentative tokens with a probability below τ2, the least
+       probable first, fewer than the previous step unmasked.
+    3. Commit the block when it has no masks up to its first stop token. Nothing is committed before, since every tentative
+       token may be re-masked; tokens unmasked by the last step are not reviewed.
 
-    Ends: masks left + tokens unmasked by the last step are the block's length after its first step, and fewer after
-    every further one. So a block takes no more forwards than it has tokens.
+    Termination: (masks left) + (tokens unmasked by the last step) equals the block length after the first step and falls
+    with every further step. So a block takes at most as many forwards as it has tokens.
 
-    The limits in 1 and 2 are those of the published code. Two things are done otherwise. There all shadows, which are
-    masks, see each other; here a shadow sees only the tokens of the others (`leave_one_out_logits`). And there a block is
-    filled to its end; here, as with all strategies, a row is over with its stop token. Probabilities in the trace are
-    those of the step that committed, given all others.
+    The limits in 1 and 2 are from the published code. Two details differ. In the published code shadows, which are masks,
+    attend to each other; here a shadow attends to the tokens of other columns only (`leave_one_out_logits`). The published
+    code fills a block to its end; here a row ends with its stop token, as in all strategies. The trace records the
+    leave-one-out probabilities of the committing step.
 
     Args:
         threshold: τ1 in [0, 1].
         revoke_below: τ2 in [0, 1]; 0 revokes nothing.
-        length: of a block in tokens, at least 1, counted from the end of the prompt; a window is a block's end too.
+        length: block length in tokens, at least 1, counted from the end of the prompt; a window also ends its block.
+
+    Raises:
+        TypeError, ValueError: a parameter is outside its range.
 
     Source: Hong et al. 2025, arXiv:2507.18578, and its published code.
     """
@@ -67,58 +71,58 @@ class WINO:
 
 
 class _WINOSession:
-    """Remembers the tokens that stand in each row's block but are not committed."""
+    """Remembers the tentative tokens of each row's block."""
 
     def __init__(self, wino: WINO, state: DecodeState) -> None:
         self.wino = wino
         self.tokens = torch.zeros_like(state.tokens)  # b l
-        self.stands = torch.zeros_like(state.decided)  # b l
+        self.tentative = torch.zeros_like(state.decided)  # b l
         self.last_unmasked = torch.zeros_like(state.steps)  # b
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
-        # Columns that no row needs any more are dropped.
-        self.tokens, self.stands = self.tokens[:, : state.width], self.stands[:, : state.width]
+        # The batch may have lost columns on the right.
+        self.tokens, self.tentative = self.tokens[:, : state.width], self.tentative[:, : state.width]
         canvas = dataclasses.replace(
             state,
-            tokens=torch.where(self.stands, self.tokens, state.tokens),
-            decided=state.decided | self.stands,
+            tokens=torch.where(self.tentative, self.tokens, state.tokens),
+            decided=state.decided | self.tentative,
         )
         block = (window.columns - state.prompt_end[:, None]) // self.wino.length
-        inside = window.within(block == block[:, :1])  # nothing in it is committed: it starts at the frontier
-        stood, standing = inside & window.gather(self.stands), window.gather(self.tokens)
+        inside = window.within(block == block[:, :1])  # the rest of the frontier's block; nothing in it is committed
+        earlier, earlier_tokens = inside & window.gather(self.tentative), window.gather(self.tokens)
         drafts = pair.draft_leave_one_out(canvas, window, sampling)
         found = []
         for part, draft in drafts:
-            present = torch.where(stood[:, part], standing[:, part], draft.tokens)
+            present = torch.where(earlier[:, part], earlier_tokens[:, part], draft.tokens)
             found.append((present, draft.fault, gather_tokens(draft.logprobs, present).exp()))
         tokens, fault, probs = map(concatenate, zip(*found, strict=True))
 
         # 1. Wide in.
-        masks = inside & ~stood
+        masks = inside & ~earlier
         rank = ranks(probs, masks)
         most = (masks.sum(1) * 7 // 10).clamp(5, 20)[:, None]
         unmasked = masks & ((rank == 0) | (probs > self.wino.threshold) & (rank < most))
         num_unmasked = unmasked.sum(1)
 
         # 2. Narrow out.
-        doubted = stood & (probs < self.wino.revoke_below)
+        doubted = earlier & (probs < self.wino.revoke_below)
         most = torch.where(num_unmasked > 1, self.last_unmasked - 1, 0)[:, None]
-        stands = (stood | unmasked) & ~(doubted & (ranks(-probs, doubted) < most))
+        tentative = (earlier | unmasked) & ~(doubted & (ranks(-probs, doubted) < most))
         self.last_unmasked = num_unmasked
-        self.tokens = window.write(tokens, stands, self.tokens)
-        self.stands = window.write(stands, inside, self.stands)
+        self.tokens = window.write(tokens, tentative, self.tokens)
+        self.tentative = window.write(tentative, inside, self.tentative)
 
         # 3. Commit.
-        stops = stands & torch.isin(tokens, pair.support.processing.stop_token_ids)
+        stops = tentative & torch.isin(tokens, pair.support.processing.stop_token_ids)
         before_stop = stops.cumsum(1) == 0
-        is_complete = ~(inside & ~stands & before_stop).any(1, keepdim=True)
+        is_complete = ~(inside & ~tentative & before_stop).any(1, keepdim=True)
         return single_model_proposal(
             "drafter",
             draft,
             pair,
             sampling,
             tokens=tokens,
-            chosen=stands & is_complete,
+            chosen=tentative & is_complete,
             decisive=inside,
             drafted=tokens,
             fault=fault,
@@ -126,10 +130,10 @@ class _WINOSession:
         )
 
     def select(self, rows: Tensor) -> None:
-        self.tokens, self.stands = self.tokens.index_select(0, rows), self.stands.index_select(0, rows)
+        self.tokens, self.tentative = self.tokens.index_select(0, rows), self.tentative.index_select(0, rows)
         self.last_unmasked = self.last_unmasked.index_select(0, rows)
 
     def join(self, state: DecodeState) -> None:
-        rows, columns = len(state.rows) - len(self.stands), state.width - self.stands.shape[1]
-        self.tokens, self.stands = (pad(memory, (0, columns, 0, rows)) for memory in (self.tokens, self.stands))
+        rows, columns = len(state.rows) - len(self.tentative), state.width - self.tentative.shape[1]
+        self.tokens, self.tentative = (pad(memory, (0, columns, 0, rows)) for memory in (self.tokens, self.tentative))
         self.last_unmasked = pad(self.last_unmasked, (0, rows))
