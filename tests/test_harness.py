@@ -31,7 +31,8 @@ from apd import APDConfig, APDSampler, BlockWindow, Coupling, LeftToRight, Maske
 from apd.cli import main
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import instances
-from apd.integrations.lm_eval import APDLM, StopInAnswer, sequential_logprobs
+from apd.integrations.lm_eval import APDLM, StopInAnswer
+from apd.integrations.scoring import sequential_logprobs
 from apd.models.ideal import IdealListModel
 from apd.strategies.registry import parse
 

@@ -12,7 +12,7 @@ from apd import WINO, APDSampler, Autoregressive, Blocks
 from apd.decoding.acceptance import Coupling
 from apd.decoding.step import APD
 from apd.decoding.strategy import Memoryless
-from apd.integrations.lm_eval import sequential_logprobs
+from apd.integrations.scoring import sequential_logprobs
 from apd.strategies import Unmasking
 
 ROWS, WIDTH = 2, 4

@@ -13,7 +13,6 @@ is the probability with which sequential decoding writes them on a canvas of jus
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -24,7 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -33,16 +31,12 @@ from tqdm import tqdm
 
 from apd.config import KNOBS, APDConfig
 from apd.decoding.noise import SEED_MASK
-from apd.decoding.probability import log_normalise
-from apd.decoding.protocols import Drafter
-from apd.decoding.returned import CheckedLogits, check_session, name_of
-from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Strategy
-from apd.decoding.window import AllMasks
 from apd.generation import processes
 from apd.generation.arguments import whole_seed
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import refuse_unknown
+from apd.integrations.scoring import sequential_logprobs
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
 from apd.strategies import LeftToRight
@@ -65,7 +59,7 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}. The evaluation harness is an extra: pip install 'apd-decoding[eval]'.") from error
 
-__all__ = ["APDLM", "Counts", "main", "register", "sequential_logprobs"]
+__all__ = ["APDLM", "Counts", "main", "register"]
 
 _log = logging.getLogger(__name__)
 
@@ -498,105 +492,6 @@ class StopInAnswer(StopStrings):
             answer = self.tokenizer.decode(row[start:], clean_up_tokenization_spaces=False)
             stopped &= any(stop in answer for stop in self.stop_strings)
         return stopped
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A canvas to be asked for its first mask: what is known, and who wants to know about which token."""
-
-    context: tuple[int, ...]
-    before: tuple[int, ...]
-    masks: int
-    requests: list[int]
-
-
-def sequential_logprobs(
-    drafter: Drafter, pairs: Sequence[tuple[list[int], list[int]]], *, vocab_size: int, batch_size: int
-) -> Iterator[tuple[int, float, bool, int]]:
-    """What sequential decoding assigns to given continuations, each on a canvas of just its length.
-
-    One forward per position; requests that have context, length and the tokens so far in common share it.
-
-    Args:
-        drafter: neural or exact.
-        pairs: ids of context (at least one) and continuation.
-        vocab_size: ids below it can be decoded, the mask token aside; all others have probability 0.
-        batch_size: forwards that are made together.
-    Yields:
-        The request's number, log p of its continuation in nats, whether every token is the likeliest, and the forwards
-        made for it, shared ones counted once. As soon as it is known, in no particular order.
-    Raises:
-        FloatingPointError: the drafter gave NaN, +∞ or nothing finite.
-    """
-    total = [0.0] * len(pairs)
-    greedy = [True] * len(pairs)
-    num_rows = [0] * len(pairs)
-    for i, (_, continuation) in enumerate(pairs):
-        if not continuation:
-            yield i, 0.0, True, 0
-    rows = _rows(pairs)
-    while batch := list(islice(rows, batch_size)):
-        logprobs = _first_mask(drafter, batch, vocab_size)
-        asked = [(r, i, pairs[i][1][len(row.before)]) for r, row in enumerate(batch) for i in row.requests]
-        of_row, tokens = torch.tensor([[r, token] for r, _, token in asked], device=logprobs.device).T
-        values = logprobs[of_row, tokens.clamp(max=vocab_size - 1)].masked_fill(tokens >= vocab_size, -torch.inf)
-        likeliest = logprobs.argmax(-1)[of_row] == tokens
-        for (r, i, _), value, is_likeliest in zip(asked, values.tolist(), likeliest.tolist(), strict=True):
-            total[i] += value
-            greedy[i] &= is_likeliest
-            num_rows[i] += i == batch[r].requests[0]
-            if batch[r].masks == 1:
-                yield i, total[i], greedy[i], num_rows[i]
-
-
-def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:
-    """One row per position, wide ones first; among requests with the same canvas each known prefix once."""
-    canvases: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
-    for i, (context, continuation) in enumerate(pairs):
-        canvases[tuple(context), len(continuation)].append(i)
-    for (known, length), members in sorted(canvases.items(), key=lambda item: -len(item[0][0]) - item[0][1]):
-        for position in range(length):
-            by_prefix: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-            for i in members:
-                by_prefix[tuple(pairs[i][1][:position])].append(i)
-            for before, requests in by_prefix.items():
-                yield _Row(known, before, length - position, requests)
-
-
-@torch.inference_mode()
-def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
-    """log p_D at the first mask of each row, `b v` float32, under the sampler's rule of support."""
-    state = _canvases(rows, drafter.mask_token_id, drafter.device)
-    # One column, although all are seen: logits of the masks behind it are never computed.
-    window = dataclasses.replace(AllMasks().window(state).first(), ends=state.layout.end)
-    session = drafter.open(state)
-    check_session(session, name_of(drafter, "open"), "logits")
-    of_window = CheckedLogits(session.logits(state, window), name_of(session, "logits"), (len(rows), 1), vocab_size)
-    logits = of_window[:, :1][:, 0, :vocab_size].float()
-    if drafter.mask_token_id < vocab_size:
-        logits[:, drafter.mask_token_id] = -torch.inf
-    logprobs = log_normalise(logits)
-    if logprobs.isnan().any():
-        raise FloatingPointError(
-            "The drafter gave NaN, infinite or no finite logits for a given text. Check its weights and dtype (float16 "
-            "overflows where bfloat16 does not)."
-        )
-    return logprobs
-
-
-def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> DecodeState:
-    """The rows level at their right end."""
-    known = [row.context + row.before for row in rows]
-    width = max(len(ids) + row.masks for ids, row in zip(known, rows, strict=True))
-    masks = torch.tensor([row.masks for row in rows], device="cpu")
-    padding = masks.new_tensor([width - len(ids) - row.masks for ids, row in zip(known, rows, strict=True)])
-    tokens = [[0] * (width - len(ids) - row.masks) + [*ids] for ids, row in zip(known, rows, strict=True)]
-    ids = masks.new_tensor([ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)])
-    decided = torch.arange(width, device="cpu") < width - masks[:, None]
-    prompt_end = width - masks - masks.new_tensor([len(row.before) for row in rows])
-    ids, padding, decided, prompt_end = (each.to(device) for each in (ids, padding, decided, prompt_end))
-    state = DecodeState.start(ids, max_new_tokens=0, mask_token_id=mask_token_id, padding=padding)
-    return dataclasses.replace(state, prompt_end=prompt_end).with_decided(ids, decided)
 
 
 def _by_setting(requests: Iterable[Any]) -> Iterator[tuple[dict[str, Any], list[int]]]:
