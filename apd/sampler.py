@@ -34,20 +34,8 @@ from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
 from apd.generation.support import refuse_for, refuse_unknown
-from apd.models.loading import (
-    HUB_ARGUMENTS,
-    PLACING_ARGUMENTS,
-    SPLITTING_ARGUMENTS,
-    ModelSpec,
-    as_drafter,
-    as_verifier,
-    check_vocabularies,
-    drafter_config,
-    load_drafter,
-    load_tokenizer,
-    load_verifier,
-    verifier_config,
-)
+from apd.models.loading import ModelSpec, as_drafter, as_verifier, check_vocabularies
+from apd.models.pairs import PAIR_OPTIONS, load_pair
 from apd.strategies.registry import apd_of, settle
 
 
@@ -152,38 +140,25 @@ class APDSampler:
             TypeError: an unknown argument.
         """
         own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
-        known = [*KNOBS, *HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS, *own]
-        refuse_unknown(knobs_or_loading, known, "from_pretrained()")
-        hub, placing, splitting = (
-            {name: knobs_or_loading.pop(name) for name in names if name in knobs_or_loading}
-            for names in (HUB_ARGUMENTS, PLACING_ARGUMENTS, SPLITTING_ARGUMENTS)
+        refuse_unknown(knobs_or_loading, [*KNOBS, *PAIR_OPTIONS, *own], "from_pretrained()")
+        pair = load_pair(
+            drafter,
+            verifier,
+            spec=spec,
+            mask_token_id=mask_token_id,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            verifier_revision=verifier_revision,
+            **{name: knobs_or_loading.pop(name) for name in PAIR_OPTIONS if name in knobs_or_loading},
         )
-        shared = {"dtype": dtype, "attn_implementation": attn_implementation, **placing}
-        of_drafter, of_verifier = hub | {"revision": revision}, hub | {"revision": verifier_revision}
-        # All that can be wrong with small files is found before the weights are read.
-        config_of_drafter = drafter_config(drafter, spec=spec, mask_token_id=mask_token_id, **of_drafter)
-        tokenizer, verifier_tokenizer = load_tokenizer(drafter, **of_drafter), None
-        if verifier is not None:
-            config_of_verifier = verifier_config(verifier, **of_verifier).get_text_config(decoder=True)
-            verifier_tokenizer = load_tokenizer(verifier, **of_verifier)
-            check_vocabularies(
-                config_of_drafter.vocab_size,
-                config_of_verifier.vocab_size,
-                tokenizer,
-                verifier_tokenizer,
-                mask_token_id=config_of_drafter.mask_token_id,
-            )
-        loaded = load_drafter(
-            drafter, spec=spec, mask_token_id=mask_token_id, device_map=device_map, **shared, **splitting, **of_drafter
-        )
-        if splitting.keys() & {"tp_plan", "distributed_config"}:
-            device_map = loaded.device  # the verifier stays whole, beside this process's part of the drafter
         return cls(
-            loaded,
-            None if verifier is None else load_verifier(verifier, device_map=device_map, **shared, **of_verifier),
-            tokenizer,
+            pair.drafter,
+            pair.verifier,
+            pair.tokenizer,
             config,
-            verifier_tokenizer=verifier_tokenizer,
+            verifier_tokenizer=pair.verifier_tokenizer,
             **knobs_or_loading,
         )
 
