@@ -1,4 +1,8 @@
-"""Log-probabilities that sequential decoding assigns to given continuations."""
+"""Log-probabilities of given continuations under sequential decoding of the drafter, left to right.
+
+log p(x | context) = Σ_j log p_D(x_j | context, x_<j, masks at j and behind it): the chain rule on a canvas of just the
+continuation's length, so this is the probability with which `LeftToRight(1)` samples it there. No knob enters into it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ __all__ = ["sequential_logprobs"]
 
 @dataclass(frozen=True)
 class _Row:
-    """A canvas to be asked for its first mask: what is known, and who wants to know about which token."""
+    """A canvas: context, the continuation's known prefix, then masks; and the requests that need its first mask."""
 
     context: tuple[int, ...]
     before: tuple[int, ...]
@@ -33,18 +37,18 @@ class _Row:
 def sequential_logprobs(
     drafter: Drafter, pairs: Sequence[tuple[list[int], list[int]]], *, vocab_size: int, batch_size: int
 ) -> Iterator[tuple[int, float, bool, int]]:
-    """What sequential decoding assigns to given continuations, each on a canvas of just its length.
+    """Score given continuations, each on a canvas of just its length.
 
-    One forward per position; requests that have context, length and the tokens so far in common share it.
+    One forward per position; requests with equal context, length and prefix share it.
 
     Args:
         drafter: neural or exact.
         pairs: ids of context (at least one) and continuation.
         vocab_size: ids below it can be decoded, the mask token aside; all others have probability 0.
-        batch_size: forwards that are made together.
+        batch_size: rows per forward.
     Yields:
-        The request's number, log p of its continuation in nats, whether every token is the likeliest, and the forwards
-        made for it, shared ones counted once. As soon as it is known, in no particular order.
+        Index of the pair, log p of its continuation in nats, whether every token is the likeliest, and the number of
+        forwards, shared ones counted for one pair only. As soon as a pair is scored, in no particular order.
     Raises:
         FloatingPointError: the drafter gave NaN, +∞ or nothing finite.
     """
@@ -57,11 +61,11 @@ def sequential_logprobs(
     rows = _rows(pairs)
     while batch := list(islice(rows, batch_size)):
         logprobs = _first_mask(drafter, batch, vocab_size)
-        asked = [(r, i, pairs[i][1][len(row.before)]) for r, row in enumerate(batch) for i in row.requests]
-        of_row, tokens = torch.tensor([[r, token] for r, _, token in asked], device=logprobs.device).T
+        wanted = [(r, i, pairs[i][1][len(row.before)]) for r, row in enumerate(batch) for i in row.requests]
+        of_row, tokens = torch.tensor([[r, token] for r, _, token in wanted], device=logprobs.device).T
         values = logprobs[of_row, tokens.clamp(max=vocab_size - 1)].masked_fill(tokens >= vocab_size, -torch.inf)
         likeliest = logprobs.argmax(-1)[of_row] == tokens
-        for (r, i, _), value, is_likeliest in zip(asked, values.tolist(), likeliest.tolist(), strict=True):
+        for (r, i, _), value, is_likeliest in zip(wanted, values.tolist(), likeliest.tolist(), strict=True):
             total[i] += value
             greedy[i] &= is_likeliest
             num_rows[i] += i == batch[r].requests[0]
@@ -70,7 +74,7 @@ def sequential_logprobs(
 
 
 def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:
-    """One row per position, wide ones first; among requests with the same canvas each known prefix once."""
+    """One row per position, wide ones first; pairs with equal canvas and prefix share a row."""
     canvases: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
     for i, (context, continuation) in enumerate(pairs):
         canvases[tuple(context), len(continuation)].append(i)
@@ -85,9 +89,9 @@ def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:
 
 @torch.inference_mode()
 def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
-    """log p_D at the first mask of each row, `b v` float32, under the sampler's rule of support."""
+    """log p_D at the first mask of each row, `b v` float32; 0 probability for the mask token, as in the sampler."""
     state = _canvases(rows, drafter.mask_token_id, drafter.device)
-    # One column, although all are seen: logits of the masks behind it are never computed.
+    # A window of one column that ends behind all masks: they are attended to, their logits are not computed.
     window = dataclasses.replace(AllMasks().window(state).first(), ends=state.layout.end)
     session = drafter.open(state)
     check_session(session, name_of(drafter, "open"), "logits")
@@ -105,7 +109,7 @@ def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
 
 
 def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> DecodeState:
-    """The rows level at their right end."""
+    """The rows as one batch, aligned on the right; prefix and masks count as generated."""
     known = [row.context + row.before for row in rows]
     width = max(len(ids) + row.masks for ids, row in zip(known, rows, strict=True))
     masks = torch.tensor([row.masks for row in rows], device="cpu")
