@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from apd.kinds import FLAG, REAL, WHOLE
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from apd.decoding.acceptance import AcceptanceRule
     from apd.decoding.window import WindowPolicy
 
-#: Masks per step: so many, as many as the row's own steps suggest, all that are left, or what a policy says.
+#: Masks per step: a number, "auto" (from the row's own commits), a policy, or `None` for all that are left.
 WindowSize: TypeAlias = "int | Literal['auto'] | WindowPolicy | None"
 
 
@@ -24,7 +25,7 @@ class Form:
     """How a value is written as text, on the command line or in a strategy spec.
 
     Args:
-        name: what is read, behind "must be".
+        name: the kind of value, behind "must be".
         parse: text → value; raises ValueError for other text.
     """
 
@@ -32,7 +33,7 @@ class Form:
     parse: Callable[[str], Any]
 
     def read(self, text: str) -> Any:
-        """The value that `text` stands for.
+        """Parse `text`.
 
         Raises:
             ValueError: "must be …, got …".
@@ -55,11 +56,11 @@ class Knob:
 
     Args:
         help: its effect, in one line.
-        check: raises for a value that the knob cannot have, given its name and the value.
+        check: (name, value) → raises for an invalid value.
         letter: its letter in the paper; "" if it has none.
         spec: its name in strategy specs, where that is not the letter.
         form: how a number is written; `None` for flags and choices.
-        choices: the names that it takes.
+        choices: the valid names.
     """
 
     help: str
@@ -71,19 +72,16 @@ class Knob:
 
 
 def _knob(*args: Any, **kwargs: Any) -> dict[str, Knob]:
-    """A field's metadata."""
+    """Metadata of a field of `APDConfig`."""
     return {"knob": Knob(*args, **kwargs)}
 
 
 def check_fraction(name: str, value: Any, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` must be a number in [0, 1], got {value!r}.")
-    if not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"`{name}` must be in [0, 1], got {value}: {remedy}.")
+    check_number(name, value, "in [0, 1]", lambda number: 0 <= number <= 1, remedy)
 
 
 def check_number(name: str, value: Any, rule: str, holds: Callable[[float], bool], remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if not REAL.fits(value):
         raise TypeError(f"`{name}` must be a number {rule}, got {value!r}. {remedy}.")
     if not holds(float(value)):
         raise ValueError(f"`{name}` must be {rule}, got {value}. {remedy}.")
@@ -92,14 +90,14 @@ def check_number(name: str, value: Any, rule: str, holds: Callable[[float], bool
 def check_count(name: str, value: Any, remedy: str, *, or_none: bool = False) -> None:
     if value is None and or_none:
         return
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not WHOLE.fits(value):
         raise TypeError(f"`{name}` must be a whole number{' or None' * or_none}, got {value!r}. {remedy}.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}. {remedy}.")
 
 
 def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
+    if not FLAG.fits(value):
         raise TypeError(f"`{name}` must be True or False, got {value!r}.")
 
 
@@ -124,10 +122,10 @@ def _check_acceptance(name: str, value: Any) -> None:
 
 
 def _is_object(name: str, value: Any, *methods: str) -> bool:
-    """Whether `value` has these methods, and so stands for itself; configurations are hashed and compared with it.
+    """Whether `value` is an object with these methods. It must be hashable, since configurations are hashed.
 
     Raises:
-        TypeError: a class that has them, or an object that cannot be hashed.
+        TypeError: a class that has the methods, or an object that cannot be hashed.
     """
     if not all(callable(getattr(value, method, None)) for method in methods):
         return False

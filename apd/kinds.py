@@ -1,4 +1,4 @@
-"""What kind of value a field takes: a number and no text, a list of ids, and so on. Tables of fields are checked at once."""
+"""Kinds of values (a whole number, text, a list of ids, …), and a check of many fields against their kinds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Kind:
     """A kind of value.
 
     Args:
-        name: behind "must be".
+        name: the kind in words, behind "must be".
         fits: whether a value is of the kind.
-        remedy: what to do about another one.
+        remedy: a sentence that ends the error message.
     """
 
     name: str
@@ -86,12 +86,12 @@ GENERATION: dict[str, Kind] = {
 
 
 def misfit(values: Mapping[str, Any], kinds: Mapping[str, Kind], where: str = "") -> str | None:
-    """A complaint about the first value that is not of its kind; `None` where all are. Fields may lack or be `None`.
+    """An error message about the first value that is not of its kind; `None` if all are. Fields may be missing or `None`.
 
     Args:
         values: by field. Tensors and arrays count as the numbers or lists that they hold.
-        kinds: of the fields that are looked at.
-        where: behind the field's name, such as " in config.json".
+        kinds: by field; other fields are not checked.
+        where: follows the field's name in the message, such as " in config.json".
     """
     for name, kind in kinds.items():
         value: Any = values.get(name)

@@ -36,37 +36,28 @@ from apd.generation.streaming import Chunk, chunks, feed
 from apd.generation.support import refuse_for, refuse_unknown
 from apd.models.checks import check_vocabularies
 from apd.models.families import ModelSpec
-from apd.models.loading import (
-    HUB_ARGUMENTS,
-    PLACING_ARGUMENTS,
-    SPLITTING_ARGUMENTS,
-    as_drafter,
-    as_verifier,
-    drafter_config,
-    load_drafter,
-    load_tokenizer,
-    load_verifier,
-    verifier_config,
-)
+from apd.models.loading import as_drafter, as_verifier
+from apd.models.pairs import PAIR_OPTIONS, load_pair
 from apd.strategies.registry import apd_of, settle
 
 
 class APDSampler:
     """Decodes a diffusion LM left to right, many tokens per step where a small verifier agrees.
 
-    The sampler holds models and defaults and nothing of a running call, so calls may run beside each other. Once compiled
-    it keeps the memory of finished calls for the next.
+    The sampler holds models and defaults, no state of a running call, so calls may overlap. A compiled sampler keeps the
+    cache memory of finished calls for later ones.
 
     Args:
         drafter: a `Drafter`, or a transformers model together with `spec`.
         verifier: a `Verifier`, a transformers causal LM, or the drafter's own transformers model, which then verifies its
             drafts with causal attention; `None` only where no verifier runs (R = 1).
-        tokenizer: kept as `.tokenizer`; compared with the verifier's, and names stop and pad ids that the drafter's
-            generation config does not name.
+        tokenizer: kept as `.tokenizer`; compared with the verifier's. Its stop and pad ids count where the drafter's
+            generation config has none.
         config: the knobs; `APDConfig()` when not given.
         spec: family of a drafter given as a transformers model: `"dream"`, `"llada"`, … or a `ModelSpec`.
-        mask_token_id: of a drafter given as a transformers model; by default its config's, else the tokenizer's.
-        verifier_tokenizer: compared with `tokenizer`, token by token, when both are given.
+        mask_token_id: id of [MASK] for a drafter given as a transformers model; by default its config's, else the
+            tokenizer's.
+        verifier_tokenizer: compared with `tokenizer`, id by id, if both are given.
         strategy: decode with this instead of APD unless a call says otherwise; an object or a short name, see
             `apd.strategies.registry`.
         **knobs: single knobs that override `config`.
@@ -136,60 +127,47 @@ class APDSampler:
             config: the knobs.
             spec: overrides the family that `config.json` names.
             mask_token_id: overrides the mask id of config and tokenizer.
-            dtype: of both models; `None`: float32 on a CPU, else as stored.
+            dtype: dtype of both models; `None`: float32 on a CPU, else as stored.
             device_map: as in transformers, for both models.
             attn_implementation: `"sdpa"`, `"eager"` or `"grouped_sdpa"`, the default where heads share keys.
-            revision: of the drafter.
-            verifier_revision: of the verifier.
+            revision: branch, tag or commit of the drafter.
+            verifier_revision: branch, tag or commit of the verifier.
             **knobs_or_loading: single knobs that override `config`; and as in transformers `token`, `cache_dir`,
                 `local_files_only`, `force_download`, for both models `max_memory`, `offload_folder`, `offload_buffers`,
                 for the drafter alone `tp_plan` or `distributed_config` (under torchrun; give every process the same `seed`) and
                 `quantization_config`.
 
         Raises:
-            ValueError: models do not fit each other, a file is damaged, or what `load_drafter` and `load_verifier` refuse.
+            ValueError: the vocabularies differ, a file is damaged, or `load_drafter` or `load_verifier` refuses a model.
             OSError: no weights in safetensors.
             TypeError: an unknown argument.
         """
         own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
-        known = [*KNOBS, *HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS, *own]
-        refuse_unknown(knobs_or_loading, known, "from_pretrained()")
-        hub, placing, splitting = (
-            {name: knobs_or_loading.pop(name) for name in names if name in knobs_or_loading}
-            for names in (HUB_ARGUMENTS, PLACING_ARGUMENTS, SPLITTING_ARGUMENTS)
+        refuse_unknown(knobs_or_loading, [*KNOBS, *PAIR_OPTIONS, *own], "from_pretrained()")
+        pair = load_pair(
+            drafter,
+            verifier,
+            spec=spec,
+            mask_token_id=mask_token_id,
+            dtype=dtype,
+            device_map=device_map,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            verifier_revision=verifier_revision,
+            **{name: knobs_or_loading.pop(name) for name in PAIR_OPTIONS if name in knobs_or_loading},
         )
-        shared = {"dtype": dtype, "attn_implementation": attn_implementation, **placing}
-        of_drafter, of_verifier = hub | {"revision": revision}, hub | {"revision": verifier_revision}
-        # All that can be wrong with small files is found before the weights are read.
-        config_of_drafter = drafter_config(drafter, spec=spec, mask_token_id=mask_token_id, **of_drafter)
-        tokenizer, verifier_tokenizer = load_tokenizer(drafter, **of_drafter), None
-        if verifier is not None:
-            config_of_verifier = verifier_config(verifier, **of_verifier).get_text_config(decoder=True)
-            verifier_tokenizer = load_tokenizer(verifier, **of_verifier)
-            check_vocabularies(
-                config_of_drafter.vocab_size,
-                config_of_verifier.vocab_size,
-                tokenizer,
-                verifier_tokenizer,
-                mask_token_id=config_of_drafter.mask_token_id,
-            )
-        loaded = load_drafter(
-            drafter, spec=spec, mask_token_id=mask_token_id, device_map=device_map, **shared, **splitting, **of_drafter
-        )
-        if splitting.keys() & {"tp_plan", "distributed_config"}:
-            device_map = loaded.device  # the verifier stays whole, beside this process's part of the drafter
         return cls(
-            loaded,
-            None if verifier is None else load_verifier(verifier, device_map=device_map, **shared, **of_verifier),
-            tokenizer,
+            pair.drafter,
+            pair.verifier,
+            pair.tokenizer,
             config,
-            verifier_tokenizer=verifier_tokenizer,
+            verifier_tokenizer=pair.verifier_tokenizer,
             **knobs_or_loading,
         )
 
     @classmethod
     def from_embedded(cls, config: APDConfig | None = None, **knobs: Any) -> APDSampler:
-        """The small trained pair that ships with the package; no network. Arguments as in `from_pretrained`."""
+        """Load the included pair, a small trained one; no network. Arguments as in `from_pretrained`."""
         from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 
         return cls.from_pretrained(str(DRAFTER_DIR), str(VERIFIER_DIR), config=config, **knobs)
@@ -227,7 +205,7 @@ class APDSampler:
             inputs: `b l` int64 prompt ids, padded on the left; also accepted as `input_ids`.
             generation_config: as in transformers; single arguments override it.
             logits_processor: transformers' processors or your own, pure functions of (ids, scores). They act on both
-                models' raw logits; those that look at the tokens before see exactly these, one row without padding at a
+                models' raw logits. Processors that read earlier tokens get exactly those, one row without padding at a
                 time. Warpers among them act on draft and mixture, behind the configured ones.
             stopping_criteria: called at every committed token, with one row without padding; the row is cut there.
             prefix_allowed_tokens_fn: from (row, ids) the ids that may come next; every output obeys it.
@@ -282,7 +260,7 @@ class APDSampler:
     def compile(self, **options: Any) -> APDSampler:
         """Compile both models' forward passes for a few fixed shapes, and the functions of a step; returns the sampler.
 
-        Worth it where launching kernels takes longer than running them: on a GPU, with small batches and `kv_window`.
+        It pays if launching kernels takes longer than running them: on a GPU, with small batches and `kv_window`.
         Each new batch size, each further 64 columns of a pass and each further 256 of prompt and answer are compiled at
         their first step, up to dynamo's limit of graphs, which is raised to 64 for the process. Prefill and full refreshes
         run eagerly. Without `kv_window` every pass of the drafter computes whole rows, and is compiled for each further 64
@@ -315,7 +293,7 @@ class APDSampler:
         skip_special_tokens: bool = True,
         **kwargs: Any,
     ) -> Iterator[Chunk]:
-        """Generate and hand out every row's new text as it becomes final, step by step; any number of rows.
+        """Generate and yield the new text of each row as it becomes final, step by step; any number of rows.
 
         Args:
             skip_special_tokens: leave stop tokens and the like out of the text.
@@ -343,21 +321,21 @@ class APDSampler:
         on_error: Callable[[int, Exception], None] | None = None,
         **kwargs: Any,
     ) -> Iterator[Generated]:
-        """Answer any number of prompts, refilling a row as soon as it is done.
+        """Answer any number of prompts by continuous batching: a finished row is refilled with the next prompt.
 
-        Each answer is what `generate` gives for its prompt alone with `seed=mix_seed(seed, index)`.
+        Each answer equals that of `generate` for its prompt alone with `seed=mix_seed(seed, index)`.
 
         Args:
             prompts: text, chats (lists of messages) or lists of ids; any iterable, drawn from as rows become free. A chat
                 whose last message is the assistant's is continued within that message.
-            indices: numbers of the prompts, all different, from which their seeds come; 0, 1, … when not given. With
-                them a part of a run gives what the whole run would have.
+            indices: numbers of the prompts, all different, which determine their seeds; 0, 1, … when not given. With
+                them a part of a run gives the answers of the whole run.
             batch_size: rows decoded together, at least 1.
             ordered: yield in the order of the prompts; else as soon as each is done.
             progress: show a progress bar.
             seed: one integer for the run; drawn from torch's default generator when not given.
-            on_error: called with the number and the error of a prompt that is refused, which is then left out. When not
-                given, the error is raised.
+            on_error: called with number and error of a refused prompt, which is then left out. When not given, the
+                error is raised.
             **kwargs: as in `generate`, one answer per prompt.
 
         Example:
@@ -400,8 +378,8 @@ class APDSampler:
     ) -> Tensor | APDOutput:
         """`model.generate(..., custom_generate=sampler)`: the ids of `sampler.generate`.
 
-        transformers calls this with prepared inputs. Of the caller's keyword arguments it passes on `seed`, `strategy` and
-        the knobs, but neither `streamer` nor `stop_strings`: use `sampler.generate` for those.
+        transformers calls this with prepared inputs. It passes on the caller's `seed`, `strategy` and knobs, but neither
+        `streamer` nor `stop_strings`: use `sampler.generate` for those.
 
         Raises:
             ValueError: `model` is not the sampler's drafter, or an argument is refused as in `generate`.

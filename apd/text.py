@@ -1,4 +1,4 @@
-"""Token ids to text, where several tokens may spell one character, and a check of text before it is tokenized."""
+"""Decodes token ids, of which several may spell one character, and checks text before it is tokenized."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["BYTES_BEHIND", "REPLACEMENT", "TextPieces", "check_text", "decoder", "whole_text"]
 
-#: Decoders write it for bytes that are no character, or no whole one yet.
+#: Decoders write it for bytes that form no character, or only the beginning of one.
 REPLACEMENT = "\ufffd"
 
 #: Most tokens behind the first byte of an unfinished character, which is at most three bytes.
@@ -16,10 +16,10 @@ BYTES_BEHIND = 3
 
 
 def whole_text(tokenizer: Any, ids: Sequence[int], **decode_kwargs: Any) -> str:
-    """Decode tokens, leaving out an unfinished character at the end.
+    """Decode tokens without an unfinished character at the end.
 
-    Byte-level decoders write U+FFFD for such a character alone, byte-fallback decoders for the whole run of bytes that
-    contains it. So the tokens before the character are decoded.
+    Byte-level decoders write U+FFFD for that character, byte-fallback decoders for the whole run of bytes that contains
+    it. So the tokens before the character are decoded.
 
     Args:
         tokenizer: has `decode`.
@@ -36,7 +36,7 @@ def whole_text(tokenizer: Any, ids: Sequence[int], **decode_kwargs: Any) -> str:
 
 
 def decoder(tokenizer: Any, *, skip_special_tokens: bool) -> Callable[[Sequence[int]], str]:
-    """`whole_text` of a tokenizer, spaces as the tokens have them; without a tokenizer, ids as text."""
+    """A function from ids to `whole_text`, without clean-up of spaces; without a tokenizer, it writes the ids."""
     if tokenizer is None:
         return lambda ids: "".join(f" {token}" for token in ids)
     return partial(whole_text, tokenizer, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
@@ -60,20 +60,20 @@ class TextPieces:
         self.is_cleaned = bool(decode_kwargs.get("clean_up_tokenization_spaces", is_cleaned))
         self.context: list[int] = []
         self.pending: list[int] = []
-        self.num_told = 0  # characters returned of the text of context and pending
+        self.num_returned = 0  # characters of the text of context and pending
 
     def add(self, ids: Sequence[int], *, last: bool) -> str:
-        """Append n token ids and return the text that became final; `last`: no more will follow."""
+        """Append token ids and return the text that became final; with `last`, no more ids follow."""
         self.pending += ids
         text = whole_text(self.tokenizer, [*self.context, *self.pending], **self.decode_kwargs)
         certain = len(text)
         if self.is_cleaned and not last and not text.endswith("\n"):
             certain = max(text.rfind(" "), 0)  # the space goes if what follows it turns out to be "n't" or the like
-        piece = text[self.num_told : certain]
-        self.num_told = max(self.num_told, certain)
+        piece = text[self.num_returned : certain]
+        self.num_returned = max(self.num_returned, certain)
         if piece.strip() and certain == len(self._decode([*self.context, *self.pending])):
             self.context, self.pending = self.pending, []
-            self.num_told = len(self._decode(self.context))
+            self.num_returned = len(self._decode(self.context))
         return piece
 
     def _decode(self, ids: list[int]) -> str:

@@ -31,7 +31,8 @@ from apd import APDConfig, APDSampler, BlockWindow, Coupling, LeftToRight, Maske
 from apd.cli import main
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import instances
-from apd.integrations.lm_eval import APDLM, StopInAnswer, sequential_logprobs
+from apd.integrations.lm_eval import APDLM, StopInAnswer
+from apd.integrations.scoring import sequential_logprobs
 from apd.models.ideal import IdealListModel
 from apd.strategies.registry import parse
 
@@ -73,7 +74,7 @@ def sampler() -> APDSampler:
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with three tasks on the embedded pair's vocabulary: to answer, to choose from, to score."""
+    """A directory with three tasks on the included pair's vocabulary: to answer, to choose from, to score."""
     place = tmp_path_factory.mktemp("tasks")
     os.environ["HF_DATASETS_CACHE"] = str(place / "cache")
     lists = [instance for task in ("copy", "reverse", "sort") for instance in instances(task, 4, seed=7)]

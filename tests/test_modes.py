@@ -14,7 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from apd import KLASS, WINO, APDSampler, Autoregressive, LeftToRight
 from apd.decoding.step import PLAIN
-from apd.integrations.lm_eval import sequential_logprobs
+from apd.integrations.scoring import sequential_logprobs
 from apd.models.loading import as_drafter, as_verifier
 
 PROMPTS = trace_prompts()[:3]
@@ -222,7 +222,7 @@ def test_a_compiled_sampler_can_be_copied(copied) -> None:
 def test_iterators_that_are_alive_at_the_end_are_quiet() -> None:
     code = """
 import torch, apd
-from apd.integrations.lm_eval import sequential_logprobs
+from apd.integrations.scoring import sequential_logprobs
 sampler = apd.APDSampler.from_embedded()
 answers = sampler.generate_many(apd.EXAMPLE_PROMPTS[:3], max_new_tokens=8, batch_size=1)
 chunks = sampler.stream(torch.ones(1, 2, dtype=torch.int64), max_new_tokens=8)

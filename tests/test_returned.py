@@ -13,7 +13,7 @@ from apd.decoding.acceptance import Coupling
 from apd.decoding.commit import Proposal
 from apd.decoding.step import APD
 from apd.decoding.strategy import Memoryless
-from apd.integrations.lm_eval import sequential_logprobs
+from apd.integrations.scoring import sequential_logprobs
 from apd.strategies import Unmasking
 
 ROWS, WIDTH = 2, 4

@@ -12,7 +12,7 @@ from apd.cli.options import UsageError, add_colour, add_generate, add_knobs, con
 
 __all__ = ["main", "parser"]
 
-# Commands are imported when they run: `apd --help` does not wait for torch.
+# Commands are imported when they run, so that `apd --help` does not import torch.
 
 _DESCRIPTION = """\
 Adaptive Parallel Decoding for masked-diffusion language models (arXiv 2506.00413):
@@ -21,14 +21,14 @@ a diffusion model drafts many tokens at once, a small causal one decides how man
 _EXAMPLES = """\
 examples:
   apd demo
-      watch the embedded pair decode, beside one token per step; nothing is downloaded
+      watch the included pair decode, beside one token per step; nothing is downloaded
   apd generate --prompt 'Shuffle this list: ["Ada", "Ben", "Carl"].' --show-steps
-      one answer from the embedded pair
+      one answer from the included pair
   apd generate --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \\
       --input prompts.jsonl --output answers.jsonl --chat --device-map cuda
       many prompts with checkpoints; run it again to continue where it was interrupted
   accelerate launch --num-processes 8 -m apd generate --input prompts.jsonl ...
-      the same over 8 GPUs
+      many prompts over 8 GPUs
 
 'apd COMMAND --help' lists every option."""
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except UsageError as error:
         return _complain(error, 2)
-    except BrokenPipeError:  # the reader has seen enough, as in `apd generate … | head`
+    except BrokenPipeError:  # the reader has closed the pipe, as in `apd generate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
@@ -76,8 +76,8 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         usage="apd demo [--no-animation] [knobs]",
         formatter_class=_Help,
-        help="watch the embedded pair decode, beside one token per step",
-        description="Decode a few prompts with the embedded pair, one token per step and adaptively in parallel.",
+        help="watch the included pair decode, beside one token per step",
+        description="Decode a few prompts with the included pair, one token per step and adaptively in parallel.",
         epilog="Plain text goes to a pipe, to a terminal without colours and where NO_COLOR is set.",
     )
     demo.add_argument("--no-animation", action="store_true", help="show the answers at once, not step by step")
@@ -125,5 +125,5 @@ def _complain(error: object, code: int) -> int:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line, as for errors, without the file and line of ours that Python would add."""
+    """Print a warning as one line, without file and line number."""
     print(f"apd: warning: {message}", file=sys.stderr)

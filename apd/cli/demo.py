@@ -1,4 +1,4 @@
-"""`apd demo`: adaptive parallel decoding with the embedded pair, side by side with one token per step."""
+"""`apd demo`: adaptive parallel decoding with the included pair, side by side with one token per step."""
 
 import sys
 import time
@@ -27,7 +27,7 @@ FRAME_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt, decoded once.
+    """One decode of one prompt.
 
     Args:
         text: the answer.
@@ -69,7 +69,7 @@ def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
     out = console(sys.stdout, colour)
     has_colours = out.color_system is not None
     knobs = ", ".join(f"{name} {str(value).lower()}" for name, value in asdict(config).items())
-    out.print(f"Adaptive parallel decoding with the embedded pair, {len(EXAMPLES)} prompts, greedy.\nKnobs: {knobs}.")
+    out.print(f"Adaptive parallel decoding with the included pair, {len(EXAMPLES)} prompts, greedy.\nKnobs: {knobs}.")
     out.print(legend(colour=has_colours))
     comparisons = []
     for comparison in compare(sampler):
@@ -83,7 +83,7 @@ def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
 
 
 def compare(sampler: APDSampler, instances: Sequence[Instance] = EXAMPLES) -> Iterator[Comparison]:
-    """Decode each prompt both ways, one at a time, after a warm-up that is not timed."""
+    """Decode each prompt both ways, one at a time, after an untimed warm-up."""
     _decode(sampler, instances[0], one_token_per_step=False)
     for instance in instances:
         single = _decode(sampler, instance, one_token_per_step=True)
@@ -128,8 +128,8 @@ def _decode(sampler: APDSampler, instance: Instance, *, one_token_per_step: bool
 def play(comparison: Comparison, out: Console, *, animate: bool) -> None:
     """Print one comparison: the prompt, then both answers with their steps marked.
 
-    With `animate`, which needs a terminal with colours, both grow forward by forward, the rejected rest of each draft
-    dimmed behind them.
+    With `animate`, which needs a terminal with colours, both answers grow forward by forward, each followed by the
+    rejected rest of its draft, dimmed.
     """
     colour = out.color_system is not None
     out.print(f"\n{comparison.instance.task}: {comparison.instance.prompt}")

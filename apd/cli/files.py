@@ -1,4 +1,4 @@
-"""`apd generate --input … --output …`: a file of prompts, decoded by any number of processes."""
+"""`apd generate --input … --output …`: decodes a file of prompts with any number of processes."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def answer_to_stdout(arguments: argparse.Namespace, config: APDConfig, processes
 
 
 def _check_nothing(arguments: argparse.Namespace, num_skipped: int) -> None:
-    """Say why a run has no results: an error unless the input has no prompts."""
+    """Report a run without results: an error unless the input has no prompts."""
     if num_skipped:
         raise ValueError(
             f"every prompt was skipped, all {num_skipped} of {_name(arguments.input)}: nothing is written"

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 @contextmanager
 def _processes(arguments: argparse.Namespace) -> Iterator[PartialState]:
-    """The processes that a launcher has started, one without a launcher. Sets the device of a pair that has none."""
+    """The launched processes, one without a launcher. Sets `device_map` to this process's device if it is open."""
     state = join(on_cpu=arguments.drafter is None or arguments.device_map == "cpu")
     if arguments.drafter is not None and arguments.device_map in (None, state.device.type):
         arguments.device_map = str(state.device)

@@ -1,4 +1,4 @@
-"""The options of `apd generate` and of the knobs: how they are declared, and which combinations are refused."""
+"""Declares the options of `apd generate` and the knobs, and refuses wrong combinations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 LOADING = ("dtype", "device_map", "attn_implementation", "revision")
 STANDARD = "-"  # as a file: standard input or standard output
 
-# Neither changes an answer.
+# These do not change an answer.
 _NOT_IN_FINGERPRINT = ("run", "prompt", "input", "output", "batch_size", "on_error", "color", "show_steps")
 
 _DESCRIPTION = """\
@@ -79,7 +79,7 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     what.add_argument("--show-steps", action="store_true", help="with --prompt: mark the tokens by committing step")
     add_colour(what)
 
-    models = generate.add_argument_group("models", "directories or hub names; without --drafter, the embedded pair")
+    models = generate.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
     models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, DiffuCoder, LLaDA, ...)")
     models.add_argument(
         "--verifier", metavar="PATH", help="small causal LM of the same vocabulary; not needed at R = 1"
@@ -99,7 +99,7 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
 
     sampling = generate.add_argument_group("sampling", "greedy unless --do-sample is given")
     sampling.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="limit per prompt (default 256; 32 with the embedded pair)"
+        "--max-new-tokens", type=int, metavar="N", help="limit per prompt (default 256; 32 with the included pair)"
     )
     sampling.add_argument("--do-sample", action="store_true", help="sample instead of taking the likeliest tokens")
     sampling.add_argument("--temperature", type=float, metavar="T", help="lower is closer to greedy (default 1)")
@@ -134,8 +134,8 @@ def add_colour(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
 
 
 def add_knobs(parser: argparse.ArgumentParser) -> None:
-    """Add the fields of `APDConfig`; one that is not given keeps the library's default."""
-    group = parser.add_argument_group("knobs", "how a step decides what to commit; 'none' stands for no limit")
+    """Add an option per field of `APDConfig`; omitted options keep the library's defaults."""
+    group = parser.add_argument_group("knobs", "how a step decides what to commit; 'none' means no limit")
     for name, knob in KNOBS.items():
         default = getattr(APDConfig(), name)
         shown = {"None": "none", "False": "off", "0.0": "0"}.get(str(default), default)
@@ -163,7 +163,7 @@ def _file(text: str) -> Path | str:
 
 
 def _strategy(text: str) -> str:
-    """A strategy's short name in full: equal strategies have equal names."""
+    """The canonical short name of a strategy: equal strategies have equal names."""
     from apd.strategies.registry import parse
 
     try:
@@ -173,7 +173,11 @@ def _strategy(text: str) -> str:
 
 
 def config_of(arguments: argparse.Namespace) -> APDConfig:
-    """The knobs that were given, in the library's own type, which checks them."""
+    """The given knobs as an `APDConfig`.
+
+    Raises:
+        UsageError: a knob is out of range.
+    """
     given = vars(arguments)
     try:
         return APDConfig(**{name: given[name] for name in KNOBS if name in given})
@@ -193,7 +197,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
     if arguments.show_steps and arguments.input:
         raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
     if arguments.max_new_tokens is None:
-        arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the embedded pair was trained for 32
+        arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
     for name in ("batch_size", "max_new_tokens"):
         if given[name] < 1:
             raise UsageError(f"{_flag(name)} must be at least 1, got {given[name]}.")
@@ -225,7 +229,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
     if arguments.drafter is None:
         homeless = [_flag(name) for name in ("verifier", *LOADING) if given[name] is not None]
         if homeless:
-            raise UsageError(f"{', '.join(homeless)} without --drafter: the embedded pair is complete. Add --drafter.")
+            raise UsageError(f"{', '.join(homeless)} without --drafter: the included pair is complete. Add --drafter.")
 
 
 def check_files(arguments: argparse.Namespace, num_processes: int) -> None:
@@ -256,7 +260,7 @@ def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def fingerprint(arguments: argparse.Namespace, config: APDConfig) -> str:
-    """Eight hex digits of all settings that change an answer, so that two runs never share a file."""
+    """Eight hex digits (CRC-32) of all settings that change an answer: results of another run are recognised by it."""
     settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_IN_FINGERPRINT}
     settings |= asdict(config)
     settings["device_map"] = str(arguments.device_map).split(":")[0]  # which of several GPUs does not matter

@@ -1,9 +1,9 @@
-"""Prompts from a JSONL file; results to another one, which any number of processes write and a later run continues.
+"""Reads prompts from a JSONL file and writes results to another one, with any number of processes, resumably.
 
-During a run every process appends to its own part file beside the output: each answer in one write, and on the disk
-before the next. Parts are merged into the output when a run ends, and when a run begins that finds parts of an
-interrupted one. The output is only ever replaced as a whole and sorted by index, so its bytes do not depend on
-interruptions. A kill can leave
+During a run every process appends to its own part file beside the output; each answer is one write and is flushed to the
+disk before the next. Parts are merged into the output at the end of a run, and at the beginning of a run after an
+interrupted one. The output is replaced as a whole and sorted by index, so its bytes do not depend on interruptions. A
+killed run can leave
 
 - a torn last line in a part: it is ignored, and its prompt decoded again;
 - the temporary file of a merge: the next merge overwrites it;
@@ -37,7 +37,7 @@ __all__ = [
     "take_over",
 ]
 
-_START = b'{"index": '  # every result begins so; a torn line that begins otherwise is not ours
+_START = b'{"index": '  # the beginning of every result, also of a torn one
 
 Row = dict[str, Any]
 
@@ -55,7 +55,7 @@ class BadLine(ValueError):
 
 
 def read_prompts(lines: Iterable[bytes], name: str) -> Iterator[Prompt | BadLine]:
-    """Parse every line of JSONL as a prompt, or return the complaint about it; empty lines are skipped.
+    """Parse every line of JSONL as a prompt or, if it breaks the format, as a `BadLine`; empty lines are skipped.
 
     Args:
         name: name of the file, for complaints.
@@ -137,7 +137,7 @@ def part_path(output: Path, process: int) -> Path:
 
 
 def part_paths(output: Path) -> list[Path]:
-    """The parts beside an output, those of which only the lock is left included."""
+    """The parts beside an output, including those with only a lock file left."""
     is_part = re.compile(rf"({re.escape(output.name)}\.part-\d{{5,}})(\.lock)?").fullmatch
     found = [match[1] for path in output.parent.iterdir() if (match := is_part(path.name))]
     return [output.with_name(name) for name in sorted(set(found))]
@@ -151,8 +151,8 @@ def as_line(row: Row) -> bytes:
 class Part:
     """The part file of one process, locked until it is closed or the process ends.
 
-    A second run with the same output finds the lock and is refused, also when a launcher was killed and left its
-    processes behind. The lock is a file beside the part.
+    The lock, a file beside the part, refuses a second run with the same output, also while processes of a killed launcher
+    still run.
 
     Args:
         path: see `part_path`; created if it does not exist, else continued.
@@ -210,11 +210,11 @@ class Part:
 
 
 def take_over(own: Part, output: Path, check: Callable[[Path, Row], None]) -> None:
-    """Merge the parts that an interrupted run, of any number of processes, has left. For the first process.
+    """Merge the parts of an interrupted run of any number of processes; the first process calls it.
 
     Args:
-        own: its part, empty afterwards; the other parts are removed.
-        check: raises for a file and a result in it that does not belong to this run; nothing is changed then.
+        own: the first process's part, empty afterwards; the other parts are removed.
+        check: (file, result) → raises if the result does not belong to this run; nothing is changed then.
     Raises:
         RuntimeError: a process of another run still holds a part.
         BadLine: see `merge`.
@@ -235,7 +235,7 @@ def merge(output: Path, parts: Iterable[Path], check: Callable[[Path, Row], None
     Args:
         check: called with every file and result before anything is written.
     Returns:
-        How many results the output holds. Without new ones, it is left as it is, also if it does not exist.
+        The number of results in the output. Without new results, the output is not touched or created.
     Raises:
         BadLine: a line is no result, or one index has two different results.
     """

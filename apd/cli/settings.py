@@ -1,4 +1,4 @@
-"""Process-wide settings, which only the command line changes."""
+"""Process-wide settings; only the command line changes them."""
 
 import os
 
@@ -11,9 +11,9 @@ __all__ = ["set_up"]
 
 
 def set_up(*, embedded: bool) -> None:
-    """Set the number of torch's threads: `APD_NUM_THREADS`, by default 1 for the embedded pair, which is fastest so.
+    """Set the number of torch's threads: `APD_NUM_THREADS`, by default 1 for the included pair, which is fastest so.
 
-    The embedded pair also loads too fast for progress bars.
+    The included pair also loads too fast for progress bars.
 
     Raises:
         UsageError: `APD_NUM_THREADS` is not a whole number of at least 1.

@@ -1,11 +1,10 @@
-"""What the caller of `generate()` means: every argument checked once, and made into a `Request`."""
+"""The arguments of `generate()`: checked once and resolved into a `Request`."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-import numbers
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
@@ -45,11 +44,11 @@ from apd.decoding.window import AutoWindow, window_policy
 from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, refuse_unknown, warn
-from apd.kinds import GENERATION, misfit
+from apd.kinds import GENERATION, WHOLE, misfit
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
-_DEFAULT_TOP_K = 50  # likewise: sampling means top-k 50 unless the caller says otherwise
-_COLDEST = 1e-5  # below it, scores divided by the temperature overflow, and the best token is drawn all the same
+_DEFAULT_TOP_K = 50  # transformers' own default with `do_sample`
+_COLDEST = 1e-5  # below it, scores / temperature overflow, and sampling always draws the best token
 
 #: Warpers in transformers' order: the argument, the value that leaves the warper out, and its class.
 WARPERS: tuple[tuple[str, float, Callable[[Any], LogitsProcessor]], ...] = (
@@ -83,11 +82,11 @@ _LENGTHS = ("max_new_tokens", "max_length")
 
 
 class Models(Protocol):
-    """What the arguments of a call are checked against; `APDSampler` has it.
+    """The models and the tokenizer that arguments are checked against; `APDSampler` implements it.
 
     Attributes:
         drafter, verifier: the models.
-        tokenizer: finds stop strings, and names stop and pad ids that the drafter's generation config does not name.
+        tokenizer: finds stop strings; its stop and pad ids count where the drafter's generation config has none.
         vocab_size: ids below it exist in both models.
     """
 
@@ -98,7 +97,7 @@ class Models(Protocol):
 
 
 class Resolver:
-    """All arguments of a call but the prompt, checked once; called with a prompt it gives the `Request`.
+    """Checks all arguments of a call except the prompt; called with a prompt, it returns the `Request`.
 
     Args:
         models: the drafter, the verifier and their tokenizer.
@@ -108,7 +107,7 @@ class Resolver:
 
     Attributes:
         generation: the effective generation configuration.
-        max_lengths: tokens a row may have, per model; `None` for no limit.
+        max_lengths: by model, most tokens of a row; `None` for no limit.
 
     Raises:
         ValueError, TypeError: see `APDSampler.generate`.
@@ -166,7 +165,7 @@ class Resolver:
     def __call__(
         self, prompt: Any, attention_mask: Tensor | None = None, seed: int | Sequence[int] | None = None
     ) -> Request:
-        """The request of a prompt, or of a batch of them, on the drafter's device.
+        """The request for a prompt or a batch of prompts, on the drafter's device.
 
         Args:
             prompt, attention_mask, seed: as in `APDSampler.generate`.
@@ -217,10 +216,10 @@ class Resolver:
 
 
 def check_order(strategy: Strategy, config: APDConfig) -> None:
-    """Refuse knobs that presume an order from left to right, if the strategy commits in any other.
+    """Refuse knobs that need left-to-right order if the strategy commits in another order.
 
     Raises:
-        ValueError: `window_size` or `kv_window` does.
+        ValueError: `window_size` is "auto" or `kv_window` is set.
     """
     if strategy.left_to_right:
         return
@@ -251,7 +250,7 @@ def check_row_by_row(generation: GenerationConfig) -> None:
 
 
 def _defaults(models: Models) -> list[dict[str, Any]]:
-    """Fields for what the caller leaves open: of the drafter's generation config, then of the tokenizer."""
+    """Defaults for open fields: from the drafter's generation config, then from the tokenizer."""
     stored = getattr(models.drafter, "generation_config", None)
     of_model = {name: value for name, value in vars(stored).items() if name[0] != "_"} if stored else {}
     return [of_model, {name: getattr(models.tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}]
@@ -260,13 +259,13 @@ def _defaults(models: Models) -> list[dict[str, Any]]:
 def effective_config(
     given: GenerationConfig | None, defaults: Sequence[dict[str, Any]], kwargs: dict[str, Any]
 ) -> GenerationConfig:
-    """The configuration that counts: single arguments, then the given configuration, then `defaults`, first ones first.
+    """The effective configuration: single arguments override `given`, which overrides `defaults` (the first ones first).
 
-    As in transformers, an argument given as `None` overrides all that comes after it: `eos_token_id=None` stops nowhere.
+    As in transformers, an argument given as `None` overrides the rest too: `eos_token_id=None` stops nowhere.
 
     Raises:
-        TypeError: an unknown argument; the nearest is named. Or a value of another type.
-        ValueError: a value outside its range, or an argument that cannot be meant here; the reason is named.
+        TypeError: an argument is unknown (the message names the nearest) or of the wrong type.
+        ValueError: a value is out of its range, or an argument is not supported; the message has the reason.
     """
     if given is not None and not isinstance(given, GenerationConfig):
         raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(given).__name__}.")
@@ -313,7 +312,7 @@ def _stop_token_ids(generation: GenerationConfig, models: Models) -> list[int]:
 
 
 def _check_pad_token(pad_token_id: int | None, models: Models, tokenizer: Any) -> None:
-    """No model reads padding, so an id that only the tokenizer knows will do."""
+    """Refuse an id that neither the models nor the tokenizer have: no model reads padding."""
     known = max(models.vocab_size, tokenizer.__len__() if hasattr(tokenizer, "__len__") else 0)
     if pad_token_id is not None and not 0 <= pad_token_id < known:
         raise ValueError(
@@ -351,18 +350,18 @@ def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
 
 
 def fresh_seed() -> int:
-    """63 bits from torch's default generator."""
+    """A 63-bit seed from torch's default generator."""
     return int(torch.randint(SEED_MASK, (), device="cpu"))
 
 
 def whole_seed(seed: Any) -> int:
-    """One seed for a run of any number of rows.
+    """The seed of a run as an `int`.
 
     Raises:
         TypeError: not an integer.
     """
     seed = seed.item() if hasattr(seed, "item") else seed
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+    if not WHOLE.fits(seed):
         raise TypeError(f"`seed` must be one integer for the run, got {seed!r}.")
     return int(seed)
 
@@ -373,7 +372,7 @@ def _row_seeds(seed: Any, rows: int, *, are_drawn: bool) -> list[int]:
     entries = seed.tolist() if hasattr(seed, "tolist") else seed  # tensors and numpy's numbers
     entries = list(entries) if isinstance(entries, (list, tuple, range)) else entries
     whole = entries if isinstance(entries, list) else [entries]
-    if not all(isinstance(entry, numbers.Integral) and not isinstance(entry, bool) for entry in whole):
+    if not all(map(WHOLE.fits, whole)):
         raise TypeError(f"`seed` must be an integer or a list with one integer per row, got {seed!r}.")
     if not isinstance(entries, list):
         return [mix_seed(int(entries), row) for row in range(rows)]
@@ -418,7 +417,7 @@ def _criteria(generation: GenerationConfig, given: Iterable[StoppingCriteria], t
 
 
 def _sampling(generation: GenerationConfig, given: LogitsProcessorList, redraw: bool) -> Sampling:
-    """Transformers' own warpers in transformers' own order, the caller's behind them."""
+    """Transformers' own warpers in transformers' own order, then the caller's."""
     if not generation.do_sample:
         return Sampling(given, greedy=True)
     warpers = LogitsProcessorList()

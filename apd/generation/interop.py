@@ -1,4 +1,4 @@
-"""`model.generate(..., custom_generate=sampler)`: what transformers prepared, as arguments of `APDSampler.generate`."""
+"""`model.generate(..., custom_generate=sampler)`: turns prepared inputs back into arguments of `APDSampler.generate`."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 # Arguments of the model's passes: transformers prepares them whether or not the caller gave them.
 _ALWAYS_PREPARED = ("cache", "past_key_values", "position_ids", "use_cache")
 
-# Options that became objects, each with a value that switches it off. None of them is None, for which the model's own
-# configuration would be looked up a second time.
+# Options that became objects, each with a value that switches it off. Not None: that would fall back to the model's own
+# configuration a second time.
 _BECAME_OBJECTS = {
     **{name: neutral for name, neutral, _ in WARPERS},
     "repetition_penalty": 1.0,
@@ -78,26 +78,26 @@ def unprepared(
     config: GenerationConfig | None,
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
-    """Arguments for `generate` that mean what transformers prepared, nothing of it twice.
+    """Arguments for `generate` equivalent to transformers' prepared inputs, each option given once.
 
-    Options that became objects are switched off: the objects count, since a caller's own replaces transformers'. Those
+    Options that became objects are switched off: the objects count, since a caller's own replaces transformers'. Objects
     that count columns of the padded batch become options again: rows are processed without padding here.
 
     Args:
         model: the drafter's.
         input_ids: `b l` int64, the prompts, expanded to `num_return_sequences`.
         processors, criteria, config: as transformers hands them over.
-        arguments: all further arguments. What is prepared for the model's passes is dropped, whatever its name.
+        arguments: all further arguments; those prepared for the model's passes are dropped.
 
     Raises:
-        TypeError: an argument that is nearly one of the sampler's.
-        ValueError: an argument that cannot be meant here; the reason is named.
+        TypeError: an argument is nearly one of the sampler's.
+        ValueError: an argument is not supported; the message has the reason.
     """
     given = {name: arguments.pop(name) for name in KNOBS if name in arguments}
     attention_mask = arguments.pop("attention_mask", None)
     _check_rest(model, arguments)
     config = copy.deepcopy(config) if config is not None else GenerationConfig()
-    # transformers takes over what the model's configuration holds, though it knows no such option.
+    # transformers copies unknown fields of the model's configuration.
     for name in vars(model.generation_config).keys() & vars(config).keys() - vars(GenerationConfig()).keys():
         delattr(config, name)
     of_sampling = [name for name, _, _ in WARPERS]
@@ -123,7 +123,7 @@ def unprepared(
 
 
 def _check_rest(model: PreTrainedModel, arguments: dict[str, Any]) -> None:
-    """Look for what the caller meant among what transformers prepared; `generate` refuses most misspelt names itself."""
+    """Refuse misspelt and unsupported arguments among the prepared ones."""
     of_model = (model.forward, model.prepare_inputs_for_generation)
     expected = {name for method in of_model for name in inspect.signature(method).parameters}
     for name, value in arguments.items():

@@ -1,4 +1,4 @@
-"""Any number of prompts through one batch: a row that is done makes room for the next prompt."""
+"""Continuous batching: a finished row makes room for the next prompt."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Generated:
     Attributes:
         index: number of the prompt, from 0.
         tokens: ids of the new tokens, the stop token included.
-        text: the same as text, special tokens left out, and a character that the end has cut; `None` without a
+        text: the decoded tokens, without special tokens and without a cut character at the end; `None` without a
             tokenizer.
         drafter_forwards: drafter passes until the row was done.
-        verifier_forwards: likewise.
-        finish: `"stop"` or `"length"`.
-        trace: how it came about.
+        verifier_forwards: verifier passes until the row was done.
+        finish: `"stop"` (a stop token, string or criterion) or `"length"`.
+        trace: the decode step by step.
     """
 
     index: int
@@ -54,10 +54,10 @@ class Generated:
 
 
 def check_prompts(prompts: Any) -> None:
-    """Refuse what iterates, but not over prompts.
+    """Refuse iterables whose items are not prompts.
 
     Raises:
-        TypeError: one text, what a tokenizer returned, or a padded batch.
+        TypeError: one text, the output of a tokenizer, or a padded batch.
     """
     if isinstance(prompts, (str, Mapping)) or hasattr(prompts, "keys"):
         raise TypeError(f"`prompts` must be many prompts, got one {type(prompts).__name__}. Put texts in a list.")
@@ -76,7 +76,7 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
             take minutes to tokenise.
     Raises:
         ValueError: text without a tokenizer, too long or not to be written in UTF-8, or a chat that the template refuses.
-        TypeError: none of the forms that a prompt may have.
+        TypeError: `prompt` is none of the forms of `Prompt`.
     """
     if hasattr(prompt, "tolist"):  # a tensor, an array
         prompt = prompt.tolist()
@@ -106,7 +106,7 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
     )
     try:
         text = render(tokenize=False)
-    except Exception as error:  # a template is a program of its author's: it raises anything
+    except Exception as error:  # templates are programs and raise anything
         raise ValueError(
             f"The chat must suit the tokenizer's template, got {reprlib.repr(prompt)}: {type(error).__name__}: {error}"
         ) from error
@@ -133,13 +133,13 @@ class Queue:
     """Prompts that wait for a free row, drawn one by one.
 
     Args:
-        prompts: with their numbers, all different.
-        request_of: the checked arguments of a prompt.
-        on_error: told of a prompt that is refused, which is then left out; `None` raises.
+        prompts: pairs of number and prompt; the numbers are all different.
+        request_of: (number, prompt) → checked request.
+        on_error: called with number and error of a refused prompt, which is then left out; `None` raises.
 
     Attributes:
-        places: of the prompts drawn so far, by number: first, second, …
-        refused: places that will have no answer.
+        places: number → rank in the order of drawing, from 0.
+        refused: ranks of refused prompts.
     """
 
     def __init__(
@@ -155,7 +155,11 @@ class Queue:
         self.refused: set[int] = set()
 
     def draw(self) -> tuple[Request, Tensor] | None:
-        """The next prompt as a request and its row number, `1` int64; `None` when there are no more."""
+        """The next prompt as a request, and its number, `1` int64; `None` at the end.
+
+        Raises:
+            ValueError: a number comes twice, or a prompt is refused and there is no `on_error`.
+        """
         for index, prompt in self.prompts:
             if index in self.places:
                 raise ValueError(f"`indices` must all be different, got {index} twice.")
@@ -175,10 +179,13 @@ class Queue:
 def answers(
     queue: Queue, *, batch_size: int, open_loop: Callable[[Request, Tensor], DecodeLoop], tokenizer: Any
 ) -> Iterator[Generated]:
-    """Decode the prompts, `batch_size` at a time, each answer as soon as it is there.
+    """Decode the prompts, at most `batch_size` together, and yield each answer as soon as it is done.
 
     Args:
-        open_loop: starts with the first row.
+        queue: the prompts.
+        batch_size: rows of the batch.
+        open_loop: (first request, its number) → loop, which further rows join.
+        tokenizer: decodes answers; `None` leaves out their text.
     """
     if (first := queue.draw()) is None:
         return

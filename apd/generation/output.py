@@ -1,4 +1,4 @@
-"""What `generate` returns: sequences, counts per row, and the trace."""
+"""The output of `generate`: sequences, counts per row, and the trace."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class APDOutput(ModelOutput):
         sequences: `b l` int64, prompt included, as wide as the longest row; the pad token behind each stop token.
         new_tokens: `b` int64, tokens up to and including the first stop token.
         drafter_forwards: `b` int64, drafter passes while the row was not done.
-        verifier_forwards: `b` int64, likewise.
-        tokens_per_forward: `b` float32, new tokens per *drafter* forward; verifier passes stand beside it. Where the
-            verifier decoded alone, per verifier forward.
+        verifier_forwards: `b` int64, verifier passes while the row was not done.
+        tokens_per_forward: `b` float32, new tokens per *drafter* forward; per verifier forward where the verifier
+            decoded alone.
         committed_per_step: per row, the number of tokens each of its steps committed.
         trace: per row, a `RowTrace`; draws itself in a notebook, and printed to a terminal.
         scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
             it, the drafter's at the first position of a step and the mixture's at the others; −∞ in finished rows.
-        logits: with `output_logits`, the same before temperature and truncation.
+        logits: with `output_logits`, these scores before temperature and truncation.
     """
 
     sequences: Tensor = None  # type: ignore[assignment]
@@ -46,7 +46,7 @@ class APDOutput(ModelOutput):
 
 @dataclass
 class _Row:
-    """What is remembered of a row while it is decoded, some of it by the position of a new token."""
+    """Record of a row that is being decoded; the dictionaries are keyed by the position of a new token."""
 
     prompt: list[int]
     starts: list[int] = field(default_factory=list)
@@ -60,11 +60,11 @@ class _Row:
 
 
 class Recorder:
-    """Follows the steps of some rows and tells, for each row that is done, how it came about.
+    """Records the steps of rows, for their traces, counts and scores.
 
     Args:
         scores: keep the scores that decided each position, `v` floats per token.
-        logits: likewise, before temperature and truncation.
+        logits: keep these scores before temperature and truncation too.
     """
 
     def __init__(self, *, scores: bool = False, logits: bool = False) -> None:
@@ -72,13 +72,13 @@ class Recorder:
         self.rows: dict[int, _Row] = {}
 
     def record(self, info: StepInfo, after: DecodeState) -> None:
-        """Take in a step."""
+        """Record a step; its proposal must have `probs`."""
         proposal, before = info.proposal, info.before
         # One transfer of whole numbers and one of probabilities.
         starts = info.window.columns[:, 0] - before.prompt_end
         of_row = torch.stack([before.rows, starts, info.window.inside.sum(1), after.num_new_tokens], 1)
         by_position = [info.committed.long(), proposal.tokens, proposal.draft]
-        assert proposal.probs is not None  # asked for by whoever records
+        assert proposal.probs is not None  # the loop records them (`record_probs`)
         numbers, probs = torch.cat([of_row, *by_position], 1).tolist(), proposal.probs.tolist()
         width = proposal.tokens.shape[1]
         for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(numbers):
@@ -105,7 +105,7 @@ class Recorder:
         row = self.rows[row_id]
         steps = len(row.drafts)
         trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * steps, prompt=row.prompt)
-        # Any-order strategies decide tokens behind a stop token that comes later; those do not count.
+        # Any-order strategies may decide tokens behind a later stop token; those do not count.
         for position in range(row.num_tokens):
             token, step, probs = row.entries[position]
             trace.tokens.append(token)
@@ -116,12 +116,12 @@ class Recorder:
         return trace
 
     def pop(self, row_id: int) -> tuple[RowTrace, int, int]:
-        """Trace, drafter and verifier passes of a row that is done, which is forgotten."""
+        """Remove a finished row; returns its trace, drafter passes and verifier passes."""
         trace, row = self.trace(row_id), self.rows.pop(row_id)
         return trace, row.num_drafted, row.num_verified
 
     def output(self, sequences: Tensor, tokenizer: Any = None) -> APDOutput:
-        """Everything about rows 0, 1, … whose ids are `sequences`, `b l`; `tokenizer` spells the trace."""
+        """The output for rows 0, 1, … with the ids `sequences`, `b l` int64; `tokenizer` decodes the trace."""
         rows = [self.rows[row] for row in sorted(self.rows)]
         traces = [self.trace(row) for row in sorted(self.rows)]
         new_tokens, drafted, verified = torch.tensor(
@@ -155,7 +155,7 @@ class Sequences:
 
     Args:
         state: the rows before the first step, numbered 0, 1, …
-        pad_token_id: what stands behind a stop token.
+        pad_token_id: fills the columns behind a stop token.
     """
 
     def __init__(self, state: DecodeState, pad_token_id: int) -> None:
@@ -164,7 +164,7 @@ class Sequences:
         self.pad_token_id = pad_token_id
 
     def take(self, state: DecodeState) -> None:
-        """The rows as they are now, those that are done among them; the others come again."""
+        """Copy the current rows; later calls overwrite unfinished ones."""
         self.tokens.index_copy_(0, state.rows, state.tokens)
         self.ends.index_copy_(0, state.rows, state.frontier)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["are_launched", "join", "leave", "meet", "together"]
 
-_PATIENCE = timedelta(days=7)  # how long a process that is done waits for the others
+_PATIENCE = timedelta(days=7)  # a finished process waits so long for the others
 
 
 def are_launched() -> bool:
@@ -24,9 +24,9 @@ def are_launched() -> bool:
 
 
 def join(*, on_cpu: bool) -> PartialState:
-    """Find the other processes; without a launcher there are none. The state holds this process's number and device.
+    """Join the process group; without a launcher it has one process. Returns this process's number and device.
 
-    Processes exchange little, so GPUs use gloo, too, where a waiting process leaves its GPU idle.
+    Processes exchange little, so the backend is gloo on GPUs too: a waiting process leaves its GPU idle.
 
     Args:
         on_cpu: use no accelerator even where there is one.
@@ -34,7 +34,7 @@ def join(*, on_cpu: bool) -> PartialState:
     from accelerate import PartialState
 
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    on_cpu = on_cpu or accelerator is None or accelerator.type == "mps"  # of which there is never more than one
+    on_cpu = on_cpu or accelerator is None or accelerator.type == "mps"  # a machine has one such device
     launched = {"backend": "gloo", "timeout": _PATIENCE} if are_launched() else {}
     return PartialState(cpu=on_cpu, **launched)
 
@@ -53,14 +53,14 @@ def meet() -> None:
 
 
 def leave() -> None:
-    """Undo `join`; the other processes need not be at the same point."""
+    """Leave the process group, without waiting for the others."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Name the cause where a collective operation fails because another process has ended."""
+    """Name the cause of a collective operation that fails because another process has ended."""
     try:
         yield
     except RuntimeError as error:

@@ -13,7 +13,11 @@ __all__ = ["check_tokens", "checked_ids", "left_padding", "one_prompt", "only_ro
 
 
 def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
-    """The prompt, given as `inputs` or as `input_ids`, which is taken out of `kwargs`."""
+    """The prompt, given as `inputs` or as `kwargs["input_ids"]`, which is removed.
+
+    Raises:
+        ValueError: both are given, or neither.
+    """
     if inputs is not None and kwargs.get("input_ids") is not None:
         raise ValueError("The prompt must be given once, got both `inputs` and `input_ids`.")
     input_ids = kwargs.pop("input_ids", None)
@@ -23,7 +27,12 @@ def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def checked_ids(prompt: Any) -> Tensor:
-    """`prompt` as `b l` int64, at least one row and one column."""
+    """`prompt` as `b l` int64, at least one row and one column.
+
+    Raises:
+        TypeError: not a tensor of integers.
+        ValueError: not two dimensions, or empty.
+    """
     if not isinstance(prompt, Tensor):
         raise TypeError(
             f"`input_ids` must be a tensor of shape [rows, tokens], got {type(prompt).__name__}. Encode text with "
@@ -44,7 +53,16 @@ def checked_ids(prompt: Any) -> Tensor:
 def left_padding(
     prompt: Tensor, attention_mask: Tensor | None, pad_token_id: int | None, stop_token_ids: list[int]
 ) -> Tensor:
-    """Columns of left padding per row, `b` int64."""
+    """Columns of left padding per row, `b` int64.
+
+    Args:
+        prompt: `b l` int64.
+        attention_mask: `b l`, 0 at padding; `None` infers it from `pad_token_id`.
+
+    Raises:
+        TypeError: the mask is not a tensor.
+        ValueError: the mask has another shape, a row is all padding, or padding is not on the left.
+    """
     if attention_mask is None:
         real = _inferred_mask(prompt, pad_token_id, stop_token_ids)
     elif not isinstance(attention_mask, Tensor):
@@ -72,7 +90,7 @@ def left_padding(
 
 
 def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: list[int]) -> Tensor:
-    """Real columns as far as the pad token tells, as transformers infers them."""
+    """True at real tokens, `b l`, inferred from the pad token as in transformers."""
     if pad_token_id is None or not (prompt == pad_token_id).any():
         return torch.ones_like(prompt, dtype=torch.bool)
     if pad_token_id in stop_token_ids:
@@ -85,7 +103,16 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
 
 
 def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token_id: int) -> None:
-    """Refuse the mask token, and ids that one of the models does not have: `b l` int64, padding `b` aside."""
+    """Refuse the mask token, and ids that one of the models does not have, outside the padding.
+
+    Args:
+        prompt: `b l` int64.
+        padding: `b` int64, columns of left padding.
+        vocab_size: number of shared ids.
+
+    Raises:
+        ValueError: the mask token or a foreign id.
+    """
     real = torch.arange(prompt.shape[1], device=prompt.device) >= padding[:, None]
     if (real & (prompt == mask_token_id)).any():
         raise ValueError(
@@ -101,10 +128,10 @@ def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token
 
 
 def warn_of_unknown_words(prompt: Tensor, tokenizer: Any) -> None:
-    """Warn if a prompt has words that its tokenizer does not know: models answer anything to these."""
+    """Warn if a prompt, `b l` int64, holds the tokenizer's unknown token: the models cannot read such words."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        return  # some tokenizers name a token that has other uses too
+        return  # the unknown token has another use too
     if (prompt == unknown).any():
         warn(
             "The prompt has words that the tokenizer does not know; they became its unknown token. The models cannot "
@@ -113,7 +140,11 @@ def warn_of_unknown_words(prompt: Tensor, tokenizer: Any) -> None:
 
 
 def only_row(prompt: Tensor) -> Tensor:
-    """`prompt` if it is one row, `1 l`."""
+    """`prompt` if it has one row, `1 l`.
+
+    Raises:
+        ValueError: several rows.
+    """
     if len(prompt) != 1:
         raise ValueError(
             f"`streamer` must be given one row, got {len(prompt)}: streamers of transformers take one. Use "

@@ -16,15 +16,15 @@ from apd.text import BYTES_BEHIND, REPLACEMENT, check_text
 class StopStrings(StoppingCriteria):
     """Ends a row with the token that completes one of the strings.
 
-    transformers' own criterion splits the vocabulary beforehand, which fails for tokenizers without sub-words. This one
-    is called at every token, so that decoding a short tail finds whatever a search in the whole text would find, also
-    where several tokens spell one character.
+    transformers' own criterion precomputes overlaps with the vocabulary, which fails for tokenizers without sub-words.
+    This one is called at every token, so a decoded tail suffices: it finds each match that a search of the whole text
+    finds, also where several tokens spell one character.
 
     Args:
         stop_strings: one or many, none of them empty.
         tokenizer: has `decode`.
     Raises:
-        ValueError: an empty string, which would stop everywhere, or half a surrogate pair, which is in no text.
+        ValueError: an empty string, or half a surrogate pair.
     """
 
     def __init__(self, stop_strings: str | Sequence[str], tokenizer: Any) -> None:
@@ -52,7 +52,7 @@ class StopStrings(StoppingCriteria):
         return bool(ends) and max(ends) > self._num_known(ids[start:], now)
 
     def _num_known(self, ids: list[int], now: str) -> int:
-        """Number of leading characters that were known before the last character was begun."""
+        """Number of leading characters that were complete before the last character began."""
         known = 0
         for left_out in range(1, BYTES_BEHIND + 2):
             before = self._text(ids[:-left_out])

@@ -1,4 +1,4 @@
-"""Committed tokens, handed out step by step; none is ever taken back."""
+"""Streams committed tokens step by step; a streamed token never changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Chunk:
 
 
 def settled_tokens(info: StepInfo, after: DecodeState) -> list[Tensor]:
-    """Per row of the step, the tokens that became final: decided, and everything to the left of them, too."""
+    """Per row of the step, the tokens that became final, `n` int64: those between the old and the new frontier."""
     new = after.between(info.before.frontier, after.frontier)
     return [tokens[is_new] for tokens, is_new in zip(after.tokens, new, strict=True)]
 
@@ -52,9 +52,13 @@ def chunks(steps: Iterator[tuple[StepInfo, DecodeState]], tokenizer: Any, **deco
 
 
 def feed(streamer: Any, prompt: Tensor, steps: Iterator[tuple[StepInfo, DecodeState]]) -> Iterator:
-    """Pass the steps on, and their committed tokens to a streamer of transformers, which takes one row.
+    """Yield the steps, and put their committed tokens into a streamer of transformers, which takes one row.
 
-    A streamer with `put_draft` gets each draft before the tokens that were committed of it.
+    A streamer with `put_draft` gets each step's draft before the tokens that the step committed.
+
+    Args:
+        streamer: has `put(ids)`, `end()` and perhaps `put_draft(ids)`.
+        prompt: `1 l` int64, put first.
     """
     streamer.put(prompt.cpu())
     for info, after in steps:

@@ -1,4 +1,4 @@
-"""Which arguments of transformers' `generate()` behave as there, and which are refused with the reason."""
+"""Arguments of transformers' `generate()`: the supported ones, and the refused ones with the reason."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _REASONS = {
     "the number of steps follows from what is accepted": "steps",
     "give a `strategy` instead": "alg",
 }
-#: Arguments that cannot be meant here, with the reason.
+#: Refused arguments with the reason.
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
 
-# They scale something: 1 changes nothing.
+# Factors and counts of which 1 changes nothing.
 _NEUTRAL_AT_ONE = ("num_beams", "num_beam_groups", "length_penalty", "encoder_repetition_penalty", "guidance_scale")
-# Fields of a configuration that have no effect by themselves. Transformers sets some of them in those that it resolves.
+# Fields of a configuration without an effect of their own; transformers sets some of them when it resolves one.
 _INERT = (
     *("assistant_confidence_threshold", "assistant_lookbehind", "target_lookbehind", "is_assistant"),
     *("num_assistant_tokens", "num_assistant_tokens_schedule", "disable_compile", "early_stopping", "use_cache"),
@@ -67,10 +67,10 @@ _INERT = (
 
 
 def refuse(arguments: Mapping[str, Any], *, unless: Iterable[str] = ()) -> None:
-    """Refuse arguments that cannot be meant here, unless their value changes nothing.
+    """Refuse unsupported arguments, unless their value has no effect.
 
     Raises:
-        ValueError: the reason is named.
+        ValueError: the message has the reason.
     """
     for name, value in arguments.items():
         if name not in REFUSED or name in unless:
@@ -80,12 +80,12 @@ def refuse(arguments: Mapping[str, Any], *, unless: Iterable[str] = ()) -> None:
 
 
 def refuse_in_config(config: GenerationConfig) -> None:
-    """Likewise for the fields of a configuration, those included that a later transformers has added.
+    """Refuse unsupported fields of a configuration that have an effect.
 
-    A later field may have the value that it has by default there.
+    A field that a later transformers has added must have its default value.
 
     Raises:
-        ValueError: the reason is named.
+        ValueError: the message has the reason.
     """
     refuse(vars(config), unless=_INERT)
     unset = vars(GenerationConfig())
@@ -121,7 +121,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> No
 
 
 def refuse_for(where: str, kwargs: Mapping[str, Any], *names: str) -> None:
-    """Refuse arguments of `generate()` that cannot be meant in `where`.
+    """Refuse arguments of `generate()` that `where` does not support.
 
     Raises:
         ValueError: the first of `names` that is given.
@@ -135,7 +135,7 @@ _BETWEEN = ("apd", "torch", "tqdm", "transformers")
 
 
 def warn(message: str) -> None:
-    """A warning that points at the caller's own line, whichever packages are between."""
+    """Warn at the caller's own line, across frames of apd, torch, tqdm and transformers."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1

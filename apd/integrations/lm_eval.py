@@ -4,16 +4,13 @@
 
 or `lm_eval.simple_evaluate(model=APDLM(sampler), tasks=[...])`. `docs/evaluation.md` says what the numbers mean.
 
-Answers are written by `APDSampler.generate_many`. Given texts are scored by the drafter alone, with the left-to-right chain
-rule: log p(text | context) = Σ_j log p_D(token_j | context, the tokens before it, masks for it and all behind it). That
-is the probability with which sequential decoding writes them on a canvas of just this length. No knob enters into it.
+`APDSampler.generate_many` writes answers. The drafter alone scores given texts, see `apd.integrations.scoring`.
 """
 
 # mypy: disable-error-code="import-not-found,import-untyped"
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -24,7 +21,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -33,16 +29,12 @@ from tqdm import tqdm
 
 from apd.config import KNOBS, APDConfig
 from apd.decoding.noise import SEED_MASK
-from apd.decoding.probability import log_normalise
-from apd.decoding.protocols import Drafter
-from apd.decoding.returned import CheckedLogits, check_session, name_of
-from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Strategy
-from apd.decoding.window import AllMasks
 from apd.generation import processes
-from apd.generation.arguments import whole_seed
+from apd.generation.arguments import WARPERS, whole_seed
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import refuse_unknown
+from apd.integrations.scoring import sequential_logprobs
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
 from apd.strategies import LeftToRight
@@ -65,28 +57,28 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}. The evaluation harness is an extra: pip install 'apd-decoding[eval]'.") from error
 
-__all__ = ["APDLM", "Counts", "main", "register", "sequential_logprobs"]
+__all__ = ["APDLM", "Counts", "main", "register"]
 
 _log = logging.getLogger(__name__)
 
 _LOADING = ("dtype", "device_map", "attn_implementation", "revision", "verifier_revision", "spec", "mask_token_id")
 _OWN = "pair drafter verifier batch_size max_new_tokens max_length seed tokens_per_step strategy device".split()
 _NUMBERS = (*KNOBS, "batch_size", "max_new_tokens", "max_length", "seed", "tokens_per_step", "mask_token_id")
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING = tuple(name for name, _, _ in WARPERS)
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's aliases
-# The models that the harness's command line makes while `main` runs, which hands nobody the model it made.
+# The models that the harness's command line makes while `main` runs: it returns neither a model nor its results.
 _MADE: ContextVar[list[APDLM]] = ContextVar("made")
 
 
 @dataclass
 class Counts:
-    """What some requests cost. A forward is one drafter pass of one row.
+    """The cost of some requests. A forward is one pass of one row.
 
     Attributes:
-        requests: how many were answered.
+        requests: number of answered requests.
         tokens: generated up to and including the stop token, or scored.
-        drafter_forwards: drafter passes of rows that were not done.
-        verifier_forwards: likewise; no text is scored by the verifier.
+        drafter_forwards: drafter passes of unfinished rows.
+        verifier_forwards: verifier passes of unfinished rows; 0 for scored texts.
     """
 
     requests: int = 0
@@ -96,8 +88,8 @@ class Counts:
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens per *drafter* forward; verifier passes stand beside it."""
-        forwards = self.drafter_forwards or self.verifier_forwards  # the latter where the verifier decoded alone
+        """Tokens per *drafter* forward; per verifier forward where the verifier decoded alone."""
+        forwards = self.drafter_forwards or self.verifier_forwards
         return self.tokens / forwards if forwards else math.nan
 
     def add(self, requests: int, tokens: int, drafter_forwards: int, verifier_forwards: int = 0) -> None:
@@ -108,39 +100,39 @@ class Counts:
 
 
 class APDLM(TemplateLM):
-    """A drafter and its verifier, as a model that the harness can evaluate.
+    """A drafter and its verifier as a model of the harness.
 
     Where a launcher (`torchrun`, `accelerate launch`) has started several processes, each answers its share of the
     documents on its own device, and the first one has the results and the sum of the costs. A drafter that is split
     over the processes (`tp_plan`) is the exception: all of them answer everything together.
 
     Args:
-        sampler: the models and knobs; or else they are loaded from what follows.
-        pair: `"embedded"` for the pair that ships with the package.
+        sampler: models and knobs. Without it, `pair` or `drafter` names the models.
+        pair: `"embedded"` for the included pair.
         drafter: directory or hub id of a diffusion LM.
         verifier: directory or hub id of a causal LM; not needed with `mixture_weight=1`.
         batch_size: rows decoded or scored together.
-        max_new_tokens: masks behind the prompt of a task that names no `max_gen_toks`; 256, or 32 with the embedded
+        max_new_tokens: masks behind the prompt of a task that names no `max_gen_toks`; 256, or 32 with the included
             pair, which was trained for that.
-        max_length: tokens a row may have, where that is less than the models allow; longer contexts lose their left end.
+        max_length: most tokens of a row, if below the models' limit; longer contexts lose their left end.
         seed: of the run, an integer. A request's own seed follows from it and from the request's task, document and
             draw: its answer does not depend on the batch, the number of processes, `--limit` or other tasks.
-        tokens_per_step: decode with `LeftToRight` of so many tokens instead of APD; 1 is sequential decoding.
+        tokens_per_step: decode with `LeftToRight(tokens_per_step)` instead of APD; 1 is sequential decoding.
         strategy: decode with this instead of APD: an object, or a short name as in `strategy=confidence:2`. In
             `--model_args`, which are separated by commas, write `;` for the commas of a name: `strategy=wino:0.6;length=8`.
-        device: where the models are put, the harness's `--device`; a CUDA device that is not there is the CPU. Among
-            several processes `"cuda"`, with or without a number, is each process's own GPU, which is also the default
-            of all but the embedded pair.
+        device: device of the models, the harness's `--device`; the CPU if it names a missing CUDA device. Among
+            several processes `"cuda"`, with or without a number, is each process's own GPU; this is also the default
+            except for the included pair.
         **arguments: the knobs of `APDConfig` and the arguments of `APDSampler.from_pretrained`.
 
     Attributes:
-        generated: by task, what its answers cost. Adds up over runs until `reset_counts()`. With several processes the
-            first one has the sum after an evaluation, the others nothing.
-        scored: likewise, what scoring given texts cost, all tasks together.
+        generated: by task, the cost of its answers. Adds up over runs until `reset_counts()`. With several processes
+            the first one has the sum after an evaluation, the others nothing.
+        scored: the cost of scoring given texts, summed over tasks and processes as in `generated`.
 
     Raises:
         ValueError: models are given twice or not at all, or an argument is out of its range.
-        TypeError: an unknown argument, of which the nearest is named, or one of a wrong type.
+        TypeError: an argument is unknown (the message names the nearest) or of a wrong type.
         RuntimeError: several processes, and a release of the harness that cannot gather their results.
     """
 
@@ -177,7 +169,7 @@ class APDLM(TemplateLM):
             if strategy is not None:
                 raise ValueError("`tokens_per_step` names a strategy, got `strategy` too. Give one of them.")
             strategy = LeftToRight(_count("tokens_per_step", tokens_per_step))
-        settle(strategy, APDConfig(), {})  # refuses what is no strategy before models are loaded
+        settle(strategy, APDConfig(), {})  # refuses an unknown strategy before models are loaded
         self.strategy = strategy
         self.batch_size = _count("batch_size", batch_size)
         default = 32 if pair else 256
@@ -208,7 +200,7 @@ class APDLM(TemplateLM):
 
     @classmethod
     def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> APDLM:
-        """From the harness's `model_args`, which count before its own `--batch_size` and `--device`."""
+        """From the harness's `model_args`, which take precedence over its own `--batch_size` and `--device`."""
         given = {name: value for name, value in (additional_config or {}).items() if value is not None}
         given |= {name: _from_text(value) if name in _NUMBERS else value for name, value in arg_dict.items()}
         given = {name: None if value == "none" else value for name, value in given.items()}
@@ -219,7 +211,7 @@ class APDLM(TemplateLM):
     # ---------------------------------------------------------------- several processes
 
     def _place(self, wanted: Any, *, on_cpu: bool) -> Any:
-        """Join the other processes, and name the device of this one's models."""
+        """Join the other processes, and return the device of this one's models."""
         state = self._join(on_cpu=on_cpu or wanted == "cpu")
         if state is None or on_cpu:
             return wanted
@@ -246,10 +238,10 @@ class APDLM(TemplateLM):
         return state
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """What the evaluator is to take for the number of requests of each process: this process's own.
+        """This process's number of requests, repeated once per process.
 
-        It repeats requests until all processes have equally many, for models whose forwards wait for one another. Here
-        none does, and a document that is answered once more than it should be would change its score.
+        The evaluator pads every process with repeated requests to the largest number gathered here, for models whose
+        forwards synchronise. Here none does, and a repeated document would count twice in its score.
         """
         return tensor.reshape(1).expand(self.world_size)
 
@@ -263,9 +255,9 @@ class APDLM(TemplateLM):
         return found
 
     def barrier(self) -> None:
-        """Wait for all processes, and bring what their answers cost to the first one, which reports it.
+        """Wait for all processes, and add their counts up in the first one, which reports them.
 
-        The evaluator calls this whenever requests of one kind are answered.
+        The evaluator calls this after the requests of each kind.
         """
         if self.world_size == 1:
             return
@@ -285,7 +277,7 @@ class APDLM(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context: the BOS token, else the EOS token."""
+        """The context of a text that has none: the BOS token, else the EOS token."""
         bos = self.tokenizer.bos_token_id
         return self.tokenizer.eos_token_id if bos is None else bos
 
@@ -313,8 +305,12 @@ class APDLM(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """The answer to each request, cut before the first of its stop sequences.
 
-        A request's arguments are its context and `until`, `max_gen_toks`, `do_sample`, `temperature` and whatever
-        else `APDSampler.generate` takes, knobs included.
+        A request's arguments are its context and `until`, `max_gen_toks`, `do_sample`, `temperature` and all other
+        arguments of `APDSampler.generate`, knobs included.
+
+        Raises:
+            ValueError: a prompt is refused; the message names task and document. Or an argument is out of its range.
+            TypeError: an argument is unknown or of a wrong type.
         """
         answers: dict[int, str] = {}
         numbers = _numbers(requests)
@@ -349,7 +345,7 @@ class APDLM(TemplateLM):
         """Stop sequences, and arguments of `APDSampler.generate`."""
         setting: dict[str, Any] = dict(normalize_gen_kwargs(_checked(gen_kwargs), self.max_new_tokens))
         stops = [stop for stop in setting.pop("until") if stop]
-        if not setting["do_sample"]:  # tasks say temperature: 0.0 of greedy decoding
+        if not setting["do_sample"]:  # tasks write temperature: 0.0 for greedy decoding
             setting = {name: value for name, value in setting.items() if name not in _SAMPLING}
         return stops, setting | {"max_new_tokens": setting.pop("max_gen_toks")}
 
@@ -371,7 +367,7 @@ class APDLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
-        """log p(continuation | context), and whether greedy sequential decoding writes it."""
+        """log p(continuation | context) in nats, and whether greedy sequential decoding writes it."""
         pairs = [self._fit(context, continuation) for _, context, continuation in requests]
         scores: dict[int, tuple[float, bool]] = {}
         disable = disable_tqdm or self.rank != 0
@@ -387,7 +383,7 @@ class APDLM(TemplateLM):
         return [scores[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
-        """log p of each whole text behind a BOS token, in windows where it is longer than the model takes."""
+        """log p in nats of each whole text behind a BOS token, in windows if it exceeds the model's length."""
         texts = [self.tok_encode(request.args[0]) for request in requests]
         windows = [
             (i, make_disjoint_window(window))
@@ -395,7 +391,7 @@ class APDLM(TemplateLM):
             for window in get_rolling_token_windows(
                 ids,
                 prefix_token=self.prefix_token_id,
-                # The last token of a causal model is not an input; here it is a mask, and takes a place too.
+                # A causal model does not read the last token; here it is a mask, which takes a column.
                 max_seq_len=max(1, len(ids) if self.max_length is None else self.max_length - 1),
                 context_len=1,
             )
@@ -409,7 +405,7 @@ class APDLM(TemplateLM):
         return totals
 
     def _fit(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """The pair without what is left of the last `max_length` tokens."""
+        """The pair, its context cut on the left to fit `max_length`; an empty context becomes the prefix token."""
         context = context or [self.prefix_token_id]
         if self.max_length is None:
             return context, continuation
@@ -422,15 +418,15 @@ class APDLM(TemplateLM):
             _log.warning("A context of %d tokens loses its left end: %d fit.", len(context), room)
         return context[-room:], continuation
 
-    # ---------------------------------------------------------------- what it cost
+    # ---------------------------------------------------------------- costs
 
     def reset_counts(self) -> None:
-        """Forget what earlier runs cost."""
+        """Set all counts to zero."""
         self.generated: defaultdict[str, Counts] = defaultdict(Counts)
         self.scored = Counts()
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness writes into `results["config"]`: the knobs, and what the answers cost."""
+        """Knobs and costs, which the harness writes into `results["config"]`."""
         total = Counts()
         for counts in self.generated.values():
             total.add(**asdict(counts))
@@ -448,7 +444,7 @@ class APDLM(TemplateLM):
         }
 
     def summary(self) -> str:
-        """What the answers cost, as a table like the harness's own."""
+        """The costs as a Markdown table like the harness's own."""
         lines = []
         if self.generated:
             table = MarkdownTableWriter()
@@ -482,7 +478,7 @@ class StopInAnswer(StopStrings):
     Args:
         stops: the stop sequences.
         tokenizer: decodes the row.
-        prompts: ids of all prompts, since the criterion is asked with prompt and answer in one row.
+        prompts: ids of all prompts, since the criterion gets prompt and answer in one row.
     """
 
     def __init__(self, stops: list[str], tokenizer: Any, prompts: Iterable[list[int]]) -> None:
@@ -500,107 +496,8 @@ class StopInAnswer(StopStrings):
         return stopped
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A canvas to be asked for its first mask: what is known, and who wants to know about which token."""
-
-    context: tuple[int, ...]
-    before: tuple[int, ...]
-    masks: int
-    requests: list[int]
-
-
-def sequential_logprobs(
-    drafter: Drafter, pairs: Sequence[tuple[list[int], list[int]]], *, vocab_size: int, batch_size: int
-) -> Iterator[tuple[int, float, bool, int]]:
-    """What sequential decoding assigns to given continuations, each on a canvas of just its length.
-
-    One forward per position; requests that have context, length and the tokens so far in common share it.
-
-    Args:
-        drafter: neural or exact.
-        pairs: ids of context (at least one) and continuation.
-        vocab_size: ids below it can be decoded, the mask token aside; all others have probability 0.
-        batch_size: forwards that are made together.
-    Yields:
-        The request's number, log p of its continuation in nats, whether every token is the likeliest, and the forwards
-        made for it, shared ones counted once. As soon as it is known, in no particular order.
-    Raises:
-        FloatingPointError: the drafter gave NaN, +∞ or nothing finite.
-    """
-    total = [0.0] * len(pairs)
-    greedy = [True] * len(pairs)
-    num_rows = [0] * len(pairs)
-    for i, (_, continuation) in enumerate(pairs):
-        if not continuation:
-            yield i, 0.0, True, 0
-    rows = _rows(pairs)
-    while batch := list(islice(rows, batch_size)):
-        logprobs = _first_mask(drafter, batch, vocab_size)
-        asked = [(r, i, pairs[i][1][len(row.before)]) for r, row in enumerate(batch) for i in row.requests]
-        of_row, tokens = torch.tensor([[r, token] for r, _, token in asked], device=logprobs.device).T
-        values = logprobs[of_row, tokens.clamp(max=vocab_size - 1)].masked_fill(tokens >= vocab_size, -torch.inf)
-        likeliest = logprobs.argmax(-1)[of_row] == tokens
-        for (r, i, _), value, is_likeliest in zip(asked, values.tolist(), likeliest.tolist(), strict=True):
-            total[i] += value
-            greedy[i] &= is_likeliest
-            num_rows[i] += i == batch[r].requests[0]
-            if batch[r].masks == 1:
-                yield i, total[i], greedy[i], num_rows[i]
-
-
-def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:
-    """One row per position, wide ones first; among requests with the same canvas each known prefix once."""
-    canvases: defaultdict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
-    for i, (context, continuation) in enumerate(pairs):
-        canvases[tuple(context), len(continuation)].append(i)
-    for (known, length), members in sorted(canvases.items(), key=lambda item: -len(item[0][0]) - item[0][1]):
-        for position in range(length):
-            by_prefix: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-            for i in members:
-                by_prefix[tuple(pairs[i][1][:position])].append(i)
-            for before, requests in by_prefix.items():
-                yield _Row(known, before, length - position, requests)
-
-
-@torch.inference_mode()
-def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
-    """log p_D at the first mask of each row, `b v` float32, under the sampler's rule of support."""
-    state = _canvases(rows, drafter.mask_token_id, drafter.device)
-    # One column, although all are seen: logits of the masks behind it are never computed.
-    window = dataclasses.replace(AllMasks().window(state).first(), ends=state.layout.end)
-    session = drafter.open(state)
-    check_session(session, name_of(drafter, "open"), "logits")
-    of_window = CheckedLogits(session.logits(state, window), name_of(session, "logits"), (len(rows), 1), vocab_size)
-    logits = of_window[:, :1][:, 0, :vocab_size].float()
-    if drafter.mask_token_id < vocab_size:
-        logits[:, drafter.mask_token_id] = -torch.inf
-    logprobs = log_normalise(logits)
-    if logprobs.isnan().any():
-        raise FloatingPointError(
-            "The drafter gave NaN, infinite or no finite logits for a given text. Check its weights and dtype (float16 "
-            "overflows where bfloat16 does not)."
-        )
-    return logprobs
-
-
-def _canvases(rows: list[_Row], mask_token_id: int, device: torch.device) -> DecodeState:
-    """The rows level at their right end."""
-    known = [row.context + row.before for row in rows]
-    width = max(len(ids) + row.masks for ids, row in zip(known, rows, strict=True))
-    masks = torch.tensor([row.masks for row in rows], device="cpu")
-    padding = masks.new_tensor([width - len(ids) - row.masks for ids, row in zip(known, rows, strict=True)])
-    tokens = [[0] * (width - len(ids) - row.masks) + [*ids] for ids, row in zip(known, rows, strict=True)]
-    ids = masks.new_tensor([ids + [mask_token_id] * row.masks for ids, row in zip(tokens, rows, strict=True)])
-    decided = torch.arange(width, device="cpu") < width - masks[:, None]
-    prompt_end = width - masks - masks.new_tensor([len(row.before) for row in rows])
-    ids, padding, decided, prompt_end = (each.to(device) for each in (ids, padding, decided, prompt_end))
-    state = DecodeState.start(ids, max_new_tokens=0, mask_token_id=mask_token_id, padding=padding)
-    return dataclasses.replace(state, prompt_end=prompt_end).with_decided(ids, decided)
-
-
 def _by_setting(requests: Iterable[Any]) -> Iterator[tuple[dict[str, Any], list[int]]]:
-    """The numbers of the requests that have the same generation arguments, and these."""
+    """Groups of requests with equal generation arguments: the arguments, and the indices of the requests."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     settings: dict[str, dict[str, Any]] = {}
     for i, request in enumerate(requests):
@@ -613,9 +510,9 @@ def _by_setting(requests: Iterable[Any]) -> Iterator[tuple[dict[str, Any], list[
 
 
 def _numbers(requests: Sequence[Any]) -> list[int]:
-    """A number for each request, from which its seed comes: a hash of its task, its document and which draw it is.
+    """A number per request, which determines its seed: a hash of task, document and draw.
 
-    The place in the list would not do: each process has only a share of the list, and `--limit` cuts it.
+    An index into the list would depend on the number of processes and on `--limit`.
     """
     draws: Counter[str] = Counter()
     numbers = []
@@ -633,10 +530,11 @@ def _refused(requests: Sequence[Any], place: dict[int, int], number: int, error:
 
 
 def _checked(gen_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A task's generation arguments with numbers that were given as text as numbers.
+    """A task's generation arguments, numbers in text form converted.
 
     Raises:
-        TypeError, ValueError: one of them is of a wrong type or out of its range.
+        TypeError: an argument is of a wrong type.
+        ValueError: a length is below 1, or a stop sequence holds half a surrogate pair.
     """
     texts = ("until", "stop_strings")
     given = {name: value if name in texts else _from_text(value) for name, value in gen_kwargs.items()}
@@ -665,7 +563,7 @@ def _cut(text: str, stops: list[str]) -> str:
 
 
 def _present(device: str) -> str:
-    """The device, or the CPU: users of one machine's command copy it to another."""
+    """The device, or the CPU if it names a missing CUDA device: commands are copied between machines."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         _log.warning("There is no %s here: the models are put on the CPU.", device)
         return "cpu"
@@ -673,7 +571,7 @@ def _present(device: str) -> str:
 
 
 def _from_text(value: Any) -> Any:
-    """`"0.7"` as the number, likewise `"true"` and `"none"`, as on the harness's command line; the rest as it is."""
+    """Text as the harness's command line reads it: `"0.7"`, `"true"` and `"none"` as values; other values unchanged."""
     return handle_arg_string(value) if isinstance(value, str) else value
 
 
@@ -698,11 +596,11 @@ def register() -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The harness's own command line with `apd` among its models; what answers cost is printed below its table."""
+    """Run the harness's own command line with `apd` among its models; the costs are printed below its table."""
     register()
     made: list[APDLM] = []
     token = _MADE.set(made)
-    before, sys.argv = sys.argv, ["apd lm-eval", *argv]  # where the harness looks for its arguments
+    before, sys.argv = sys.argv, ["apd lm-eval", *argv]  # the harness parses sys.argv
     try:
         cli_evaluate()
     finally:

@@ -1,8 +1,8 @@
 """A trace as an HTML player, for a notebook cell or a page of its own: templates, filled in by jinja2.
 
-The player loads nothing and sets no text colour: it keeps the page's own and tints the background of tokens by step, so
-it is readable on light and on dark pages. Without scripts the finished rows remain, with the numbers as tooltips. The
-script finds its element by a hash of the data, so that any number of players can share a page.
+The player loads nothing. It keeps the page's text colour and tints the background of tokens by step, so it is readable
+on light and on dark pages. Without scripts, the finished rows remain, with the numbers as tooltips. The script finds its
+element by a hash of the data, so any number of players can share a page.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def player(rows: Sequence[RowTrace], tokenizer: Any, *, max_rows: int | None = N
 
 @dataclass(frozen=True)
 class _Token:
-    """One token of a row: its text, its CSS classes and its tooltip."""
+    """One token of a row."""
 
     text: str
     classes: str
@@ -116,7 +116,7 @@ def _speller(tokenizer: Any, anchor: int | None) -> Callable[[int], str]:
 
 
 def _texts(row: RowTrace, tokenizer: Any) -> list[str]:
-    """Each token's share of the text; empty for one that only begins a character."""
+    """The text of each token; empty if the token only begins a character."""
     if tokenizer is None:
         return [f" {token}" for token in row.tokens]
     pieces = TextPieces(tokenizer, clean_up_tokenization_spaces=False)
@@ -125,7 +125,7 @@ def _texts(row: RowTrace, tokenizer: Any) -> list[str]:
 
 
 def _visible(text: str) -> str:
-    """Line breaks and control characters as signs, so that no token is invisible."""
+    """Replace line breaks and control characters by visible signs."""
     signs = {code: chr(0x2400 + code) for code in range(32)} | {10: "↵\n", 9: "⇥\t", 0x7F: "␡"}
     return text.translate(signs)
 
@@ -136,7 +136,7 @@ def _tip(step: int, probs: Sequence[float]) -> str:
 
 
 def _short(p: float) -> str:
-    """Three digits; only 0 and 1 themselves are written as 0 and 1."""
+    """A probability to three digits; "0" and "1" only for exactly 0 and 1."""
     if p in (0, 1):
         return f"{p:.0f}"
     return "< 0.001" if p < 0.0005 else "> 0.999" if p >= 0.9995 else f"{p:.3f}"

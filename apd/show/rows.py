@@ -1,4 +1,4 @@
-"""The trace of one row, and the counts that every picture of it needs."""
+"""The trace of one row, and the counts derived from it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class RowTrace:
 
     Attributes:
         tokens: ids of the new tokens, the stop token included.
-        steps: the step, from 0, that committed each of them.
-        target_probs: untempered p_T of each.
-        drafter_probs: untempered p_D of each; empty when no drafter ran.
-        verifier_probs: untempered p_AR of each; empty when no verifier ran.
+        steps: per token, the step that committed it, from 0.
+        target_probs: per token, p_T before temperature and truncation.
+        drafter_probs: per token, p_D likewise; empty if no drafter ran.
+        verifier_probs: per token, p_AR likewise; empty if no verifier ran.
         starts: per step, the position of the first drafted mask.
-        drafts: per step, the drafted ids from there on; what was not committed was rejected.
-        committed: per step, how many tokens were committed.
+        drafts: per step, the drafted ids from there on; those not committed were rejected.
+        committed: per step, number of committed tokens.
         prompt: ids of the prompt, without padding.
     """
 
@@ -43,7 +43,7 @@ def corrected(row: RowTrace) -> list[bool]:
 
 
 def drafted_per_step(row: RowTrace) -> list[int]:
-    """Masks drafted at each step. Any-order windows also hold decided columns, which do not count."""
+    """Masks drafted at each step; decided columns in the windows of any-order strategies do not count."""
     step_of = dict(enumerate(row.steps))
     return [
         sum(step_of.get(start + i, step) >= step for i in range(len(draft)))

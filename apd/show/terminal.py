@@ -1,4 +1,4 @@
-"""Consoles of `rich` with one rule: where colours are not wanted, no escape codes at all."""
+"""Consoles of `rich` that write no escape codes at all where colours are off."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _UNLIMITED = 100_000  # columns
 
 
 def console(stream: TextIO, colour: str = "auto") -> Console:
-    """A console that writes to `stream`; its `color_system` is `None` where it writes plain text.
+    """A console that writes to `stream`; its `color_system` is `None` if it writes plain text.
 
-    Lines are wrapped at words in a terminal, and left whole in a file or a pipe.
+    Lines are wrapped at words in a terminal only.
 
     Args:
         stream: text stream.
-        colour: `"always"`, `"never"`, or `"auto"`: in a terminal that has colours, unless `NO_COLOR` is set.
+        colour: `"always"`, `"never"`, or `"auto"`: in a terminal with colours, unless `NO_COLOR` is set.
     """
     forced = {"always": "standard", "never": None}
     made = Console(

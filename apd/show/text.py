@@ -1,4 +1,4 @@
-"""Decoded text with its steps marked: colours in a terminal, bars in plain text."""
+"""Decoded text with its steps marked, by colours or by bars."""
 
 from __future__ import annotations
 
@@ -66,9 +66,9 @@ def pieces(
 
 
 def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "") -> Text:
-    """Every step's piece in its colour or, without colours, a bar between the steps.
+    """The pieces in the colours of their steps or, without colours, with a bar between the steps.
 
-    The space before an answer's first word is left out.
+    Leading spaces of the answer are left out.
 
     Args:
         parts: what `pieces` returns.

@@ -1,4 +1,4 @@
-"""The trace of a call: a sequence of rows that draws itself."""
+"""The trace of a call: a sequence of rows, shown as text, HTML or plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from apd.show.rows import RowTrace
 
 __all__ = ["Trace"]
 
-# What draws is imported when something is drawn.
+# Drawing modules are imported on use.
 
 
 @dataclass(frozen=True, repr=False)

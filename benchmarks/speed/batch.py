@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed batch --out DIR [--pair embedded 100m] [--batch 1 2 4 8 16]
 
-The same prompts in every batch size, so the same tokens. The bare forwards are the two models called directly, with a
-mask and without a cache, at the shapes (rows, tokens, projected tokens) that a run was seen to use, one after another.
+Every batch size decodes the same prompts, hence the same tokens. The bare forwards are the two models called directly, with a
+mask and without a cache, at the shapes (rows, tokens, projected tokens) recorded in a run, one after another.
 Their gain is what batching is worth to these models here; the ratio says how much of it the library passes on.
 """
 
@@ -67,9 +67,9 @@ class Point:
         batch: rows of a call.
         tokens_per_second: of all rows.
         gain: over the smallest batch size.
-        bare_gain: the same of the bare forwards alone.
+        bare_gain: gain of the bare forwards.
         ratio: gain / bare gain, repetition by repetition.
-        cpu_ratio: the same in processor time.
+        cpu_ratio: this ratio in processor time.
     """
 
     pair: str
@@ -140,7 +140,7 @@ def summary(found: Sequence[Sample]) -> list[Point]:
 
 
 def bare(models: Mapping[str, PreTrainedModel], forwards: Sequence[Forward]) -> list[Callable[[], Any]]:
-    """The same passes with nothing around them: ids of no meaning in, logits out. One set of inputs per shape."""
+    """The bare forwards: arbitrary ids in, logits out, one set of inputs per shape."""
     made: dict[tuple[Any, ...], Callable[[], Any]] = {}
     for forward in forwards:
         key = (forward.role, forward.rows, forward.tokens, forward.projected)

@@ -1,4 +1,4 @@
-"""The least time a step's forwards can take on this device: bytes to read and operations to make, at measured rates.
+"""Lower bound on the time of a step's forwards on this device: bytes and operations at measured rates.
 
 For each forward the larger of
 
@@ -23,7 +23,7 @@ from benchmarks.speed.instruments import Clock, Forward
 
 __all__ = ["Rates", "Size", "cache_bytes", "floor_seconds", "measure_rates", "parts", "weights_seconds", "work"]
 
-#: Seconds in which an action is tried again and again, of which the fastest counts.
+#: Seconds of repeating an action; the fastest repetition counts.
 BUDGET = 0.4
 
 
@@ -159,7 +159,7 @@ def _matmul_rate(side: int, device: str, dtype: torch.dtype) -> float:
 
 
 def _best(action: Callable[[], object], device: str) -> float:
-    """Seconds of one action at its fastest within `BUDGET`; a try is long enough for the clock to tell."""
+    """Seconds of one action at its fastest within `BUDGET`; a try is long enough for the clock's resolution."""
     clock = Clock(device)
 
     def taken(repeats: int) -> float:

@@ -1,7 +1,7 @@
 """Where the time of a call goes, seen from outside: callables before the models and a wrapper around the strategy.
 
     call                      `generate`, from its first line to its last
-      setup                   until the strategy is asked for the first time: arguments, layout, sessions
+      setup                   until the strategy's first call: arguments, layout, sessions
       propose                 one per step
         drafter, verifier     forwards: the decoder and the output layer of each transformers model
         (mixing)              the rest of propose: spans, masks, noise, normalising, mixing, accepting
@@ -10,8 +10,8 @@
       followed                steps that another one follows, whole: from proposal to proposal
         followed forwards     those in them
 
-`(…)` are differences. While the clock runs, marks and shapes are put into a list; what they mean is worked out when
-somebody asks. A module is timed as a whole call, with what torch does around its `forward`; a compiled decoder where apd
+`(…)` are differences. While the clock runs, marks and shapes are appended to a list; they are evaluated when a result is
+read. A module is timed as a whole call, with what torch does around its `forward`; a compiled decoder where apd
 calls its graph. Forwards that bypass both are not seen.
 """
 
@@ -72,13 +72,13 @@ def _event() -> torch.cuda.Event:
 
 @dataclass
 class Forward:
-    """One pass of one model, in numbers of what it computed.
+    """One pass of one model: its role and sizes.
 
     Attributes:
         role: `"drafter"` or `"verifier"`.
         rows: b.
         tokens: q, tokens recomputed per row, fillers of ragged rows included.
-        keys: k, columns that each of them could see, those of a cache included.
+        keys: k, columns that each token can attend to, cached ones included.
         projected: m, tokens per row that went through the output layer.
     """
 
@@ -141,10 +141,10 @@ class Meter:
     def timed(
         self, name: str, function: Callable[..., Any], note: Callable[..., Any] = lambda *_, **__: None
     ) -> Callable[..., Any]:
-        """The same function, every call of which is told to the meter.
+        """Wrap a function so that the meter records every call.
 
         Args:
-            note: of the arguments, once it is done and the clock has stopped: what else is to be known.
+            note: (arguments of the call) → shapes to record, called after the clock has stopped.
         """
         mark, log = self.clock.mark, self._log
 
@@ -228,7 +228,7 @@ def _of_decoder(
     past_key_values: Any = None,
     **_: Any,
 ) -> tuple[Any, int]:
-    """Shape and keys; a cache of transformers has been told of its tokens by now, one of ours always knows."""
+    """Shape and keys of a pass; called behind it, when a transformers cache counts the pass's tokens."""
     if isinstance(attention_mask, Tensor):
         return input_ids.shape, attention_mask.shape[-1]
     cache = past_key_values if cache is None else cache  # by the name that the model's `forward` has for it
@@ -244,11 +244,11 @@ def _of_pass(tokens: Tensor, edges: Tensor, slots: Tensor, width: int, cache: Co
 
 
 class Timed:
-    """A strategy that tells the meter how long its sessions' `propose` takes, and is the given one otherwise.
+    """Wraps a strategy so that the meter records the time of its sessions' `propose`.
 
     Args:
-        strategy: decides.
-        meter: is told.
+        strategy: the wrapped strategy.
+        meter: records the times.
     """
 
     def __init__(self, strategy: Any, meter: Meter) -> None:

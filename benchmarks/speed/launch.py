@@ -1,16 +1,16 @@
-"""What it costs the host to launch a compiled pass, on any machine: a minute, no GPU.
+"""Host time of launching a compiled pass, on any machine: a minute, no GPU.
 
     python -m benchmarks.speed launch
 
-Dream-7B and Qwen2.5-0.5B in their depth, so narrow that they compute next to nothing, behind apd's compiled passes. The
-backend has the output ready, so that what is left is the host's:
+Models with the depth of Dream-7B and Qwen2.5-0.5B and a negligible width, behind apd's compiled passes. The backend
+returns a stored output, so only host time remains:
 
-    inputs     everybody's tokens, in one tensor, and where their spans begin and end, in another
-    graph      dynamo: guards, the graph's inputs, what is to be done behind it; launching a real graph comes on top
-    copy       of the rows' hidden states
+    inputs     the tokens of all slots in one tensor, the edges of their spans in another
+    graph      dynamo: guards, the graph's inputs, its epilogue; launching a real graph comes on top
+    copy       copying the rows' hidden states
 
-Guards on modules can go where nobody changes the models any more, as docs/speed.md says; "no guards" is there to tell
-what remains. A plain pass launches everything op by op. One launch follows the other, with all it needs in the caches.
+Guards on modules can be dropped if the models do not change any more, see docs/speed.md; "no guards" measures the
+remainder. A plain pass launches everything op by op. One launch follows the other, with all it needs in the caches.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Ready:
 
 
 def launcher(pair: Pair, role: str, way: str) -> Callable[[], list[float]]:
-    """Launches a pass and tells how many µs its parts took."""
+    """A function that launches a pass and returns the µs of its parts."""
     options = {} if WAYS[way] is None else {"options": {"guard_filter_fn": WAYS[way]}}
     # A backend for each: without guards dynamo would take whatever graph there is of the same one.
     sampler = (pair if way == "plain" else compiled(pair, backend=Ready(), **options)).sampler

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed length --out DIR [--layers N] [--lengths 128 1024 4096]
 
-Random weights, one row, M = 16 masks, accepted counts by the schedule. The first step reads the prompt and stands
-alone. A drafter cut by `--layers` is said to be so in the table.
+Random weights, one row, M = 16 masks, accepted counts by the schedule. The first step reads the prompt and is
+listed alone. The table marks a drafter cut by `--layers`.
 """
 
 from __future__ import annotations

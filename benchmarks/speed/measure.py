@@ -53,8 +53,8 @@ class Sample:
 
     Attributes:
         plain: wall time without instruments.
-        cpu: processor time of the same calls. Less than `plain` with one thread: others had the core meanwhile.
-        metered: the same with them.
+        cpu: processor time of these calls. Less than `plain` with one thread: other processes used the core.
+        metered: wall time with instruments.
         setup: until the first step of each call; `None` where no strategy runs.
         drafter, verifier: forwards.
         propose: the strategy, forwards included; `None` where none runs.

@@ -202,7 +202,7 @@ def load(name: str, loading: Loading) -> Pair:
 
 
 def compiled(pair: Pair, **options: Any) -> Pair:
-    """The same models behind compiled passes, see `APDSampler.compile`; the given pair stays as it is."""
+    """A copy of the pair with compiled passes, see `APDSampler.compile`; the models are shared."""
     sampler = copy.copy(pair.sampler)
     sampler.drafter, sampler.verifier = copy.copy(sampler.drafter), copy.copy(sampler.verifier)
     return replace(pair, sampler=sampler.compile(**options), name=f"{pair.name}, compiled")
@@ -264,8 +264,8 @@ def _random_model(sizes: dict[str, Any], loading: Loading, seed: int) -> PreTrai
 def causal_twin(drafter: PreTrainedModel) -> PreTrainedModel:
     """A causal model of the drafter's shape for plain `generate()`; it shares the drafter's weights.
 
-    Its text is meaningless, since the weights were trained to see both ways, and its cost is that of a causal model
-    with the attention that transformers gives it.
+    Its text is meaningless, since the weights were trained with bidirectional attention; it costs as much as a causal
+    model under transformers' default attention.
     """
     shared = {id(parameter): parameter for parameter in drafter.parameters()}
     twin = copy.deepcopy(drafter, shared)

@@ -106,7 +106,7 @@ class Decoder(Protocol):
         """The call that is timed; the meter, where there is one, is attached."""
 
     def answers(self, inputs: Inputs) -> Answers:
-        """The same call with everything counted."""
+        """Repeat the call of `decode`, counting tokens and forwards."""
 
 
 def decoder(setting: Setting, pair: Pair, schedule: Schedule, lengths: Callable[[Inputs], int]) -> Decoder:

@@ -3,11 +3,10 @@
     python -m benchmarks.speed.stale --out results     # five minutes on a shared core; --quick: seconds
     python -m benchmarks.speed.stale --help
 
-The drafter attends both ways, so keys that are not recomputed were made for a canvas that is no more. Every setting of
-`kv_window` (W) and `kv_refresh` (N) decodes the same held-out instances, greedily. Beside the cached session an uncached
-one computes the same steps; KL(exact p_D ‖ cached p_D) is what the cache distorts on the way that it takes itself.
-`columns` counts those that the drafter computes for a row in a step, the first step and its prompt included; `context`
-those among them that are no masks.
+The drafter attends both ways, so frozen keys were computed for an earlier canvas. Every setting of `kv_window` (W) and
+`kv_refresh` (N) decodes the same held-out instances, greedily. An uncached session computes each step of the cached one
+too; KL(exact p_D ‖ cached p_D) measures the distortion along the cached decode. `columns`: columns that the drafter
+computes per row and step, the first step and its prompt included; `context`: those of them that are not masks.
 
 Values of `window_size` (M) are compared without a cache.
 """
@@ -140,8 +139,8 @@ def settings() -> list[Setting]:
 
 def measure(sampler: APDSampler, task: str, count: int, strategy: Strategy | None, setting: Setting) -> Point:
     """Greedy answers to `count` held-out instances of a task, at the sampler's other knobs."""
-    asked = tasks.instances(task, count, seed=1)
-    inputs = sampler.tokenizer([instance.prompt for instance in asked], return_tensors="pt", padding=True)
+    instances = tasks.instances(task, count, seed=1)
+    inputs = sampler.tokenizer([instance.prompt for instance in instances], return_tensors="pt", padding=True)
     drafter = Watched(sampler.drafter)
     output = APDSampler(drafter, sampler.verifier, tokenizer=sampler.tokenizer, config=sampler.config).generate(
         **inputs,
@@ -152,7 +151,7 @@ def measure(sampler: APDSampler, task: str, count: int, strategy: Strategy | Non
     )
     answers = output.sequences[:, inputs["input_ids"].shape[1] :]
     texts = sampler.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    right = sum(tasks.is_right(instance, text) for instance, text in zip(asked, texts, strict=True))
+    right = sum(tasks.is_right(instance, text) for instance, text in zip(instances, texts, strict=True))
     forwards = int(output.drafter_forwards.sum())
     columns = sum(map(sum, drafter.widths))
     return Point(
@@ -174,7 +173,7 @@ def points(sampler: APDSampler, count: int, strategy: Strategy | None) -> Iterat
 
 
 def mean(found: Sequence[Point]) -> Point:
-    """Over tasks, each counting the same."""
+    """The unweighted mean over tasks."""
     values = {
         name: sum(getattr(point, name) for point in found) / len(found)
         for name in ("kl", "accuracy", "tokens_per_forward", "columns", "context")

@@ -1,4 +1,4 @@
-"""What was measured, for people and as one JSON line."""
+"""Measurements as a table and as one JSON line."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from benchmarks.speed.schedule import Schedule
 __all__ = ["LEGEND", "body", "command", "entries", "lines", "machine", "rate_entries", "rate_lines", "rounded"]
 
 LEGEND = """\
-tok/s: new tokens to the first stop token, per second, without instruments. vs 1: the same over one token per step,
-median over the repetitions. tok/f: tokens per drafter forward of a row. ms/step: whole call / steps, median of the
-repetitions ± distance of the quartiles. drafter, verif., mixing, other: ms of a step, with instruments; other includes
-a call's setup, which stands alone in setup, ms per call. ovh: 1 − forwards / total; ovh*: the same of the steps alone
-that another one follows, without a call's setup and output.
+tok/s: new tokens to the first stop token, per second, without instruments. vs 1: tok/s over those of one token per
+step, median over the repetitions. tok/f: tokens per drafter forward of a row. ms/step: whole call / steps, median of
+the repetitions ± distance of the quartiles. drafter, verif., mixing, other: ms of a step, with instruments; other
+includes a call's setup; column setup has it alone, ms per call. ovh: 1 − forwards / total; ovh*: ovh of the steps
+that are followed by another one, without a call's setup and output.
 floor: least ms of a step's forwards on this device; ×floor: ms/step over it. GB: highest memory, weights included.
 acc: right answers. M, W all: every mask that is left, no KV window."""
 
@@ -164,7 +164,7 @@ def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def body(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
-    """The same without the line above it; of any batch sizes."""
+    """A pair's table without its heading, for any batch sizes."""
     told = []
     if not pair.trained:
         scheduled = next((e["accepted"] for e in found if e["accepted"].startswith("schedule")), None)
@@ -204,7 +204,7 @@ def body(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
             f"This process had a core {share:.0%} of the time: compare settings; times and ×floor are stretched."
         )
     if unseen := [entry["label"] for entry in found if entry["drafter_ms"] is None]:
-        told.append(f"forwards that bypass the hooks, parts not told: {', '.join(unseen)}")
+        told.append(f"forwards that bypass the hooks, parts unknown: {', '.join(unseen)}")
     return told
 
 
@@ -256,7 +256,7 @@ def rate_entries(rates: Rates) -> dict[str, Any]:
 
 
 def rate_lines(rates: Rates) -> list[str]:
-    """The same in words."""
+    """The device's rates in words."""
     resident = "".join(f"; {role}, which fits the cache: {rate / 1e9:.0f}" for role, rate in rates.resident.items())
     return [
         f"Floor: a copy moves {rates.bandwidth / 1e9:.0f} GB/s{resident}.",

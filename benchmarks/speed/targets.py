@@ -3,19 +3,18 @@
     python -m benchmarks.speed targets --out DIR       random weights in the shape of Dream-7B + Qwen2.5-0.5B, on a GPU
     python -m benchmarks.speed targets --pair tiny --device cpu --no-compile --quick
 
-All of it at R = 0.5, M = 100, W = 16, on the compiled path unless `--no-compile` says otherwise:
+All at R = 0.5, M = 100, W = 16, on the compiled path unless `--no-compile` is given:
 
 (a) A step in batch 1 takes at most 1.5 × the time that reading the weights of both models once takes.
 (b) It takes at most 1.15 × a step that commits one token, with the same M and W.
-(c) Batch 8 makes at least 5 × the tokens per second of batch 1, with the same prompts. What the device allows is told
-    beside it, and both again for M = "auto", with which a step computes fewer columns.
-(d) The compiled path gives the tokens of the plain one: all of them in float32, their share is told otherwise.
+(c) Batch 8 makes at least 5 × the tokens per second of batch 1, with the same prompts. The device's own
+    limit is printed beside it, and both again for M = "auto", with which a step computes fewer columns.
+(d) The compiled path gives the tokens of the eager one: all of them in float32; otherwise their share is printed.
 
-Last it tells, with M = 16, what it brings to launch a step before the host knows how far the last one got; with M = 100
-every step waits, since the host would have to launch much wider passes.
+On the compiled path M = 16 is measured too, without a target.
 
-A step is a whole call over its steps, setup and the reading of the prompt included; what the steps behind the first
-take stands beside it. With random weights (a), (b) and (c) commit by a schedule, (d) by the models. (a), (b) and (c)
+The time of a step is a whole call over its steps, setup and prefill included; the time of the steps behind the first is
+printed beside it. With random weights (a), (b) and (c) commit by a schedule, (d) by the models. (a), (b) and (c)
 are judged on a GPU only.
 """
 
@@ -61,15 +60,15 @@ Case = tuple[str, Setting, int]  # path, setting, rows of a call
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two paths say the same.
+    """How far the answers of two paths agree.
 
     Attributes:
-        label: of the setting.
+        label: name of the setting.
         batch: rows of a call.
-        prompts: how many.
-        tokens: of the longer answer to each, together.
-        equal: how many of them stand in both answers at the same place.
-        same: prompts whose answers are the same.
+        prompts: number of prompts.
+        tokens: summed lengths of the longer answer to each prompt.
+        equal: tokens that both answers have at the same position.
+        same: prompts with equal answers.
     """
 
     label: str
@@ -82,14 +81,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Target:
-    """One of them.
+    """A target, measured.
 
     Attributes:
         name: its letter.
-        value: what was measured; `None` where it was not.
-        limit: what it is held against.
-        met: `None` where it is not judged.
-        told: the same in words.
+        value: the measured ratio; `None` if not measured.
+        limit: the bound on `value`.
+        met: whether the bound holds; `None` if not judged.
+        told: value and limit in words.
     """
 
     name: str
@@ -135,12 +134,12 @@ def verdicts(
 
     Args:
         found: entries of the table by their cases.
-        path: the one that (a), (b) and (c) are about.
-        floor_ms: of reading all weights once.
-        bound_ms: of a step of (a), the least time of reading and that of arithmetic.
-        agreements: of the paths; none where nothing is compiled.
-        exact: whether they have to agree.
-        judged: whether (a), (b) and (c) are.
+        path: the path that (a), (b) and (c) measure.
+        floor_ms: least time of reading all weights once.
+        bound_ms: for a step of (a), the least time of reading, and the least time of arithmetic.
+        agreements: compiled against eager path; empty without compilation.
+        exact: whether all tokens must agree.
+        judged: whether (a), (b) and (c) are judged.
     """
     ours, sequential = found[path, OURS, 1], found[path, SEQUENTIAL, 1]
 
@@ -196,10 +195,10 @@ def verdicts(
 
 
 def _batching(alone: Mapping[str, Any], together: Mapping[str, Any]) -> tuple[float, str, str]:
-    """The gain of a batch in tokens per second, the same in words, and in words what the device allows.
+    """The gain of a batch in tokens per second, this gain in words, and the gain that the device allows in words.
 
-    That is the gain of steps that take no longer than their floor, where every row commits as much per step as alone.
-    More is possible only where a step of batch 1 is further from its floor. Of forwards that nobody saw nothing is told.
+    The latter is the gain of steps at their floor, if every row commits as much per step as alone. A larger gain is
+    possible only if a step of batch 1 is further from its floor. It is left out for forwards that bypass the hooks.
     """
     gain = together["tokens_per_second"] / alone["tokens_per_second"]
     gained = (

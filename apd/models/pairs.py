@@ -1,0 +1,85 @@
+"""Loads a drafter, its verifier and their tokenizers, which must fit each other."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from apd.models.checks import check_vocabularies
+from apd.models.drafter import MaskedDiffusionDrafter
+from apd.models.families import ModelSpec
+from apd.models.loading import (
+    HUB_ARGUMENTS,
+    PLACING_ARGUMENTS,
+    SPLITTING_ARGUMENTS,
+    drafter_config,
+    load_drafter,
+    load_tokenizer,
+    load_verifier,
+    verifier_config,
+)
+from apd.models.verifier import CausalVerifier
+
+__all__ = ["PAIR_OPTIONS", "LoadedPair", "load_pair"]
+
+#: Options of `load_pair` that are passed on to transformers.
+PAIR_OPTIONS = (*HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS)
+
+
+class LoadedPair(NamedTuple):
+    """Two models and their tokenizers; `None` where there is no verifier, or a checkpoint without tokenizer files."""
+
+    drafter: MaskedDiffusionDrafter
+    verifier: CausalVerifier | None
+    tokenizer: PreTrainedTokenizerBase | None
+    verifier_tokenizer: PreTrainedTokenizerBase | None
+
+
+def load_pair(
+    drafter: str,
+    verifier: str | None = None,
+    *,
+    spec: ModelSpec | str | None = None,
+    mask_token_id: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    verifier_revision: str | None = None,
+    **options: Any,
+) -> LoadedPair:
+    """Load drafter, verifier and tokenizers; configurations and vocabularies are checked before weights are read.
+
+    Args:
+        drafter, verifier, …, verifier_revision: as in `APDSampler.from_pretrained`.
+        **options: `HUB_ARGUMENTS` and `PLACING_ARGUMENTS` for both models, `SPLITTING_ARGUMENTS` for the drafter.
+
+    Raises:
+        ValueError, OSError: see `APDSampler.from_pretrained`.
+    """
+    hub, placing, splitting = (
+        {name: options[name] for name in names if name in options}
+        for names in (HUB_ARGUMENTS, PLACING_ARGUMENTS, SPLITTING_ARGUMENTS)
+    )
+    shared = {"dtype": dtype, "attn_implementation": attn_implementation, **placing}
+    drafter_hub, verifier_hub = hub | {"revision": revision}, hub | {"revision": verifier_revision}
+    family: dict[str, Any] = {"spec": spec, "mask_token_id": mask_token_id}
+
+    config = drafter_config(drafter, **family, **drafter_hub)
+    tokenizer, verifier_tokenizer = load_tokenizer(drafter, **drafter_hub), None
+    if verifier is not None:
+        vocab_size = verifier_config(verifier, **verifier_hub).get_text_config(decoder=True).vocab_size
+        verifier_tokenizer = load_tokenizer(verifier, **verifier_hub)
+        check_vocabularies(
+            config.vocab_size, vocab_size, tokenizer, verifier_tokenizer, mask_token_id=config.mask_token_id
+        )
+
+    loaded = load_drafter(drafter, **family, device_map=device_map, **shared, **splitting, **drafter_hub)
+    loaded_verifier = None
+    if verifier is not None:
+        if splitting.keys() & {"tp_plan", "distributed_config"}:
+            device_map = loaded.device  # the verifier stays whole, on the device of this process's part of the drafter
+        loaded_verifier = load_verifier(verifier, device_map=device_map, **shared, **verifier_hub)
+    return LoadedPair(loaded, loaded_verifier, tokenizer, verifier_tokenizer)
