@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import left_padded
+from skeletons import skeleton
+from states import state_of
 from torch import Tensor
+from toy import LENGTH, tiny_pair, toy
 from transformers import LogitsProcessorList
 
 import apd.strategies
@@ -37,10 +41,6 @@ from apd.strategies import (
     Threshold,
     Unmasking,
 )
-from tests.pairs import left_padded
-from tests.skeletons import skeleton
-from tests.states import state_of
-from tests.toy import LENGTH, tiny_pair, toy
 
 PAIR = tiny_pair()
 MASK, WORDS = PAIR[0].mask_token_id, PAIR[0].vocab_size

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from paths import ROOT
 
 from apd import EXAMPLE_PROMPTS
 from apd.cli.app import main, parser
 from apd.cli.results import BadLine, Part, merge, part_path, part_paths, read_results, take_over
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = ["--max-new-tokens", "24", "-M", "3", "--do-sample", "--temperature", "1.5", "--top-k", "0", "--seed", "5"]
 BAD_LINE, TOO_LONG = 4, 10  # indices of a line without a prompt, and of a prompt that the sampler refuses
 COUNT = 50

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from benchmarks.parallelbench import report as reporting
@@ -344,14 +345,14 @@ def test_tables_of_a_page_are_renewed_in_place(tmp_path):
         refresh(page, report, "here")
 
 
-COMMITTED = Path(__file__).parent.parent / "benchmarks" / "results" / "parallelbench-embedded"
+COMMITTED = ROOT / "benchmarks" / "results" / "parallelbench-embedded"
 
 
 @pytest.mark.parametrize("run", ["parallelbench-embedded", "dependent"])
 def test_tables_of_the_docs_are_those_of_the_committed_records(run, tmp_path):
     directory = COMMITTED if run == COMMITTED.name else COMMITTED / run
     report = reporting.build(reporting.load(directory))
-    for page in (COMMITTED.parent.parent.parent / "docs" / "parallelbench.md", COMMITTED / "README.md"):
+    for page in (ROOT / "docs" / "parallelbench.md", COMMITTED / "README.md"):
         copy = tmp_path / page.name
         copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
         refresh(copy, report, run)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from compiling import compiled
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,39 +17,13 @@ from toy import tiny_pair
 from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, TemperatureLogitsWarper
 
 from apd import KLASS, WINO, APDSampler, IdealListModel, LeftToRight, Threshold
-from apd.decoding.step import PLAIN
 from apd.models.graphs import FixedCache, forward_slots
-
-
-class Counting:
-    """A backend that runs the graphs as they are and keeps them."""
-
-    def __init__(self) -> None:
-        self.graphs: list[torch.fx.Graph] = []
-
-    @property
-    def count(self) -> int:
-        return len(self.graphs)
-
-    def __call__(self, module, example_inputs):
-        self.graphs.append(module.graph)
-        return module.forward
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untraced", "traced"])
 def is_traced(request: pytest.FixtureRequest) -> Iterator[bool]:
     with torch.compiler.set_stance("default" if request.param else "force_eager"):
         yield request.param
-
-
-def compiled(*, between: bool = True) -> tuple[APDSampler, Counting]:
-    """The traced pair, but not the models that all tests share; and what is between the passes, or not."""
-    torch._dynamo.reset()
-    backend = Counting()
-    sampler = trace_sampler.__wrapped__().compile(backend=backend, fullgraph=True)
-    if not between:
-        sampler.kernels = PLAIN
-    return sampler, backend
 
 
 PROMPTS = [prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts())]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_compile import Counting
+from compiling import Counting
 from transformers import GenerationConfig
 
 from apd import LeftToRight, Threshold

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity import FIXTURES
+from paths import FIXTURES
 from safetensors.torch import load_file, save_file
 from test_models import copied, sharded, write_dream_tokenizer, write_fast_tokenizer
 

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import FIXTURES, ROOT
 
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR, tasks
 
-ROOT = Path(__file__).parents[1]
-FIXTURE = ROOT / "tests" / "fixtures" / "parity_dream" / "config.json"
+FIXTURE = FIXTURES / "parity_dream" / "config.json"
 
 
 def wrong_answers(instance: tasks.Instance) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from parity import CASES, FIXTURES, TOLERANCE, difference
+from parity import CASES, TOLERANCE, difference
+from paths import FIXTURES
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from toy import tiny_pair

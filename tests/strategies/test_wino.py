@@ -4,11 +4,11 @@ import csv
 import dataclasses
 import itertools
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from pairs import STOP, TRACES, left_padded, new_tokens, trace_prompts, trace_sampler
+from paths import ROOT
 from states import state_of
 from torch import Tensor
 from toy import tiny_pair, toy
@@ -28,7 +28,6 @@ DRAFTERS = {
 }
 SETTINGS = [WINO(0.3, 0.9), WINO(0.2, 0.6, 7), WINO(0.0, 1.0, 16), WINO(0.5, 0.9, 5), WINO(1.0, 1.0, 6)]
 FALSE_ALARM = 1e-6
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", params=DRAFTERS)

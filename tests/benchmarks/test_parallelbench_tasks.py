@@ -3,10 +3,10 @@
 import itertools
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import yaml
+from paths import SHARED
 
 pytest.importorskip("benchmarks.parallelbench", reason="benchmarks are imported from the repository root")
 
@@ -24,7 +24,7 @@ from benchmarks.parallelbench.tasks import (
 )
 from benchmarks.parallelbench.words import LAST_NAMES, THEMES
 
-SAMPLES = Path(__file__).parents[2] / "shared/data/parallelbench_samples.json"
+SAMPLES = SHARED / "data/parallelbench_samples.json"
 
 
 def full(row: Row, text: str) -> dict[str, float]:

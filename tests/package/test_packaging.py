@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
+from paths import ROOT
 
 import apd
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "apd"
 
 

@@ -2,13 +2,12 @@
 
 import re
 import runpy
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import apd
 
-ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES["CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from pairs import TRACES, left_padded, new_tokens, trace_prompts, trace_sampler
+from paths import ROOT
 
 from apd import APDSampler
 
@@ -34,7 +35,7 @@ def test_two_processes_that_split_the_drafter_draw_the_same_tokens(tmp_path):
     script.write_text(f"""
 import os, sys, torch
 torch.set_num_threads(1)
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(ROOT / "tests"), str(Path(__file__).parent)]!r}
 from test_large import CALL, DRAFTER, VERIFIER, new_tokens
 from apd import APDSampler
 sampler = APDSampler.from_pretrained(DRAFTER, VERIFIER, tp_plan="auto")

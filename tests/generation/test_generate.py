@@ -4,11 +4,11 @@ import inspect
 import re
 import threading
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
+from paths import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
@@ -27,7 +27,7 @@ from apd.generation.stop_strings import StopStrings
 from apd.generation.support import REFUSED, SUPPORTED
 
 pytestmark = pytest.mark.compat
-DOCS = Path(__file__).parent.parent / "docs" / "generate.md"
+DOCS = ROOT / "docs" / "generate.md"
 SAMPLED = {"do_sample": True, "temperature": 1.2, "top_k": 0}
 
 

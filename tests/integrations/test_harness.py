@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # before the harness imports datasets
 pytest.importorskip("lm_eval", exc_type=ImportError)
@@ -35,7 +36,6 @@ from apd.integrations.lm_eval import APDLM, StopInAnswer, sequential_logprobs
 from apd.models.ideal import IdealListModel
 from apd.strategies.registry import parse
 
-ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 STAND_INS = {"Dream-org/Dream-v0-Instruct-7B": str(DRAFTER_DIR), "Qwen/Qwen2.5-0.5B": str(VERIFIER_DIR)}
 TASK = """\

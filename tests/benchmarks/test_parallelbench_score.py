@@ -1,9 +1,9 @@
 """Scorers on the recorded cases of the official ones, and on what those do not cover."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
+from paths import SHARED
 
 pytest.importorskip("benchmarks.parallelbench", reason="benchmarks are imported from the repository root")
 
@@ -12,7 +12,7 @@ from benchmarks.parallelbench.__main__ import main
 from benchmarks.parallelbench.cases import check_cases
 from benchmarks.parallelbench.score import TASKS, kind_of, parse_list
 
-CASES = Path(__file__).parents[2] / "shared/data/parallelbench_metric_cases.json"
+CASES = SHARED / "data/parallelbench_metric_cases.json"
 
 
 def correct(sentence: str) -> bool:

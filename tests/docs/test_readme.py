@@ -15,13 +15,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from apd import APDConfig
 from apd.cli import main
 from apd.config import KNOBS
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAND_INS = {"Dream-org/Dream-v0-Instruct-7B": str(DRAFTER_DIR), "Qwen/Qwen2.5-0.5B": str(VERIFIER_DIR)}
 

@@ -1,6 +1,6 @@
 """Bad input gets a clear error at the edge: the argument, the rule, the value, the remedy.
 
-`python tests/test_bad_input.py` prints the table of inputs and messages.
+`PYTHONPATH=.:tests python tests/generation/test_bad_input.py` prints the table of inputs and messages.
 """
 
 import copy

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 
 from apd import EXAMPLE_PROMPTS, APDSampler, Blocks, Confidence, LeftToRight, Threshold
 from apd.cli import main
@@ -25,7 +26,6 @@ from apd.show.rows import number
 from apd.show.terminal import console
 from apd.show.text import legend, mark, pieces
 
-ROOT = Path(__file__).parent.parent
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
