@@ -6,9 +6,11 @@ from itertools import chain, pairwise, product
 import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
+from toy import tiny_pair
 from transformers import (
     LogitsProcessor,
     NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     SuppressTokensLogitsProcessor,
@@ -17,7 +19,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from apd import Confidence, LeftToRight
+from apd import APDSampler, Confidence, LeftToRight
 from apd.decoding.noise import DRAFT, keyed_gumbel
 
 PROMPTS = left_padded(trace_prompts())
@@ -121,6 +123,21 @@ def test_warpers_among_the_processors_warp_draft_and_mixture():
     assert given.sequences.equal(generate(do_sample=True, temperature=0.8, top_k=5, seed=1).sequences)
 
 
+def test_processors_get_float32_from_half_precision_models():
+    """As in transformers; a small bias on bfloat16 logits would round away."""
+    seen = set()
+
+    class Notes(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            seen.add(scores.dtype)
+            return scores
+
+    drafter, verifier = tiny_pair()
+    drafter.model.bfloat16(), verifier.model.bfloat16()
+    APDSampler(drafter, verifier).generate(torch.tensor([[1, 2]]), max_new_tokens=4, logits_processor=[Notes()])
+    assert seen == {torch.float32}
+
+
 def test_stateful_processors_are_refused_by_name():
     watermark = SynthIDTextWatermarkLogitsProcessor(5, [1, 2, 3], 2**16, 0, 1024, "cpu")
     with pytest.raises(ValueError, match="got SynthIDTextWatermarkLogitsProcessor"):
@@ -163,10 +180,19 @@ def test_every_output_is_in_the_grammar(rule, sampling, window_size):
             assert token in EvenThenOdd()(0, torch.tensor([before]))
 
 
-def test_a_grammar_is_told_which_row_it_is():
+def test_a_grammar_gets_the_index_of_its_row():
     only = {i: 40 + i for i in range(len(trace_prompts()))}
     output = generate(prefix_allowed_tokens_fn=lambda row, ids: [only[row]], eos_token_id=[])
     assert [set(row) for row in new_tokens(output)] == [{token} for token in only.values()]
+
+
+def test_a_grammar_in_its_processor_gets_the_index_of_its_row():
+    """transformers' processor counts the rows of its input, and here it is called with one row at a time."""
+    grammar = PrefixConstrainedLogitsProcessor(lambda row, ids: [40 + row], num_beams=1)
+    output = generate(logits_processor=[grammar], eos_token_id=None, return_dict_in_generate=True)
+    assert [set(row) for row in new_tokens(output)] == [{40 + i} for i in range(6)]
+    with pytest.raises(ValueError, match="must be given once"):
+        generate(logits_processor=[grammar], prefix_allowed_tokens_fn=lambda row, ids: [1])
 
 
 def test_a_grammar_that_allows_nothing_is_an_error():

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pairs import STOP, trace_sampler
+from pairs import STOP, trace_prompts, trace_sampler
 from transformers import GenerationConfig, Qwen2ForCausalLM, TopKLogitsWarper
 
 from apd import APDConfig, APDSampler, Confidence, LeftToRight
 from apd.decoding.acceptance import Coupling, Rejection
+from apd.decoding.step import APD
 from apd.decoding.window import AutoWindow
 from apd.strategies import KLASS, WINO, Blocks, EntropyBound, Factor, Threshold
 
@@ -375,6 +376,34 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
             PROMPT, max_new_tokens=4, do_sample=True, top_k=0, logits_processor=[Nothing()]
         ),
     ),
+    # once accepted in silence
+    "seed a truth value": (TypeError, "`seed` must be an integer", lambda: generate(seed=[True])),
+    "attention_mask a list": (TypeError, "`attention_mask` must be a tensor", lambda: generate(attention_mask=[[1]])),
+    "generation_config a dict": (
+        TypeError,
+        "`generation_config` must be a GenerationConfig, got dict",
+        lambda: generate(generation_config={"top_k": 3}),
+    ),
+    "generation_config with a misspelling": (
+        TypeError,
+        "Did you mean `temperature`",
+        lambda: generate(generation_config=GenerationConfig(temprature=0.3)),
+    ),
+    "generation_config with a knob": (
+        TypeError,
+        "no argument `mixture_weight`",
+        lambda: generate(generation_config=GenerationConfig(mixture_weight=0.3)),
+    ),
+    "R beside a strategy": (
+        ValueError,
+        "`mixture_weight` has no effect beside",
+        lambda: generate(strategy=LeftToRight(), mixture_weight=0.9),
+    ),
+    "no counts of tokens": (ValueError, "`tokens_per_step` must be at least 1", lambda: LeftToRight([])),
+    "blocks of KLASS": (TypeError, "must pick within a block by the state alone", lambda: Blocks(KLASS())),
+    "blocks of WINO": (TypeError, "must pick within a block by the state alone", lambda: Blocks(WINO())),
+    "R of APD": (ValueError, r"`mixture_weight` must be in \[0, 1\], got 1.5", lambda: APD(1.5, Coupling())),
+    "tau of Coupling": (ValueError, r"`threshold` must be in \[0, 1\], got 3.0", lambda: Coupling(3.0)),
 }
 
 
@@ -474,6 +503,34 @@ def test_numbers_of_arrays_are_numbers():
     assert torch.equal(generate(eos_token_id=[STOP]), generate(eos_token_id=torch.tensor([STOP])))
 
 
+@pytest.mark.parametrize("name", ["position_ids", "token_type_ids", "inputs_embeds", "negative_prompt_ids"])
+def test_refused_tensors_say_why(name):
+    """A tensor has no truth value, so it cannot be compared with a default."""
+    for value in (torch.arange(3)[None], torch.zeros(1)):
+        with pytest.raises(ValueError, match=f"`{name}` is not supported"):
+            generate(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_time": 0.1}, {"min_length": 7}, {"num_return_sequences": 2, "do_sample": True}],
+)
+def test_what_depends_on_the_whole_batch_is_refused_for_many_prompts(settings):
+    """Taken from the first prompt, they would stop or prolong the later ones."""
+    name = next(iter(settings))
+    for given in (settings, {"generation_config": GenerationConfig(**settings)}):
+        with pytest.raises(ValueError, match=f"`{name}` cannot be meant in generate_many"):
+            trace_sampler().generate_many(trace_prompts(), max_new_tokens=4, **given)
+
+
+def test_streams_and_many_prompts_check_their_arguments_at_once():
+    """Not at the first `next`."""
+    with pytest.raises(TypeError, match="Did you mean `temperature`"):
+        trace_sampler().stream(PROMPT, temprature=2)
+    with pytest.raises(TypeError, match="Did you mean `temperature`"):
+        trace_sampler().generate_many(trace_prompts(), temprature=2, on_error=lambda *_: None)
+
+
 @pytest.mark.parametrize("pad_token_id", [-1, 160, 2**40])
 def test_a_pad_token_outside_the_vocabulary_is_refused(pad_token_id):
     with pytest.raises(
@@ -519,6 +576,14 @@ def test_a_wrapper_around_a_model_is_refused_with_how_to_unwrap_it(role):
 def test_sampling_arguments_without_do_sample_are_warned_of():
     with pytest.warns(UserWarning, match="`temperature` has no effect without `do_sample=True`"):
         generate(temperature=0.7)
+
+
+def test_warnings_point_at_the_caller():
+    for call in (generate, lambda **kwargs: list(trace_sampler().stream(PROMPT, max_new_tokens=1, **kwargs))):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(temperature=0.5)
+        assert [warning.filename for warning in caught if "no effect" in str(warning.message)] == [__file__]
 
 
 def test_no_length_is_warned_of():

@@ -3,6 +3,7 @@
 import inspect
 import re
 import threading
+import warnings
 from itertools import chain
 
 import pytest
@@ -11,12 +12,17 @@ from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from paths import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    EosTokenCriteria,
     GenerationConfig,
+    MaxLengthCriteria,
     PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StopStringCriteria,
+    TemperatureLogitsWarper,
     TextIteratorStreamer,
     TextStreamer,
+    TopKLogitsWarper,
 )
 
 from apd import EXAMPLE_PROMPTS, KLASS, WINO, APDSampler, Confidence
@@ -110,6 +116,31 @@ def test_every_knob_reaches_a_custom_generate(sampler):
     for name in KNOBS:
         with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
             sampler.drafter.model.generate(**inputs, max_new_tokens=4, custom_generate=sampler, **{name: "wrong"})
+
+
+@pytest.mark.parametrize(
+    ("own", "meant"),
+    [
+        ({"stopping_criteria": [MaxLengthCriteria(26)]}, {"max_new_tokens": 2}),
+        ({"stopping_criteria": [EosTokenCriteria([61])]}, {"eos_token_id": [61]}),
+        ({"do_sample": True, "logits_processor": [TopKLogitsWarper(1)]}, {"do_sample": True, "top_k": 1}),
+        (
+            {"do_sample": True, "temperature": 0.9, "logits_processor": [TemperatureLogitsWarper(0.01)]},
+            {"do_sample": True, "temperature": 0.01},
+        ),
+        (
+            {"repetition_penalty": 1.2, "logits_processor": [RepetitionPenaltyLogitsProcessor(9.0)]},
+            {"repetition_penalty": 9.0},
+        ),
+    ],
+)
+def test_custom_generate_keeps_the_callers_own_objects(own, meant):
+    """transformers puts them in the place of its own, so they are of kinds that it makes itself."""
+    pair, prompts = trace_sampler(), left_padded(trace_prompts())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = pair.drafter.model.generate(**prompts, max_new_tokens=8, seed=1, custom_generate=pair, **own)
+    assert torch.equal(got, pair.generate(**prompts, seed=1, **({"max_new_tokens": 8} | meant)))
 
 
 def test_custom_generate_refuses_what_cannot_be_meant(sampler):

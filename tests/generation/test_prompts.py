@@ -3,7 +3,10 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
+import torch
+from pairs import trace_prompts, trace_sampler
 
 from apd import EXAMPLE_PROMPTS, APDSampler
 
@@ -107,6 +110,22 @@ def test_characters_that_become_no_tokens_make_no_prompt_too_long(sampler):
     padded = " " * 100 * sampler.drafter.max_length + prompt
     plain, padded = sampler.generate_many([prompt, padded], max_new_tokens=8)
     assert plain.tokens == padded.tokens
+
+
+@pytest.mark.parametrize("prompts", ["copy", {"input_ids": [[1]]}, torch.zeros(2, 3, dtype=torch.int64)])
+def test_one_thing_is_not_many_prompts(prompts):
+    """A string would give an answer for each of its letters, a tokenizer's output one for each of its keys."""
+    with pytest.raises(TypeError, match="`prompts` must be"):
+        trace_sampler().generate_many(prompts, max_new_tokens=4)
+
+
+def test_prompts_may_be_arrays_and_numpy_integers():
+    ids = trace_prompts()[0]
+    forms = [ids, torch.tensor(ids), torch.tensor([ids]), np.array(ids), [np.int64(token) for token in ids]]
+    answers = list(trace_sampler().generate_many(forms, max_new_tokens=6))
+    assert all(answer.tokens == answers[0].tokens for answer in answers)
+    with pytest.raises(ValueError, match="Prompt 0: A prompt must be"):
+        list(trace_sampler().generate_many([torch.tensor([ids, ids])], max_new_tokens=4))
 
 
 @pytest.mark.parametrize("progress", [False, True])

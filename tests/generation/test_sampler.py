@@ -3,12 +3,13 @@
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
 import torch
 from pairs import STOP, left_padded, new_tokens, trace_prompts, trace_sampler
 from transformers import GenerationConfig
 
-from apd import APDConfig, APDOutput, APDSampler, Autoregressive, Confidence, LeftToRight
+from apd import APDConfig, APDOutput, APDSampler, Autoregressive, Confidence, LeftToRight, RandomOrder
 from apd.decoding.acceptance import Coupling, Evidence, Judgement, Rejection
 from apd.decoding.state import FIRST_COMMIT_RATE
 from apd.decoding.window import AllMasks, AutoWindow, BlockWindow, FixedWindow
@@ -125,12 +126,49 @@ def test_one_seed_gives_one_result_and_none_draws_from_torch():
     assert not torch.equal(first, second)
 
 
-def test_greedy_decoding_does_not_touch_the_global_generator():
+def test_greedy_and_seeded_decoding_leave_the_global_generator_alone():
     torch.manual_seed(3)
     expected = torch.rand(())
     torch.manual_seed(3)
+    generate()
     generate(seed=0, do_sample=True)
     assert torch.rand(()) == expected
+
+
+def test_a_random_order_needs_a_seed_without_sampling_too():
+    first, second = (generate(strategy=RandomOrder()).trace[0].steps for _ in range(2))
+    assert first != second
+
+
+@pytest.mark.parametrize("stop", [np.int64(STOP), torch.tensor(STOP), torch.tensor([STOP, 61]), (STOP, 61), [STOP]])
+def test_stop_tokens_may_be_any_integers(stop):
+    generate(eos_token_id=stop)
+
+
+@pytest.mark.parametrize("seed", [np.int64(5), torch.tensor(5)])
+def test_seeds_may_be_any_integer(seed):
+    expected = generate(seed=5, do_sample=True).sequences
+    assert torch.equal(generate(seed=seed, do_sample=True).sequences, expected)
+    rows = [np.int64(i) for i in range(6)]
+    expected = generate(seed=list(range(6)), do_sample=True).sequences
+    for many in (rows, np.arange(6), torch.arange(6), range(6)):
+        assert torch.equal(generate(seed=many, do_sample=True).sequences, expected)
+
+
+def test_a_tiny_temperature_is_greedy():
+    """Scores divided by 1e-39 are all −∞, and the argmax of these is id 0."""
+    assert torch.equal(generate(do_sample=True, temperature=1e-39).sequences, generate().sequences)
+
+
+def test_limits_of_a_model_that_never_runs_do_not_count():
+    pair = trace_sampler()
+    verifier = type(pair.verifier)(pair.verifier.model)
+    verifier.max_length = 6
+    sampler = APDSampler(pair.drafter, verifier)
+    sampler.generate(**PROMPTS, max_new_tokens=4, mixture_weight=1.0)
+    sampler.generate(**PROMPTS, max_new_tokens=4, strategy=LeftToRight())
+    with pytest.raises(ValueError, match="the verifier's 6 positions"):
+        sampler.generate(**PROMPTS, max_new_tokens=4)
 
 
 def test_num_return_sequences_expands_rows_as_transformers_does():

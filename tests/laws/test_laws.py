@@ -44,6 +44,11 @@ def test_law_1_a_window_that_is_always_accepted_grows_to_what_is_left():
     assert output.committed_per_step == [[16, 40, 34]] * len(trace_prompts())  # a pace of 8, then of (8 + 2·16) / 2
 
 
+def test_law_1_the_target_is_the_draft_bit_for_bit():
+    output = generate(trace_prompts(), max_new_tokens=8, mixture_weight=1.0)
+    assert all(row.target_probs == row.drafter_probs for row in output.trace)
+
+
 @pytest.mark.parametrize("correction", [False, True])
 @pytest.mark.parametrize("sampling", [{}, SAMPLED | {"temperature": 1.0}])
 def test_law_2_raising_the_threshold_never_lengthens_a_step(correction, sampling):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from pairs import TRACES, left_padded, new_tokens, trace_prompts, trace_sampler
 from reference import reference_generate
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from apd import APDSampler
 
@@ -73,6 +74,21 @@ def test_a_narrow_kv_window_feeds_what_it_says(sampler):
     counts = output.committed_per_step[0]
     assert len(fed) == len(counts) > 1
     assert all(span <= 4 + count + 1 for span, count in zip(fed[1:], counts, strict=False))
+
+
+def test_a_verifier_with_learned_positions_decodes_to_its_last_one():
+    """The fillers of a ragged batch need positions that a table of learned positions has."""
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=160, n_positions=32, n_embd=16, n_layer=2, n_head=2)).eval()
+    sampler = APDSampler(trace_sampler().drafter, gpt2)
+    batch = sampler.generate(
+        **left_padded(trace_prompts()), max_new_tokens=8, eos_token_id=None, return_dict_in_generate=True
+    )
+    for i, prompt in enumerate(trace_prompts()):
+        alone = sampler.generate(
+            torch.tensor([prompt]), max_new_tokens=8, eos_token_id=None, return_dict_in_generate=True
+        )
+        assert new_tokens(batch)[i] == new_tokens(alone)[0]
 
 
 def test_bfloat16_decodes_and_mostly_agrees():

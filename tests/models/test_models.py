@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pairs import trace_sampler
 from parity import CASES, TOLERANCE, difference
 from paths import FIXTURES
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,8 @@ from transformers import (
     BertLMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     PreTrainedTokenizerFast,
@@ -358,6 +361,15 @@ def test_unsuitable_verifiers_in_memory_are_refused():
         as_verifier("Qwen/Qwen2.5-0.5B")
     own = load_verifier(TRACED / "verifier")
     assert as_verifier(own) is own
+
+
+def test_a_verifier_with_a_causal_mask_of_its_own_is_refused():
+    """Such a model is right on rows of one length and wrong on every padded row."""
+    config = GPTNeoConfig(
+        vocab_size=160, hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]], window_size=64
+    )
+    with pytest.raises(ValueError, match="rows of different lengths in one batch as it scores each alone"):
+        APDSampler(trace_sampler().drafter, GPTNeoForCausalLM(config).eval())
 
 
 # Models in memory
