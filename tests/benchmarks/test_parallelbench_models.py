@@ -171,7 +171,7 @@ def openai(monkeypatch):
 ONE_TASK = ["--tasks", "waiting_line/copy", "--model", "m"]
 
 
-def test_an_endpoint_is_asked_and_judged_and_the_key_stays_secret(openai, tmp_path, monkeypatch, capsys):
+def test_an_endpoint_is_evaluated_and_the_key_stays_secret(openai, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MY_KEY", KEY)
     row = generate("waiting_line/copy", 1, seed=0)[0]
     with serving((500, {"error": "busy"}), completion(row.answer), completion("?", finish="length")) as (url, asked):
@@ -250,7 +250,7 @@ def test_an_interrupted_run_of_an_endpoint_goes_on(openai, tmp_path, capsys):
         (["--data", "."], "`data` is for `drafter`"),
     ],
 )
-def test_wrong_arguments_are_told_without_the_key(arguments, told, openai, tmp_path, capsys):
+def test_wrong_arguments_are_reported_without_the_key(arguments, told, openai, tmp_path, capsys):
     assert ran(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert told in error and KEY not in error
@@ -277,7 +277,7 @@ def checkout(tmp_path):
     return root, lines
 
 
-def test_a_checkout_is_asked_as_it_is(openai, checkout, tmp_path):
+def test_a_checkout_is_evaluated_unchanged(openai, checkout, tmp_path):
     root, lines = checkout
     with serving(completion("x")) as (url, asked):
         assert ran(tmp_path, "--endpoint", url, "--model", "m", "--data", root, "--count", 50) == 0

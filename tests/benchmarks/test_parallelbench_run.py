@@ -96,7 +96,7 @@ def test_a_torn_line_is_cut_and_decoded_again(directory, tmp_path):
     assert answers(tmp_path / NAME) == answers(directory / NAME)
 
 
-def test_a_torn_header_is_written_anew(tmp_path):
+def test_a_torn_header_is_rewritten(tmp_path):
     (tmp_path / NAME).write_text('{"settings": {"pa')
     with appending(tmp_path / NAME, SETTINGS, MADE_WITH) as (part, log):
         assert log.records == []
@@ -112,7 +112,7 @@ def test_other_settings_are_refused_and_named(directory, tmp_path, capsys):
     assert (directory / NAME).read_bytes() == before
 
 
-def test_a_record_that_stands_twice_is_refused(tmp_path):
+def test_a_duplicate_record_is_refused(tmp_path):
     lines = [{"settings": SETTINGS, "made_with": MADE_WITH}, record(), record()]
     (tmp_path / NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ValueError, match="1 records twice"):
@@ -137,7 +137,7 @@ def test_another_pair_answers_our_tasks_as_chats(tmp_path):
     ("argument", "told"),
     [(["--count", "0"], "count"), (["--tasks", "swap"], "swap"), (["--verifier", "v"], "drafter")],
 )
-def test_wrong_arguments_of_a_run_are_told(argument, told, tmp_path, capsys):
+def test_wrong_arguments_of_a_run_are_reported(argument, told, tmp_path, capsys):
     assert main(["run", "--strategies", "one-step", "--out", str(tmp_path), *argument]) == 2
     assert told in capsys.readouterr().err
 

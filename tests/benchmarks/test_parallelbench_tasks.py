@@ -232,7 +232,7 @@ def test_rows_of_the_second_generation_may_be_plain_messages(tmp_path):
     assert official.load(tmp_path, "puzzle/sudoku_n4_12")[0].messages == row.messages
 
 
-def test_what_a_folder_lacks_is_named(tmp_path):
+def test_the_missing_file_of_a_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no rows of waiting_line/copy.*checkout"):
         official.load(tmp_path, "waiting_line/copy")
     (tmp_path / "waiting_line").mkdir()

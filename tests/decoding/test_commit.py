@@ -16,7 +16,7 @@ FREE, SETTLED = [None, NEW, STOP], [OLD, STOP]  # what a step chooses for a mask
 
 
 def cases(window_size):
-    """(columns left, per column of the window what stands there and what is chosen)."""
+    """(columns left, and for each column of the window its token and whether it is chosen)."""
     for left in range(1, WIDTH - len(PROMPT) + 1):
         masks = min(window_size or left, left)
         options = [[(MASK, new) for new in FREE] + [(old, None) for old in SETTLED]] * (masks - 1)

@@ -230,7 +230,7 @@ class AfterTokens(StoppingCriteria):
 
 @pytest.mark.parametrize("n", [1, 4, 7])
 @pytest.mark.parametrize("knobs", [{}, {"mixture_weight": 1.0}, {"strategy": Confidence(2)}])
-def test_a_criterion_is_asked_at_every_token_and_cuts_there(n, knobs):
+def test_a_criterion_runs_at_every_token_and_cuts_there(n, knobs):
     criterion = AfterTokens(n)
     output = generate(stopping_criteria=[criterion], eos_token_id=[], **knobs)
     free = new_tokens(generate(eos_token_id=[], **knobs))
@@ -244,7 +244,7 @@ def test_max_time_of_zero_stops_at_once():
     assert generate(max_time=1e-9).new_tokens.tolist() == [1] * len(trace_prompts())
 
 
-def test_scores_tell_what_decided_every_position():
+def test_scores_hold_the_distribution_that_decided_each_position():
     """The token is the argmax of its scores, greedy or under the documented noise, wherever it came from."""
     for sampling in ({}, SAMPLED | {"top_p": 0.9}):
         seeds = list(range(len(trace_prompts())))

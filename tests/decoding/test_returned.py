@@ -29,7 +29,7 @@ def decode(strategy: Any = None, *, drafter: Any = None, verifier: Any = None, *
 
 
 class Mine(Unmasking):
-    """Chooses every candidate, unless it is told otherwise."""
+    """Chooses every candidate by default."""
 
     def __init__(self, choose: Any = None, measure: Any = None) -> None:
         self.own_choose, self.own_measure = choose or (lambda candidate: candidate), measure
@@ -55,7 +55,7 @@ class Mine(Unmasking):
     ],
 )
 @pytest.mark.parametrize("wrap", [lambda strategy: strategy, lambda strategy: Blocks(strategy, 4)], ids=["", "blocks"])
-def test_what_choose_returns(returned, error, message, wrap) -> None:
+def test_a_choice_is_checked(returned, error, message, wrap) -> None:
     with pytest.raises(error, match=rf"`Mine\.choose` must return a tensor of {message}"):
         decode(wrap(Mine(returned)))
 
@@ -69,7 +69,7 @@ def test_what_choose_returns(returned, error, message, wrap) -> None:
         (lambda best: None, TypeError),
     ],
 )
-def test_what_measure_returns(returned, error) -> None:
+def test_a_measure_is_checked(returned, error) -> None:
     with pytest.raises(error, match=r"`Mine\.measure` must return a tensor of"):
         decode(Mine(measure=returned))
 
@@ -100,12 +100,12 @@ class Changing(Memoryless):
         ("fault", lambda fault: fault[:, :1], ValueError),
     ],
 )
-def test_what_a_proposal_holds(name, change, error) -> None:
+def test_a_proposals_fields_are_checked(name, change, error) -> None:
     with pytest.raises(error, match=rf"`Changing\.propose\(\)\.{name}` must return a tensor of"):
         decode(Changing(**{name: change}))
 
 
-def test_what_is_no_proposal_and_no_session() -> None:
+def test_other_objects_than_a_proposal_or_session_are_refused() -> None:
     with pytest.raises(TypeError, match=r"`Changing\.propose` must return a `Proposal`, got NoneType"):
         decode(Changing())
 
@@ -177,7 +177,7 @@ def test_rows_that_join_have_their_own_count() -> None:
         ("use_replacement", lambda _: torch.tensor(True), ValueError),
     ],
 )
-def test_what_a_rule_returns(name, change, error) -> None:
+def test_a_rules_result_is_checked(name, change, error) -> None:
     def rule(evidence):
         judgement = Coupling(correction=True)(evidence)
         return dataclasses.replace(judgement, **{name: change(getattr(judgement, name))})
@@ -225,13 +225,13 @@ WRONG_LOGITS = [
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG_LOGITS)
 @pytest.mark.parametrize("role", ["drafter", "verifier"])
-def test_what_a_model_returns(role, change, error, message) -> None:
+def test_a_models_logits_are_checked(role, change, error, message) -> None:
     model = Model(getattr(toy(), role), change)
     with pytest.raises(error, match=rf"`Model\.logits` must return .*{message}"):
         decode(**{role: model})
 
 
-def test_what_a_model_returns_elsewhere() -> None:
+def test_logits_of_other_passes_are_checked() -> None:
     drafter, verifier = (
         Model(toy().drafter, lambda logits: logits[:, :1]),
         Model(toy().verifier, lambda logits: logits[:1]),
@@ -272,7 +272,7 @@ def test_a_model_that_opens_no_session(role) -> None:
         (lambda scores: None, TypeError),
     ],
 )
-def test_what_a_processor_returns(returned, error, history_free) -> None:
+def test_a_processors_result_is_checked(returned, error, history_free) -> None:
     class Biased(LogitsProcessor):
         def __call__(self, input_ids, scores):
             return returned(scores)

@@ -85,7 +85,7 @@ def test_noise_is_hashed_for_the_shortlist_alone() -> None:
     ],
     ids=str,
 )
-def test_parts_of_a_window_are_judged_as_the_whole(monkeypatch, knobs, entries) -> None:
+def test_a_window_judged_in_parts_gives_the_same_judgement(monkeypatch, knobs, entries) -> None:
     """A tensor over the vocabulary is bounded; a window that would be larger is judged part by part."""
     prompts = left_padded([prompt[: 3 + 5 * i] for i, prompt in enumerate(trace_prompts()[:3])])
     settings = {"max_new_tokens": 16, "eos_token_id": STOP, "seed": 3, "return_dict_in_generate": True} | knobs

@@ -16,7 +16,7 @@ STEP = 64  # columns that a step costs beside its masks
 
 
 def tokens_per_column(mean_at, window_size) -> float:
-    """Of rows whose steps could commit a geometric number of tokens, the mean given by where the row stands."""
+    """Rows whose steps could commit a geometric number of tokens; its mean depends on the frontier."""
     noise = torch.Generator().manual_seed(0)
     done, columns, auto = torch.zeros(ROWS), 0.0, AutoWindow()
     rate = torch.full((ROWS,), FIRST_COMMIT_RATE)
@@ -48,7 +48,7 @@ def best_fixed(mean_at) -> float:
 
 
 @pytest.mark.parametrize("mean", [1.5, 3.0, 8.0, 20.0, 60.0])
-def test_it_is_near_the_best_fixed_window_without_being_told(mean) -> None:
+def test_the_auto_window_is_near_the_best_fixed_window(mean) -> None:
     best = best_fixed(constant(mean))
     assert tokens_per_column(constant(mean), "auto") > 0.88 * best
     assert tokens_per_column(constant(mean), 512) < 0.55 * best
@@ -59,7 +59,7 @@ def test_it_beats_every_fixed_window_where_the_text_changes() -> None:
 
 
 def test_a_number_of_numpy_is_a_number() -> None:
-    """It was taken for "auto", with a pace that nobody counted."""
+    """It is not taken for "auto"."""
     settings = {"max_new_tokens": 8, "eos_token_id": [], "return_dict_in_generate": True}
     output = trace_sampler().generate(torch.tensor([trace_prompts()[0]]), window_size=np.int64(3), **settings)
     assert max(map(len, output.trace[0].drafts)) == 3
@@ -77,8 +77,8 @@ def test_a_window_is_the_same_whether_or_not_its_rows_are_known_to_be_level() ->
         assert window.fill(draft, tokens)[:, 5:].tolist() == [[1, 2, 3, 8], [4, 5, 6, 17]]
 
 
-def test_a_fixed_window_is_hardly_wider_than_what_is_left() -> None:
-    """It was as wide as M, up to the whole row, prompt included: all of it logits that nobody looks at."""
+def test_a_fixed_window_is_hardly_wider_than_the_masks_left() -> None:
+    """Logits beyond the masks left would be computed for nothing."""
     tokens, end = torch.zeros(2, 520, dtype=torch.int64), torch.tensor([520, 510])
     decided = (torch.arange(520) < 500).expand(2, -1) | (torch.arange(520) >= end[:, None])
     state = state_of(tokens, decided, prompt_end=500, end=end)

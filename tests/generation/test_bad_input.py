@@ -515,7 +515,7 @@ def test_refused_tensors_say_why(name):
     "settings",
     [{"max_time": 0.1}, {"min_length": 7}, {"num_return_sequences": 2, "do_sample": True}],
 )
-def test_what_depends_on_the_whole_batch_is_refused_for_many_prompts(settings):
+def test_arguments_of_a_whole_batch_are_refused_for_many_prompts(settings):
     """Taken from the first prompt, they would stop or prolong the later ones."""
     name = next(iter(settings))
     for given in (settings, {"generation_config": GenerationConfig(**settings)}):

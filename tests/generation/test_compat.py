@@ -113,7 +113,7 @@ def test_a_new_field_that_asks_for_something_is_refused_by_name(sampler, new_fie
                 call(**PROMPT, **asked)
 
 
-def test_defaults_of_a_resolved_configuration_can_be_asked_for() -> None:
+def test_a_resolved_configuration_has_readable_defaults() -> None:
     """`GenerationConfig._get_default_generation_params()` gives what `generate` puts in fields that are `None`."""
     assert GenerationConfig._get_default_generation_params()["num_assistant_tokens_schedule"] is not None
     assert GenerationConfig().num_assistant_tokens_schedule is None
@@ -122,7 +122,7 @@ def test_defaults_of_a_resolved_configuration_can_be_asked_for() -> None:
 # --- custom_generate
 
 
-def test_what_transformers_prepares_for_the_model_is_no_misspelling(sampler) -> None:
+def test_arguments_that_transformers_prepares_are_no_misspelling(sampler) -> None:
     """`generate` hands a callable what `forward` or `prepare_inputs_for_generation` take, by any name."""
     seen: dict[str, Any] = {}
 
@@ -136,7 +136,7 @@ def test_what_transformers_prepares_for_the_model_is_no_misspelling(sampler) -> 
     assert torch.equal(generated(sampler, handing_over(sampler, labels=IDS, is_first_iteration=True)), expected)
 
 
-def test_what_nobody_here_knows_is_passed_over_with_a_warning(sampler) -> None:
+def test_unknown_model_arguments_are_ignored_with_a_warning(sampler) -> None:
     with pytest.warns(UserWarning, match="`rope_plan` has no effect with `custom_generate`") as caught:
         found = generated(sampler, handing_over(sampler, rope_plan=1, another=None))
     assert torch.equal(found, sampler.generate(**CALL))
@@ -144,7 +144,7 @@ def test_what_nobody_here_knows_is_passed_over_with_a_warning(sampler) -> None:
 
 
 @pytest.mark.parametrize("wrong, right", {"mixture_wieght": "mixture_weight", "strategi": "strategy"}.items())
-def test_what_the_caller_misspells_is_refused(sampler, wrong, right) -> None:
+def test_a_misspelled_argument_is_refused(sampler, wrong, right) -> None:
     """`generate` refuses arguments that the model does not take, before it calls a `custom_generate`."""
     with pytest.raises(ValueError, match=wrong):
         generated(sampler, **{wrong: 0.5})
@@ -277,7 +277,7 @@ def test_the_cache_has_every_method_that_models_ask_for(sampler) -> None:
     assert cache.get_max_length() == 8
 
 
-def test_layers_that_attend_to_everything_are_told_from_others() -> None:
+def test_layers_with_full_attention_are_recognised() -> None:
     """`DynamicCache(config=…)` has a `DynamicLayer` for each layer with full attention, and others for the rest."""
 
     def layers(**config: Any) -> set[type]:

@@ -143,7 +143,7 @@ def test_custom_generate_keeps_the_callers_own_objects(own, meant):
     assert torch.equal(got, pair.generate(**prompts, seed=1, **({"max_new_tokens": 8} | meant)))
 
 
-def test_custom_generate_refuses_what_cannot_be_meant(sampler):
+def test_custom_generate_refuses_contradictory_arguments(sampler):
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[0], return_tensors="pt")
     with pytest.raises(ValueError, match="`num_beams` is not supported, got 4"):
         sampler.drafter.model.generate(**inputs, max_new_tokens=4, num_beams=4, custom_generate=sampler)
@@ -329,7 +329,7 @@ class TooLong(StoppingCriteria):
         return torch.tensor([input_ids.shape[1] > self.length and input_ids[0, 0] == trace_prompts()[1][0]])
 
 
-def test_criteria_are_not_asked_behind_the_end_of_a_row():
+def test_criteria_do_not_run_behind_the_end_of_a_row():
     """Beside a wider row they were asked about its columns too, mask after mask, and a row that was full "stopped"."""
     criterion, prompts = TooLong(12), [trace_prompts()[1][:3], trace_prompts()[0][:12]]
     settings = {"max_new_tokens": 9, "eos_token_id": [], "window_size": 4, "seed": 0}
@@ -364,7 +364,7 @@ def test_text_and_chats_are_prompts_too(sampler):
     assert answers[0].text.strip().startswith('["')
 
 
-def test_defaults_fill_what_is_open_the_first_ones_first():
+def test_earlier_defaults_take_precedence():
     defaults = [{"eos_token_id": None, "pad_token_id": 1}, {"eos_token_id": 5, "pad_token_id": 6}]
     config = effective_config(None, defaults, {})
     assert (config.eos_token_id, config.pad_token_id) == (5, 1)
@@ -383,7 +383,7 @@ def test_a_refused_prompt_raises_with_its_number_or_is_left_out():
     assert "mask token" in str(errors[3])
 
 
-def test_a_part_of_a_run_gives_what_the_whole_would():
+def test_a_part_of_a_run_equals_that_part_of_the_whole_run():
     whole = list(trace_sampler().generate_many(trace_prompts(), seed=4, max_new_tokens=8, **SAMPLED))
     part = trace_sampler().generate_many(
         (trace_prompts()[i] for i in (5, 2, 0)), indices=[5, 2, 0], seed=4, batch_size=2, max_new_tokens=8, **SAMPLED

@@ -128,7 +128,7 @@ DEVICE_CALLS = {
 
 @pytest.mark.parametrize("call", DEVICE_CALLS)
 def test_another_default_device_changes_nothing(call) -> None:
-    """ "meta" stands for it: what is made there by mistake has no numbers."""
+    """Tensors that are made on the meta device by mistake have no values."""
     settings = {**left_padded(PROMPTS), "max_new_tokens": 6} | DEVICE_CALLS[call]
     results = []
     for device in ("cpu", "meta"):

@@ -240,7 +240,7 @@ def test_knobs_of_the_sampler_are_defaults_of_its_calls():
     assert sampler.config == APDConfig(mixture_weight=1.0, window_size=4)
 
 
-def test_the_paper_setting_is_what_the_paper_says():
+def test_the_paper_setting_has_the_papers_values():
     assert APDConfig.paper() == APDConfig(mixture_weight=0.7, window_size=100, kv_window=16, noise="step")
     assert APDConfig.paper(noise="keyed").noise == "keyed"
 

@@ -1,4 +1,4 @@
-"""CompiledModel passes: the plain path's tokens, in a few shapes, whoever comes and goes.
+"""Compiled passes: the eager path's tokens, in a few shapes, as rows leave and join.
 
 Tracing takes seconds. By default the functions that are given to torch.compile run as they are (`untraced`): fixed
 shapes, slots and reused caches, without graphs. What needs graphs is marked `slow`, except for one pair of tiny models.
@@ -92,7 +92,7 @@ def test_a_second_call_compiles_nothing() -> None:
         assert sampler.drafter.compiled.loans[-1].cache.layers[0].keys is memory
 
 
-def test_calls_beside_each_other_have_caches_of_their_own(is_traced) -> None:
+def test_concurrent_calls_have_their_own_caches(is_traced) -> None:
     sampler, backend = compiled(between=False)
     settings = {"max_new_tokens": 24, "eos_token_id": [], "window_size": 6, "kv_window": 4}
     prompts = [torch.tensor([prompt]) for prompt in PROMPTS[:2]]
@@ -121,7 +121,7 @@ def test_calls_beside_each_other_have_caches_of_their_own(is_traced) -> None:
     ],
     ids=str,
 )
-def test_what_is_between_the_passes_gives_the_same(call) -> None:
+def test_compiled_kernels_give_the_same_results(call) -> None:
     sampler, backend = compiled()
     for model in (sampler.drafter, sampler.verifier):
         model.compiled = None
@@ -138,7 +138,7 @@ def test_what_is_between_the_passes_gives_the_same(call) -> None:
 
 
 @pytest.mark.slow
-def test_other_numbers_need_no_other_graphs() -> None:
+def test_changed_numbers_need_no_more_graphs() -> None:
     """One graph of each function for the first call, another when a number changes, and none for all further ones."""
     sampler, backend = compiled()
     for model in (sampler.drafter, sampler.verifier):
@@ -203,7 +203,7 @@ class Allowed:
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_what_the_caller_wrote_stays_python(role, asked) -> None:
+def test_hooks_of_the_caller_are_not_traced(role, asked) -> None:
     sampler, backend = compiled()
     for model in (sampler.drafter, sampler.verifier):
         model.compiled = None
@@ -225,7 +225,7 @@ def test_a_model_that_is_not_neural_is_refused() -> None:
 
 
 def test_a_longer_prompt_that_joins_outgrows_the_cache(is_traced) -> None:
-    """Prompts that crossed 256 columns broke the run: the wider cache had no rows yet when it was filled."""
+    """A prompt beyond 256 columns needs a wider cache, which takes over the rows of the narrower one."""
     sampler, _ = compiled()
     prompts = [PROMPTS[1], PROMPTS[2], (trace_prompts()[0] * 30)[:300], PROMPTS[3]]
     settings = {"batch_size": 2, "seed": 0, "kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
@@ -235,8 +235,8 @@ def test_a_longer_prompt_that_joins_outgrows_the_cache(is_traced) -> None:
     assert answers[0] == answers[1]
 
 
-def test_what_broke_one_call_does_not_break_the_next(untraced) -> None:
-    """Memory that is used again held NaN, which a mask does not keep out of a product with 0."""
+def test_a_failed_call_does_not_break_the_next(untraced) -> None:
+    """Reused memory may hold NaN, and NaN times a masked weight of 0 is NaN."""
     sampler, _ = compiled()
     settings = {"kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
     short, long = torch.tensor([PROMPTS[1]]), torch.tensor([(trace_prompts()[0] * 30)[:200]])
@@ -250,7 +250,7 @@ def test_what_broke_one_call_does_not_break_the_next(untraced) -> None:
     assert sampler.generate(short, **settings).equal(expected)
 
 
-def test_memory_that_is_used_again_suits_the_call(is_traced) -> None:
+def test_reused_cache_memory_suits_the_call(is_traced) -> None:
     sampler, _ = compiled()
     settings = {"kv_window": 4, "max_new_tokens": 12, "eos_token_id": [], "window_size": 6}
     prompt = torch.tensor([PROMPTS[1]])
@@ -295,7 +295,7 @@ class Watching(TorchDispatchMode):
 
 @pytest.mark.parametrize("kv_window", [None, 4])
 def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> None:
-    """The device is idle from where the host has waited for it until the graph is launched. It was 45 operations."""
+    """The device idles from the host sync until the graph is launched."""
     sampler, _ = compiled()
     passes, waited, between = sampler.drafter.compiled, [0], []
 
@@ -321,7 +321,7 @@ def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> Non
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("implementation", ["grouped_sdpa", "sdpa", "eager"])
 def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
-    """Inductor makes no CUDA graph of what touches a tensor of the CPU. "meta" is a device like another here."""
+    """Inductor makes no CUDA graph of a function that touches a CPU tensor. The meta device takes the place of the GPU."""
     sizes = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Qwen2Config(vocab_size=8, intermediate_size=8, **sizes)
     config.num_key_value_heads, config._attn_implementation, config.is_causal = 1, implementation, causal

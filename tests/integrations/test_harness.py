@@ -209,7 +209,7 @@ def test_an_answer_is_what_the_sampler_generates(sampler: APDSampler) -> None:
     assert answer == sampler.tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_a_sampled_answer_does_not_depend_on_what_else_is_asked(sampler: APDSampler, tasks: Path) -> None:
+def test_a_sampled_answer_does_not_depend_on_other_requests(sampler: APDSampler, tasks: Path) -> None:
     def answers(*names: str, **limits: Any) -> dict[int, str]:
         results = evaluate(model(sampler, seed=3), tasks, *names, gen_kwargs=RANDOM, **limits)
         return {sample["doc_id"]: sample["resps"][0][0] for sample in results["samples"]["apd_answers"]}

@@ -164,7 +164,7 @@ def test_law_5_num_return_sequences_are_rows_of_their_own():
 
 @pytest.mark.parametrize("sampling", [{}, SAMPLED])
 def test_law_8_nothing_behind_a_stop_token_is_counted_or_returned(sampling):
-    """Any token can be the stop token: take the one in the middle of what is generated without one."""
+    """The stop token is the token in the middle of a row that is generated without one."""
     free = generate(trace_prompts(), seed=2, eos_token_id=[], **sampling)
     stops = [row[12] for row in new_tokens(free)[:3]]
     for i, stop in enumerate(stops):

@@ -223,7 +223,7 @@ def test_law_6_redrawn_noise_is_found_biased():
 
 @dataclasses.dataclass(frozen=True)
 class NoResidual(Rejection):
-    """Known wrong: nothing is committed at the first rejection, so what was rejected is drawn anew."""
+    """Known wrong: nothing is committed at the first rejection, so the rejected token is drawn again."""
 
     def __call__(self, evidence: Evidence) -> Judgement:
         return Judgement(super().__call__(evidence).accept)

@@ -63,7 +63,7 @@ def ragged() -> Tensor:
 
 
 def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """The same for the scores, and not only 0 and −∞."""
+    """A mask with scores, not only 0 and −∞."""
     slopes = torch.linspace(-2, 2, mask.numel(), dtype=dtype).view(mask.shape)
     return slopes.masked_fill(~mask, torch.finfo(dtype).min)
 
@@ -257,7 +257,7 @@ def test_generate_of_a_loaded_model_gives_the_same_tokens(tmp_path, packed: list
 # Which models attend so
 
 
-def test_loaded_models_attend_so_unless_asked_otherwise(tmp_path) -> None:
+def test_grouped_attention_is_the_default_of_loaded_models(tmp_path) -> None:
     model_of().save_pretrained(tmp_path)
     spec = ModelSpec("mine", Qwen2ForCausalLM, logit_shift=1)
     for load in (load_verifier, partial(load_drafter, spec=spec, mask_token_id=31)):

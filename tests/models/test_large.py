@@ -76,6 +76,6 @@ def test_a_quantised_drafter_decodes():
     assert same.float().mean() > 0.5
 
 
-def test_what_splits_a_drafter_is_not_asked_of_the_verifier():
+def test_splitting_arguments_go_to_the_drafter_alone():
     with pytest.raises(TypeError, match="Did you mean `tp_plan`"):
         APDSampler.from_pretrained(DRAFTER, VERIFIER, tp_pln="auto")

@@ -76,7 +76,7 @@ def copied(source: Path, to: Path, **changes: object) -> Path:
 
 
 def sharded(directory: Path) -> Path:
-    """The same checkpoint as the hub has large ones: weights in several files, and an index."""
+    """The checkpoint with its weights in several files and an index, as large ones are published."""
     weights = load_file(directory / "model.safetensors")
     names = sorted(weights)
     weight_map = {name: f"model-0000{1 + (i % 3)}-of-00003.safetensors" for i, name in enumerate(names)}
@@ -117,7 +117,7 @@ def test_the_last_token_is_seen_by_the_first(path, is_padded, implementation):
     assert (before - after)[:, 2].abs().max(dim=-1).values.min() > 1e-3
 
 
-def test_families_say_where_a_token_is_predicted():
+def test_families_have_their_logit_shifts():
     assert {name: spec.logit_shift for name, spec in FAMILIES.items()} == {"dream": 1, "llada": 0, "a2d-qwen3": 0}
     for path in (DREAM, TRACED / "dream"):
         assert load_drafter(path).logit_shift == 1
@@ -179,7 +179,7 @@ def test_pickled_weights_are_not_read(tmp_path):
         load_drafter(directory)
 
 
-def test_weights_are_float32_on_a_cpu_unless_asked_otherwise(tmp_path):
+def test_weights_are_float32_on_a_cpu_by_default(tmp_path):
     directory = copied(DREAM, tmp_path / "half", torch_dtype="bfloat16")
     weights = {name: weight.bfloat16() for name, weight in load_file(DREAM / "model.safetensors").items()}
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
@@ -254,7 +254,7 @@ def test_a_registered_family_is_recognised(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llada_moe", "llada2_moe"])
-def test_mixtures_of_experts_are_refused_and_told_how_to_go_on(name):
+def test_mixtures_of_experts_are_refused_with_a_remedy(name):
     with pytest.raises(ValueError, match=r"none of the families that work: 'dream', 'llada', 'a2d-qwen3'.*`spec=`"):
         load_drafter(FIXTURES / f"parity_{name}")
     with pytest.raises(ValueError, match=r"config.json lacks `d_model`|llada2_moe"):
@@ -273,12 +273,12 @@ def test_mixtures_of_experts_are_refused_and_told_how_to_go_on(name):
         (DREAM, {"architectures": None}, "architectures None"),
     ],
 )
-def test_what_a_config_cannot_mean_is_refused(source, changes, message, tmp_path):
+def test_invalid_config_fields_are_refused(source, changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         load_drafter(copied(source, tmp_path / "odd", **changes))
 
 
-def test_config_fields_read_what_checkpoints_say():
+def test_config_fields_are_read_from_checkpoints():
     dream = json.loads((DREAM / "config.json").read_text())
     assert decoder_fields(dream)["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e6}
     scaled = decoder_fields(dream | {"rope_scaling": {"type": "linear", "factor": 2.0}})["rope_parameters"]
@@ -488,7 +488,7 @@ def test_dream_tokenizer_is_qwen2s(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("source", [LLADA, DREAM], ids=["llada", "embedded"])
 @pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
-def test_a_tokenizer_file_is_taken_as_it_stands(source, tokenizer_class, tmp_path, monkeypatch):
+def test_a_tokenizer_file_is_loaded_unchanged(source, tokenizer_class, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
     directory = write_fast_tokenizer(copied(source, tmp_path / "model"), tokenizer_class, mask_token="[M]")
     tokenizer = load_tokenizer(directory)

@@ -134,7 +134,7 @@ def test_what_draws_is_imported_when_something_is_drawn() -> None:
 # ---------------------------------------------------------------- HTML
 
 
-def test_every_token_stands_once_in_its_row_with_its_step(sampler: APDSampler, output: APDOutput) -> None:
+def test_every_token_appears_once_in_its_row_with_its_step(sampler: APDSampler, output: APDOutput) -> None:
     page = Page(output.trace.to_html())
     assert len(page.rows) == 3
     for shown, row in zip(page.rows, output.trace, strict=True):
@@ -161,14 +161,14 @@ def test_a_page_loads_nothing(output: APDOutput) -> None:
     assert not re.search(r"https?:|//\w|\bsrc=|\bhref=|url\(|@import|fetch\(", page)
 
 
-def test_a_page_is_written_where_asked(output: APDOutput, tmp_path: Path) -> None:
+def test_a_page_is_written_to_the_given_path(output: APDOutput, tmp_path: Path) -> None:
     page = output.trace.to_html(tmp_path / "decode.html")
     assert (tmp_path / "decode.html").read_text(encoding="utf-8") == page
     assert page.startswith("<!doctype html>")
     assert not output.trace._repr_html_().startswith("<!doctype")
 
 
-def test_probabilities_are_told_and_never_rounded_to_certainty() -> None:
+def test_probabilities_are_shown_and_never_rounded_to_certainty() -> None:
     row = row_of([0, 0, 0, 0])
     row.target_probs = [1.0, 0.99999, 0.4567, 0.00001]
     titles = [title for *_, title in Page(Trace([row]).to_html()).rows[0]]
@@ -176,7 +176,7 @@ def test_probabilities_are_told_and_never_rounded_to_certainty() -> None:
     assert titles[2].splitlines()[2:] == ["p_D drafter 0.250", "p_AR verifier 0.750"]
 
 
-def test_without_a_verifier_none_is_told(sampler: APDSampler) -> None:
+def test_without_a_verifier_no_verifier_is_shown(sampler: APDSampler) -> None:
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[0], return_tensors="pt")
     alone = sampler.generate(**inputs, max_new_tokens=8, mixture_weight=1.0, return_dict_in_generate=True)
     (row,) = Page(alone.trace.to_html()).rows
@@ -198,7 +198,7 @@ def test_any_order_is_drawn_in_the_order_of_positions(sampler: APDSampler) -> No
     assert "".join(text for _, text, _ in shown) == sampler.tokenizer.decode(trace[0].tokens)
 
 
-def test_a_character_of_several_tokens_stands_where_it_is_complete() -> None:
+def test_a_character_of_several_tokens_is_shown_once_complete() -> None:
     tokens = list("n✓é".encode())
     shown = Page(Trace([row_of([0] * 6, tokens=tokens)], Bytes()).to_html()).rows[0]
     assert [text for _, text, _ in shown] == ["n", "·", "·", "✓", "·", "é"]
@@ -293,7 +293,7 @@ def test_a_browser_shows_every_step(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- text
 
 
-def test_text_holds_no_colours_unless_asked(output: APDOutput) -> None:
+def test_text_has_no_colours_by_default(output: APDOutput) -> None:
     plain, coloured = output.trace.to_text(colour=False), output.trace.to_text(colour=True)
     assert "\x1b" not in plain and "\x1b[36m" in coloured
     assert "\x1b" not in str(output.trace)  # pytest's standard output is no terminal
@@ -301,7 +301,7 @@ def test_text_holds_no_colours_unless_asked(output: APDOutput) -> None:
         assert f"row {number}: {len(row.tokens)} tokens in {len(row.committed)} step" in plain
 
 
-def test_a_bar_stands_between_steps() -> None:
+def test_a_bar_separates_steps() -> None:
     text = Trace([row_of([0, 0, 1])], Words("Ada", " and", " Ben")).to_text(colour=False)
     assert text.splitlines()[-2:] == ["row 0: 3 tokens in 2 steps, 1.5 per drafter forward", "Ada and| Ben"]
 

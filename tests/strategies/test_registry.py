@@ -66,7 +66,7 @@ def test_equal_settings_have_one_name(short, spec, family, value):
         ("blocks:8/wino:0.9", "without memory"),
     ],
 )
-def test_a_wrong_name_says_what_is_wrong(spec, told):
+def test_a_wrong_name_is_refused_with_the_reason(spec, told):
     with pytest.raises(ValueError, match=told):
         parse(spec)
 
@@ -82,7 +82,7 @@ def test_every_kind_is_in_the_grammar_and_can_be_left_without_parameters():
     assert {name for name, _ in [*KINDS["apd"].options.values(), *KINDS["apd"].words.values()]} == set(KNOBS)
 
 
-def test_a_call_decodes_with_what_a_name_stands_for():
+def test_a_call_decodes_with_the_strategy_of_a_name():
     calls = {
         "confidence:2": {"strategy": Confidence(2)},
         "blocks:4/threshold:0.5": {"strategy": Blocks(Threshold(0.5), 4)},

@@ -267,7 +267,7 @@ def klass_by_hand(prompt, length, klass):
 
 
 @pytest.mark.parametrize("klass", [KLASS(0.6, 0.05, 1), KLASS(0.4, 0.5, 2), KLASS(0.0, 9.0, 3)])
-def test_klass_commits_what_is_confident_and_stable(klass):
+def test_klass_commits_confident_and_stable_tokens(klass):
     prompts = trace_prompts()[::2]
     output = trace_sampler().generate(
         **left_padded(prompts),

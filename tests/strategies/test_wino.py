@@ -81,7 +81,7 @@ def masked_in_turn(session, state: DecodeState, window: Window) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", ["grouped_sdpa", "sdpa", "eager"])
-def test_what_is_masked_does_not_notice_the_shadows(sampler, attention):
+def test_masks_do_not_attend_to_the_shadows(sampler, attention):
     drafter = sampler.drafter
     before = drafter.model.config._attn_implementation
     drafter.model.config._attn_implementation = attention
@@ -150,7 +150,7 @@ def test_the_exact_model_leaves_exactly_one_out():
 
 
 def step_by_hand(wino: WINO, stands: dict[int, float], masks: dict[int, float], before: int) -> tuple[set, set]:
-    """From the probabilities of what stands and of what was drafted: positions to unmask and to mask again."""
+    """Positions to unmask and to mask again, from the probabilities of decided and of drafted tokens."""
     most = min(max(int(len(masks) * 0.7), 5), 20)
     ranked = sorted(masks, key=lambda i: (-masks[i], i))
     unmasked = {i for i in ranked[:most] if masks[i] > wino.threshold} or {ranked[0]}
@@ -406,7 +406,7 @@ def test_a_block_is_streamed_when_it_is_full_and_never_changes():
 
 
 def test_a_row_is_over_with_its_stop_token():
-    """Its block is then as good as full: what stands behind is neither waited for nor returned."""
+    """Tokens behind the stop token are neither waited for nor returned."""
     sampler = trace_sampler()
     common = {**left_padded(trace_prompts()), "max_new_tokens": 24, "strategy": WINO(0.2, 0.9)}
     whole = sampler.generate(**common, eos_token_id=None, return_dict_in_generate=True)
@@ -418,8 +418,8 @@ def test_a_row_is_over_with_its_stop_token():
     assert (output.drafter_forwards < whole.drafter_forwards).any()
 
 
-def test_what_it_did_can_be_drawn_and_told():
-    """Steps that commit nothing are steps: counts, bars and pictures have them."""
+def test_steps_that_commit_nothing_are_counted_and_drawn():
+    """Counts, bars and pictures include the steps that commit nothing."""
     output = generate(trace_sampler(), strategy=WINO(0.2, 0.9), output_scores=True)
     for row, forwards in zip(output.trace, output.drafter_forwards.tolist(), strict=True):
         assert len(row.committed) == len(row.drafts) == forwards > 1
@@ -452,7 +452,7 @@ def test_a_cache_is_refused():
         generate(trace_sampler(), strategy=WINO(), kv_window=4)
 
 
-def test_a_drafter_that_cannot_leave_one_out_is_told_apart():
+def test_drafters_without_leave_one_out_are_recognised():
     class Plain:
         """A drafter of somebody's own, with no more than the protocol asks for."""
 
