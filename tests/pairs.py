@@ -2,13 +2,13 @@
 
 import functools
 import json
-from pathlib import Path
 
 import torch
+from paths import FIXTURES
 
 from apd import APDSampler
 
-TRACES = Path(__file__).parent / "fixtures" / "apd_traces"
+TRACES = FIXTURES / "apd_traces"
 STOP = 151  # of the recorded pair
 
 

@@ -4,9 +4,9 @@ Run `python tests/parity.py` from the repository root. What was recorded, and ho
 """
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from paths import FIXTURES
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -14,7 +14,6 @@ from transformers import DynamicCache, PreTrainedModel
 from apd.models.cache import cache_argument
 from apd.models.loading import load_drafter
 
-FIXTURES = Path(__file__).parent / "fixtures"
 FAMILIES = {"dream": "parity_dream", "llada": "parity_llada", "a2d-qwen3": "parity_a2d_qwen3"}
 # Of the largest logit: 30 units in the last place of float32. Recorded and computed in float32, either is off by up to
 # 20 of them from the same weights in float64, and no more from each other (largest: 1.6e-5 where logits reach 20).

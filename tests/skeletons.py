@@ -3,10 +3,11 @@
 import functools
 import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from paths import ROOT
+
+EXAMPLES = ROOT / "examples"
 
 
 @functools.cache

@@ -19,8 +19,8 @@ def toy(seed: int = 0) -> IdealListModel:
     return IdealListModel(answers, noise.exp())
 
 
-def tiny_pair(seed: int = 0, vocab: int = 32) -> tuple[MaskedDiffusionDrafter, CausalVerifier]:
-    """A random Dream and a random Qwen2 of two layers; the mask is the last id. Every token depends on its context."""
+def tiny_pair(seed: int = 0, vocab: int = 32, num_layers: int = 2) -> tuple[MaskedDiffusionDrafter, CausalVerifier]:
+    """A random Dream and a random Qwen2; the mask is the last id. Every token depends on its context."""
     models = []
     with torch.random.fork_rng():
         for offset in range(2):
@@ -29,7 +29,7 @@ def tiny_pair(seed: int = 0, vocab: int = 32) -> tuple[MaskedDiffusionDrafter, C
                 vocab_size=vocab,
                 hidden_size=16,
                 intermediate_size=32,
-                num_hidden_layers=2,
+                num_hidden_layers=num_layers,
                 num_attention_heads=2,
                 num_key_value_heads=1,
                 max_position_embeddings=128,

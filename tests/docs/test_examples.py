@@ -1,0 +1,137 @@
+"""Everything in `examples/` that runs on the included pair does run, and shows what its text says.
+
+Notebooks need jupyter and matplotlib (the extra `notebook`) and are skipped where these are missing.
+"""
+
+import os
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paths import ROOT
+
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "train_pair.py")
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+SECONDS_PER_CELL = 180  # on a machine that does other things as well; alone, a whole notebook takes less than 60
+
+
+def run(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    return capsys.readouterr().out.splitlines()
+
+
+def test_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("batch", capsys)
+    assert lines[-1] == "The last row, decoded alone with its seed, is the same."
+    saved = re.fullmatch(r"(\d+) tokens in (\d+) drafter forwards", lines[-2])
+    assert saved and int(saved[1]) > int(saved[2])
+
+
+def test_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("streaming", capsys)
+    assert lines[1].startswith("Put the names in a new random order: ")
+    assert sum(", done: " in line for line in lines) == 3
+    pieces: dict[str, str] = {}
+    for row, text in re.findall(r"^step \d+, row (\d): .* tokens(?:, done)?: (['\"].*['\"])$", "\n".join(lines), re.M):
+        pieces[row] = pieces.get(row, "") + eval(text)
+    assert [line[line.index(".") + 1 :] for line in lines[-3:]] == [pieces[row] for row in "012"]
+
+
+def test_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("chat", capsys)
+    assert [line.split(":")[0].strip() for line in lines] == ["user", "assistant"] * 4
+    answers = [line.split(": ", 1)[1] for line in lines[1::2]]
+    for question, answer in zip(lines[2::2], answers[:3], strict=True):
+        assert question.endswith(f": {answer}.")  # every turn builds on the answer before
+
+
+def test_constrained(capsys: pytest.CaptureFixture[str]) -> None:
+    free, grammar = run("constrained", capsys)
+    assert grammar.startswith("grammar: 200 of 200 outputs obey it")
+    obeying = re.match(r"free: (\d+) of 200", free)
+    assert obeying and int(obeying[1]) < 200
+
+
+def test_extend_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run("extend_rule", capsys)
+    speeds = [float(re.search(r"(\d+\.\d) tokens per drafter forward", line)[1]) for line in lines[::2]]
+    assert len(speeds) == 2 and min(speeds) > 2
+
+
+def test_extend_strategy(capsys: pytest.CaptureFixture[str]) -> None:
+    pattern = r"(\w+)\(.*\): (\d+) tokens in (\d+) steps and (\d+) drafter forwards"
+    found = [re.fullmatch(pattern, line) for line in run("extend_strategy", capsys)]
+    (_, prefix), (tokens, once), (same_tokens, twice) = [(int(m[2]), (int(m[3]), int(m[4]))) for m in found if m]
+    assert prefix[0] == prefix[1] < tokens == same_tokens
+    assert once[0] == once[1] and twice[1] == 2 * twice[0] and twice[0] < once[0] <= twice[1]
+
+
+def test_extend_window(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [re.search(r"(\d+) drafter forwards, (\d+) masks", line) for line in run("extend_window", capsys)]
+    everything, eight, half = [(int(m[1]), int(m[2])) for m in found if m]
+    assert everything[0] <= half[0] <= eight[0] and eight[1] < half[1] < everything[1]
+
+
+def test_extend_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two exact models of a chain sample the chain: 16,000 transitions, each share within .05 of the exact one."""
+    lines = run("extend_model", capsys)
+    assert float(lines[0].split()[0]) > 2
+    for line in lines[1:]:
+        sampled, exact = (eval(numbers) for numbers in re.findall(r"\[.*?\]", line))
+        assert all(abs(p - q) < 0.05 for p, q in zip(sampled, exact, strict=True))
+
+
+def test_extend_family(capsys: pytest.CaptureFixture[str]) -> None:
+    [row] = eval(run("extend_family", capsys)[-1])
+    assert row[:3] == [1, 2, 3] and len(row) == 11 and all(0 <= token < 19 for token in row)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_are_short_and_say_how_to_run_them(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 64
+    assert f"python examples/{path.name}" in text.split('"""')[1]
+
+
+def read(path: Path) -> Any:
+    return pytest.importorskip("nbformat").read(path, as_version=4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs_and_state_their_needs(path: Path) -> None:
+    notebook = read(path)
+    pytest.importorskip("nbformat").validate(notebook)
+    assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
+    first = notebook.cells[0].source
+    assert first.startswith(f"# {path.name[0]} ")
+    assert "**Needs**" in first and re.search(r"\*\*Takes\*\* about \d+ seconds", first)
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "2_knobs"], ids=lambda path: path.stem)
+def test_cells_of_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: a kernel takes seconds to start. The slow test below has one."""
+    pytest.importorskip("matplotlib").use("Agg")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(read(path).cells):
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{path.name}, cell {number}", "exec"), namespace)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [NOTEBOOKS[0], EXAMPLES / "2_knobs.ipynb"], ids=lambda path: path.stem)
+def test_notebooks_run_in_a_kernel(path: Path, tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    for module in ("ipykernel", "matplotlib"):
+        pytest.importorskip(module)
+    notebook = read(path)
+    environment = {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    client = nbclient.NotebookClient(
+        notebook, timeout=SECONDS_PER_CELL, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute(env={**os.environ, **environment})
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("text/html" in data or "image/png" in data for data in shown)

@@ -1,0 +1,60 @@
+"""The rooms of `apd/`, and what each of them may import. docs/reading-the-code.md describes them."""
+
+import ast
+from graphlib import TopologicalSorter
+
+from paths import ROOT
+
+FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in sorted((ROOT / "apd").rglob("*.py"))}
+MODULES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
+
+CORE = "kinds config text decoding "
+# Each room with what it may import besides itself. `apd` itself is the table of public names.
+ROOMS = {
+    "kinds": "",
+    "text": "",
+    "config": "kinds",
+    "embedded": "",
+    "decoding": "kinds config",
+    "strategies": CORE,
+    "models": CORE,
+    "generation": CORE + "show",  # an output holds a trace, which draws itself
+    "show": CORE,
+    "sampler": CORE + "strategies models generation embedded",
+    "integrations": CORE + "strategies models generation embedded sampler apd",
+    "cli": CORE + "strategies models generation embedded sampler apd show integrations",
+    "__main__": "cli",
+    "apd": CORE + "strategies models generation embedded sampler",
+}
+
+
+def imported(node: ast.AST, *, late: bool) -> set[str]:
+    """The modules that run with this node; with `late` also those that its functions import when they are called."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return set()
+    if isinstance(node, ast.FunctionDef) and not late:
+        return set()
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"imports are absolute: {ast.unparse(node)}"
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+        return {name if name in MODULES else str(node.module) for name in names}
+    return set().union(*(imported(child, late=late) for child in ast.iter_child_nodes(node)))
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+def test_a_room_imports_only_what_is_below_it() -> None:
+    for module, path in MODULES.items():
+        names = imported(ast.parse(path.read_text("utf-8")), late=True)
+        assert not {name for name in names if name.split(".")[0] in ("benchmarks", "tests", "examples")}, module
+        rooms = {room(name) for name in names if name.split(".")[0] == "apd"} - {room(module)}
+        assert rooms <= set(ROOMS[room(module)].split()), module
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: imported(ast.parse(path.read_text("utf-8")), late=False) for name, path in MODULES.items()}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
