@@ -24,6 +24,7 @@ setup(
         "accelerate>=1.1",
         "safetensors>=0.4.3",
         "einops>=0.8",
+        "numpy>=1.25",
         "tqdm>=4.60",
     ],
     extras_require={

@@ -124,7 +124,7 @@ def judge(
         verifier = Distribution(logits, Scores(logits))
         mixture = mix(draft.logits, logits, apd.mixture_weight)
         target = Distribution(mixture, sampling.warp(mixture))
-        fault = fault.add_(non_finite(target.scores.values.amax(-1)), alpha=TARGET_FAULT)
+        fault = fault.add_(non_finite(target.scores.largest[0]), alpha=TARGET_FAULT)
 
     # 4. Accept.
     evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)
