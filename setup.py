@@ -26,6 +26,7 @@ setup(
         "accelerate>=1.1",
         "safetensors>=0.4.3",
         "einops>=0.8",
+        "numpy>=1.25",
         "tqdm>=4.60",
         "filelock>=3.24",
         "jinja2>=3.1",

@@ -1,9 +1,41 @@
-"""Log-probabilities and the mixture. Shapes: `b` rows, `m` positions of the window, `v` vocabulary."""
+"""Scores, log-probabilities and the mixture. Shapes: `b` rows, `m` positions of the window, `v` vocabulary."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Warped log scores of the tokens that may be drawn, by position.
+
+    Attributes:
+        values: `b m n` float32; −∞ for a token that is removed.
+        ids: `b m n` int64, the tokens that `values` belong to; `None`: every token in order, n = v.
+    """
+
+    values: Tensor
+    ids: Tensor | None = None
+
+    @cached_property
+    def largest(self) -> tuple[Tensor, Tensor]:
+        """The largest score and its index, `b m` float32 and int64. The score of an invalid distribution is not finite."""
+        return largest(self.values)
+
+    def tokens(self, index: Tensor) -> Tensor:
+        """The tokens at these indices of `values`: `b m` → `b m` int64."""
+        return index if self.ids is None else gather_tokens(self.ids, index)
+
+    def dense(self, vocab_size: int, missing: float = -torch.inf) -> Tensor:
+        """The scores of every token, `missing` where there is none: `b m v` float32."""
+        if self.ids is None:
+            return self.values
+        everything = self.values.new_full((*self.values.shape[:2], vocab_size), missing)
+        return everything.scatter_(-1, self.ids, self.values)
 
 
 def log_normalise(logits: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def judge(
         verifier = Distribution(logits, Scores(logits))
         mixture = mix(draft.logits, logits, apd.mixture_weight)
         target = Distribution(mixture, sampling.warp(mixture))
-        best = target.scores.values.amax(-1)
+        best = target.scores.largest[0]
         fault.add_(non_finite(best), alpha=TARGET_FAULT).add_(best.isneginf(), alpha=EMPTY_TARGET)
 
     # 4. Accept.

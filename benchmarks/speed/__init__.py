@@ -5,6 +5,7 @@ python -m benchmarks.speed --pair embedded 100m      everything, on a CPU
 python -m benchmarks.speed length --out DIR          time per step against committed length
 python -m benchmarks.speed batch --out DIR           tokens per second against batch size
 python -m benchmarks.speed window --out DIR          quality and speed against the window M
+python -m benchmarks.speed sampling                  time outside the models against the way of sampling
 python -m benchmarks.speed targets --out DIR         on a GPU: which targets are met, compiled against plain
 python -m benchmarks.speed launch                    what launching a compiled pass costs the host, on any machine
 

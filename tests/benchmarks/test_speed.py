@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from apd import LeftToRight, Threshold
 from apd.decoding.acceptance import Coupling, Judgement
 from apd.decoding.step import APD
-from benchmarks.speed import targets
+from benchmarks.speed import sampling, targets
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.batch import Sample, bare, summary
 from benchmarks.speed.floor import Rates, Size, floor_seconds, parts, weights_seconds, work
@@ -385,6 +385,16 @@ def test_the_other_commands_leave_a_table_and_a_picture(tmp_path, capsys):
     assert [row["window_size"] for row in tables["window"]][:5] == ["4", "8", "16", "32", "all"]
 
 
+def test_the_sampling_table_compares_every_way_with_greedy_decoding(tmp_path, capsys):
+    sizes = ["--vocab", "64", "128", "--new-tokens", "24", "--repetitions", "1"]
+    assert main(["sampling", *sizes, "--out", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out.rstrip("\n").split("\n")[-1])["points"]
+    assert [(point["vocab_size"], point["way"]) for point in found] == [*product((64, 128), sampling.WAYS)]
+    assert {point["ratio"] for point in found if point["way"] == "greedy"} == {1.0}
+    assert all(0 < point["ms_outside"] < point["ms_per_step"] for point in found)
+    assert len((tmp_path / "sampling.csv").read_text().splitlines()) == 1 + len(found)
+
+
 def test_targets_are_judged_by_what_was_measured():
     def entry(ms, rate, floor):
         told = {"ms_per_step": ms, "later_ms_per_step": 0.9 * ms, "tokens_per_second": rate, "floor_ms": floor}
@@ -501,6 +511,7 @@ def test_launches_are_one_table_and_a_line(capsys):
             "`--count` must be at least 8, a batch, got 4",
         ),
         (["length", "--out", "unused", "--pair", "embedded"], "`--pair` must have random weights here"),
+        (["sampling", "--vocab", "32"], "`--vocab` must be at least 64 ids"),
         (["launch", "--layers", "0"], "`--layers` must be at least 1, got 0"),
         (["batch", "--out", "unused", "--count", "2"], "`--count` must be at least the largest batch, 16, got 2"),
     ],

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from apd.decoding.noise import ACCEPT, DRAFT, RESIDUAL, keyed_bits, keyed_gumbel, keyed_uniform, mix_seed, step_seeds
+from apd.decoding.noise import (
+    ACCEPT,
+    DRAFT,
+    RESIDUAL,
+    Noise,
+    keyed_bits,
+    keyed_gumbel,
+    keyed_uniform,
+    mix_seed,
+    step_seeds,
+)
 from apd.decoding.probability import largest, log_normalise, mix
 
 M64 = (1 << 64) - 1
@@ -71,6 +81,22 @@ def test_streams_positions_seeds_and_steps_are_unrelated():
 def test_uniforms_stay_inside_the_open_interval():
     u = keyed_uniform(torch.arange(1000), torch.zeros(1000, 1, dtype=torch.int64), DRAFT, torch.arange(1000))
     assert u.min() > 0 and u.max() < 1
+
+
+def test_uniforms_are_the_bits_and_a_half_rounded_once():
+    key = torch.arange(1000), torch.arange(100).expand(1000, -1), DRAFT, torch.arange(10)
+    exact = (keyed_bits(*key).double() + 0.5) / 2**32
+    assert keyed_uniform(*key).equal(exact.float().clamp(max=1 - 2**-24))
+
+
+def test_loud_tokens_are_those_with_the_most_noise():
+    size = 30_000
+    noise = Noise(torch.tensor([3, 4]), torch.arange(2).expand(2, -1) + 5, torch.tensor([0, 2]), RESIDUAL)
+    everything = keyed_gumbel(noise.seeds, noise.positions, RESIDUAL, torch.arange(size)).flatten(0, 1)
+    loud = noise.loud(size)
+    assert loud.gumbel.equal(everything.gather(-1, loud.ids))
+    assert (everything.scatter(-1, loud.ids, -math.inf) <= loud.bound).all()
+    assert 300 < loud.ids.shape[1] < 450  # 2·√v = 346
 
 
 def test_mix_is_the_normalised_product():
