@@ -147,7 +147,8 @@ class PretendGPU(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        assert not torch.is_inference_mode_enabled()  # then nobody takes compound operations apart
+        if torch.is_inference_mode_enabled():
+            return self._outside_of_inference_mode(function, args, kwargs)
         tensors: list[Tensor] = []
         mapped(Tensor, tensors.append, (args, kwargs))
         here = [x for x in tensors if isinstance(x, OnGPU)]
@@ -170,6 +171,15 @@ class PretendGPU(TorchDispatchMode):
             return known[id(x)] if id(x) in known else OnGPU(x) if goes else x
 
         return mapped(Tensor, placed, result)
+
+    def _outside_of_inference_mode(self, function, args, kwargs) -> Any:
+        """The same operation where torch takes compound ones apart."""
+        super().__enter__()
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                return function(*args, **kwargs)
+        finally:
+            super().__exit__(None, None, None)
 
     def _check_and_count(self, function, args, kwargs, tensors, goes) -> None:
         packet, others = function.overloadpacket, [x for x in tensors if not isinstance(x, OnGPU)]

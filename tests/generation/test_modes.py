@@ -1,6 +1,7 @@
 """What the caller's surroundings may be: the models' mode, gradients, autocast, the default device, copies, the end."""
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import pytest
 import torch
 from pairs import left_padded, trace_prompts, trace_sampler
 from toy import tiny_pair
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, LogitsProcessorList, Qwen2Config, Qwen2ForCausalLM, StoppingCriteriaList
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from apd import KLASS, WINO, APDSampler, Autoregressive, LeftToRight
-from apd.decoding.step import PLAIN
+from apd.decoding.acceptance import Coupling
+from apd.decoding.step import APD, PLAIN
 from apd.integrations.scoring import sequential_logprobs
 from apd.models.loading import as_drafter, as_verifier
 
@@ -202,6 +204,55 @@ def test_nothing_that_is_recorded_holds_a_graph() -> None:
         model.requires_grad_(True)
     output = sampler.generate(TINY_PROMPT, return_dict_in_generate=True, output_logits=True, **SETTINGS)
     assert not any(logits.requires_grad for logits in output.logits)
+
+
+def tensors_in(value: object) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, tuple | list | dict):
+        return [each for part in (value.values() if isinstance(value, dict) else value) for each in tensors_in(part)]
+    return tensors_in(vars(value)) if dataclasses.is_dataclass(value) else []
+
+
+@pytest.mark.parametrize("kv_window", [None, 4])
+def test_callbacks_and_the_caller_get_ordinary_tensors(kv_window) -> None:
+    """The forward passes run in inference mode, whose tensors no later step, training or hook could write to."""
+    seen = []
+
+    def rule(evidence):
+        seen.append(evidence)
+        return Coupling()(evidence)
+
+    def processor(ids, scores):
+        seen.extend((ids, scores))
+        return scores
+
+    def criterion(ids, scores, **_):
+        seen.append(ids)
+        return False
+
+    output = own_sampler().generate(
+        TINY_PROMPT,
+        **SETTINGS | {"kv_window": kv_window},
+        strategy=APD(0.5, rule),
+        do_sample=True,
+        logits_processor=LogitsProcessorList([processor]),
+        stopping_criteria=StoppingCriteriaList([criterion]),
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    given = tensors_in([*seen, dict(output)])
+    assert len(given) > 50 and not any(tensor.is_inference() for tensor in given)
+
+
+def test_a_model_trains_after_it_has_decoded() -> None:
+    sampler = own_sampler()
+    model = sampler.drafter.model.requires_grad_(True)
+    before = sampler.generate(TINY_PROMPT, **SETTINGS)
+    model.train()(TINY_PROMPT).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert sampler.drafter.model.eval() and sampler.generate(TINY_PROMPT, **SETTINGS).equal(before)
+    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
 
 
 # --- copies and the end
