@@ -65,7 +65,7 @@ class Nucleus(Scores):
         return truncated(self.whole.flatten(0, 1), self.top_p).view_as(self.whole)
 
     @cached_property
-    def largest(self) -> tuple[Tensor, Tensor]:
+    def _largest(self) -> tuple[Tensor, Tensor]:
         return largest(self.whole)  # the likeliest always stays
 
 

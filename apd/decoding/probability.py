@@ -21,9 +21,14 @@ class Scores:
     values: Tensor
     ids: Tensor | None = None
 
-    @cached_property
+    @property
     def largest(self) -> tuple[Tensor, Tensor]:
         """The largest score and its index, `b m` float32 and int64. The score of an invalid distribution is not finite."""
+        # Dynamo cannot trace the lock of `cached_property` (Python 3.11 and before), and needs no cache.
+        return largest(self.values) if torch.compiler.is_compiling() else self._largest
+
+    @cached_property
+    def _largest(self) -> tuple[Tensor, Tensor]:
         return largest(self.values)
 
     def tokens(self, index: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ class DecodeState:
             rows: `b` int64, numbers of the rows; 0, 1, … if not given.
         """
         zeros = torch.zeros(len(prompt), dtype=torch.int64, device=prompt.device)
-        padding = zeros if padding is None else padding
+        padding = zeros.clone() if padding is None else padding
         tokens = pad(prompt, (0, max_new_tokens), value=mask_token_id)
         prompt_end = torch.full_like(zeros, prompt.shape[1])
         columns = torch.arange(tokens.shape[1], device=prompt.device)
@@ -96,13 +96,13 @@ class DecodeState:
             tokens=tokens,
             decided=in_prompt.clone(),
             given=in_prompt & (columns >= padding[:, None]),
-            frontier=prompt_end,
+            frontier=prompt_end.clone(),  # dynamo guards on tensors that are one object in the first step only
             done=torch.zeros_like(zeros, dtype=torch.bool),
             padding=padding,
             prompt_end=prompt_end,
             end=torch.full_like(zeros, tokens.shape[1]),
             seeds=zeros if seeds is None else seeds,
-            steps=zeros,
+            steps=zeros.clone(),
             rows=torch.arange(len(prompt), device=prompt.device) if rows is None else rows,
             commit_rate=torch.full_like(zeros, FIRST_COMMIT_RATE, dtype=torch.float32),
         )

@@ -158,14 +158,14 @@ def test_the_meter_sees_compiled_passes_and_nothing_is_compiled_for_it(tiny):
     pair, backend = compiled_tiny(tiny)
     decode = decoder(Setting("apd", 0.5, 4, 2), pair, Schedule(), lambda inputs: 0).decode
     [inputs] = pair.rows(2, 2).calls
-    runs = {role: passes.run for role, passes in pair.compiled.items()}
+    runs = {role: passes.forward_slots for role, passes in pair.compiled.items()}
     meter = Meter(pair.models, Clock("cpu"), pair.compiled)
     # In the first call, attached, graphs are made, and an instrument in one of them would break it.
     with meter.attached(), meter.call():
         first = decode(inputs, meter)
     made, steps = backend.count, meter.count("propose")
     assert made > 0 and meter.unseen == 0
-    assert {role: passes.run for role, passes in pair.compiled.items()} == runs
+    assert {role: passes.forward_slots for role, passes in pair.compiled.items()} == runs
     for role in ("drafter", "verifier"):
         whole, *others = [forward for forward in meter.forwards if forward.role == role]
         assert whole.tokens < 64 and len(others) == steps - 1
