@@ -20,6 +20,7 @@ ROOMS = {
     "models": CORE,
     "generation": CORE + "show",  # an output holds a trace, which draws itself
     "show": CORE,
+    "many": "generation",  # an old path
     "sampler": CORE + "strategies models generation embedded",
     "integrations": CORE + "strategies models generation embedded sampler apd",
     "cli": CORE + "strategies models generation embedded sampler apd show integrations",
