@@ -162,7 +162,7 @@ RULES = [{}, {"correction": True}, {"acceptance": "rejection"}]
 
 
 @pytest.mark.parametrize("window_size", [None, 3])
-@pytest.mark.parametrize(("rule", "sampling"), product(RULES, SAMPLINGS))
+@pytest.mark.parametrize(("rule", "sampling"), list(product(RULES, SAMPLINGS)))
 def test_every_output_is_in_the_grammar(rule, sampling, window_size):
     """With every weight: of rule, sampling and weight each pair occurs."""
     mixture_weight = [0.0, 0.5, 1.0][(RULES.index(rule) + SAMPLINGS.index(sampling)) % 3]

@@ -139,7 +139,7 @@ SAMPLINGS = [{}, SAMPLED, SAMPLED | {"temperature": 0.5, "top_p": 0.9}]
 RULES = [{}, {"acceptance": "rejection"}, {"noise": "step", "window_size": 7}, {"window_size": "auto"}]
 
 
-@pytest.mark.parametrize(("cache", "rule"), itertools.product(range(4), range(4)))
+@pytest.mark.parametrize(("cache", "rule"), list(itertools.product(range(4), range(4))))
 def test_law_5_a_row_does_not_depend_on_its_batch(cache, rule):
     """Batch mates, their number, their order, padding: none of it shows in a row's tokens.
 
