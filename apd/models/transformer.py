@@ -101,8 +101,8 @@ class EagerPasses:
             rows = to_device(group, tokens.device) if len(groups) > 1 else None
             part, of_part = (tokens, span) if rows is None else (tokens.index_select(0, rows), span.select(group))
             inputs = self.inputs(part, of_part, rows)
-            # Saves a twentieth of a small model's step. Only the output layer reads the hidden states, outside of this mode,
-            # so everything computed from its logits is an ordinary tensor.
+            # Spares each operation autograd's bookkeeping. Only the output layer reads the hidden states, outside of this
+            # mode, so everything computed from its logits is an ordinary tensor.
             with torch.inference_mode():
                 hidden = self.model.base_model(**inputs).last_hidden_state
             if rows is None:
