@@ -1,0 +1,329 @@
+"""Proposers with another tokenizer than the embedded drafter's: trains two, and measures how many of their guesses are right.
+
+Both are causal LMs of 2 layers × 64 on the included tasks. One reads a byte-level BPE, one a SentencePiece-like Unigram
+with byte fallback; the drafter's tokenizer is word level, so no ids agree and words are split at other places.
+
+    python -m benchmarks.cross_tokenizer train --out runs/cross     # about 4 minutes on one CPU core for each
+    python -m benchmarks.cross_tokenizer replay --out runs/cross    # tokens per step of each proposer
+
+Checkpoints are made here and are not part of the repository.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import LogitsProcessorList, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from apd import APDSampler
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState
+from apd.decoding.window import FixedWindow
+from apd.embedded import tasks
+from apd.models.text_proposer import TextProposer
+
+__all__ = ["KINDS", "load", "main", "train_tokenizer"]
+
+#: Ids of a vocabulary; 256 of them are bytes.
+VOCAB_SIZE = 400
+#: Positions that are decoded, as in `examples/train_pair.py`.
+MAX_CANVAS = 32
+PAD, EOS = "<pad>", "<eos>"
+#: How often a task is drawn; sums are what is hard.
+WEIGHTS = {tasks.ARITHMETIC: 5.0, "sort": 2.0, "shuffle": 2.0}
+
+
+def byte_level_bpe(texts: Sequence[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """A BPE over bytes that splits words as GPT-2 does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[PAD, EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def unigram(texts: Sequence[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+    """A Unigram model as SentencePiece makes them: words begin with ▁, and unknown characters fall back to bytes."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = [PAD, EOS, "<unk>"]
+    learned = vocab_size - 256
+    trainer = trainers.UnigramTrainer(
+        vocab_size=learned, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    pieces = [tuple(piece) for piece in _model(tokenizer)["vocab"]]
+    least = min(score for _, score in pieces)
+    pieces += [(f"<0x{byte:02X}>", least - 10) for byte in range(256)]
+    tokenizer.model = models.Unigram(pieces, unk_id=2, byte_fallback=True)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    return tokenizer
+
+
+#: Proposers by name: what trains their tokenizer.
+KINDS: dict[str, Callable[..., Tokenizer]] = {"bpe": byte_level_bpe, "unigram": unigram}
+
+
+def train_tokenizer(kind: str, *, seed: int = 0, count: int = 4000) -> PreTrainedTokenizerFast:
+    """A tokenizer of this kind, trained on `count` texts of the tasks."""
+    source = texts(random.Random(f"tokenizer {seed}"))
+    tokenizer = KINDS[kind]([next(source) for _ in range(count)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (PAD, EOS)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def texts(rng: random.Random) -> Iterator[str]:
+    """Endless solved tasks of the training split."""
+    while True:
+        prompt, answer = _draw(rng)
+        yield prompt + answer
+
+
+def train(
+    kind: str, out: Path, *, steps: int, rows: int = 48, learning_rate: float = 3e-3, seed: int = 0
+) -> dict[str, float]:
+    """Train tokenizer and network of one kind, save them in `out / kind` and return the accuracy by task."""
+    tokenizer = train_tokenizer(kind, seed=seed)
+    torch.manual_seed(seed)
+    network = _network(tokenizer)
+    inner = [p for name, p in network.named_parameters() if p.ndim == 2 and "layers" in name]
+    outer = [p for name, p in network.named_parameters() if p.ndim != 2 or "layers" not in name]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(inner, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    rng = random.Random(f"rows {seed}")
+    started, average = time.process_time(), 0.0
+    for step in range(steps):
+        ids, weights = _batch(tokenizer, rng, rows)
+        logits = network(input_ids=ids[:, :-1]).logits
+        losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * min((step + 1) / 50, 1.0, 2 * (steps - step) / steps)
+            optimizer.step()
+            optimizer.zero_grad()
+        average = loss.item() if step == 0 else 0.98 * average + 0.02 * loss.item()
+        if step % 100 == 99:
+            print(
+                f"{kind}: step {step + 1} of {steps}, loss {average:.3f}, "
+                f"{(time.process_time() - started) / 60:.1f} CPU minutes",
+                file=sys.stderr,
+            )
+    network.eval()
+    network.save_pretrained(out / kind)
+    tokenizer.save_pretrained(out / kind)
+    return accuracy(network, tokenizer)
+
+
+def load(directory: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
+    """A trained proposer: its model and its tokenizer.
+
+    Args:
+        directory: `out / kind` of `train`.
+    Raises:
+        FileNotFoundError: nothing was trained there.
+    """
+    if not (directory / "config.json").exists():
+        raise FileNotFoundError(
+            f"`directory` must hold a trained proposer, got {directory}. Make it with "
+            f"`python -m benchmarks.cross_tokenizer train --out {directory.parent}`."
+        )
+    model = Qwen2ForCausalLM.from_pretrained(directory).eval().requires_grad_(False)
+    return model, PreTrainedTokenizerFast.from_pretrained(directory)
+
+
+@torch.inference_mode()
+def accuracy(network: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 40) -> dict[str, float]:
+    """The share of right greedy answers to `count` held-out instances of each task."""
+    found = {}
+    for task in tasks.TASKS:
+        asked = tasks.instances(task, count, seed=1)
+        inputs = tokenizer([instance.prompt for instance in asked], return_tensors="pt", padding=True)
+        output = network.generate(**inputs, max_new_tokens=100, do_sample=False)
+        answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        right = [tasks.is_right(instance, text) for instance, text in zip(asked, answers, strict=True)]
+        found[task] = sum(right) / count
+    return found
+
+
+@torch.inference_mode()
+def replay(proposer: TextProposer, sampler: APDSampler, *, width: int, count: int) -> tuple[int, int, float]:
+    """Tokens, steps and seconds of guessing of an exact decode in which each step commits the right guesses and one more token.
+
+    The reference is the drafter's own sequence, one token per step. A step guesses the `width` tokens behind a row's
+    frontier; it commits those up to the first that differs from the reference, and the reference's token there.
+
+    Args:
+        proposer: what guesses.
+        sampler: drafter and tokenizer.
+        width: k, columns of a guess.
+        count: held-out instances per task.
+    """
+    tokens, steps, seconds = 0, 0, 0.0
+    for task in tasks.TASKS:
+        prompts = [instance.prompt for instance in tasks.instances(task, count, seed=1)]
+        inputs = sampler.tokenizer(prompts, return_tensors="pt", padding=True)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        rows = sampler.generate(ids, attention_mask=mask, max_new_tokens=MAX_CANVAS, strategy="left-to-right:1")
+        stop = sampler.tokenizer.eos_token_id
+        state = DecodeState.start(
+            ids, max_new_tokens=rows.shape[1] - ids.shape[1], mask_token_id=0, padding=(mask == 0).sum(1)
+        )
+        columns = torch.arange(rows.shape[1])
+        # A row ends behind its first stop token.
+        is_stop = (rows == stop) & (columns >= ids.shape[1])
+        behind = torch.where(is_stop.any(1), is_stop.long().argmax(1) + 1, rows.shape[1])
+        session = proposer.open(state)
+        while True:
+            state = dataclasses.replace(state, done=state.frontier >= behind)
+            if bool(state.done.all()):
+                break
+            window = FixedWindow(width).window(state)
+            started = time.perf_counter()
+            guesses = session.propose(state, window, None, None, Sampling(LogitsProcessorList(), greedy=True))
+            seconds += time.perf_counter() - started
+            right = (guesses == window.gather(rows)) & window.inside
+            committed = right.long().cumprod(1).sum(1) + 1
+            frontier = torch.where(state.done, state.frontier, torch.minimum(state.frontier + committed, behind))
+            tokens, steps = tokens + int((frontier - state.frontier).sum()), steps + int((~state.done).sum())
+            state = state.with_decided(
+                torch.where(columns < frontier[:, None], rows, state.tokens), columns < frontier[:, None]
+            )
+    return tokens, steps, seconds
+
+
+def _draw(rng: random.Random) -> tuple[str, str]:
+    task = rng.choices(tasks.TASKS, [WEIGHTS.get(task, 1.0) for task in tasks.TASKS])[0]
+    instance = next(tasks.stream(task, rng))
+    return instance.prompt, instance.answer
+
+
+def _batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, rows: int) -> tuple[Tensor, Tensor]:
+    """Solved instances, padded on the right, and the weight of each token in the loss: `b n` each."""
+    pairs = [_draw(rng) for _ in range(rows)]
+    solved = tokenizer([prompt + answer for prompt, answer in pairs])["input_ids"]
+    width = max(map(len, solved)) + 1
+    ids = torch.full((rows, width), tokenizer.pad_token_id)
+    weights = torch.zeros(rows, width)
+    for row, (tokens, (prompt, _)) in enumerate(zip(solved, pairs, strict=True)):
+        ids[row, : len(tokens) + 1] = torch.tensor([*tokens, tokenizer.eos_token_id])
+        weights[row, : len(tokens) + 1] = 0.1  # names of a prompt cannot be foreseen, but its words teach the language
+        # A piece may span the end of the prompt, so the answer is found from behind.
+        behind = len(tokenizer(prompt)["input_ids"]) - 1
+        weights[row, behind : len(tokens) + 1] = 1.0
+    return ids, weights
+
+
+def _network(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=192,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    ).train()
+
+
+def _model(tokenizer: Tokenizer) -> dict[str, Any]:
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cross_tokenizer", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in (
+        ("train", "train tokenizers and models"),
+        ("accuracy", "answers of the models alone"),
+        ("replay", "tokens per step of an exact decode with their guesses"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("--out", type=Path, required=True, help="directory of the checkpoints")
+        command.add_argument("--kind", nargs="+", choices=tuple(KINDS), default=list(KINDS))
+        if name == "train":
+            command.add_argument("--steps", type=int, default=2000)
+            command.add_argument("--seed", type=int, default=0)
+        if name == "replay":
+            command.add_argument("--width", type=int, default=8, help="guesses per step")
+            command.add_argument("--count", type=int, default=16, help="held-out instances per task")
+    return parser
+
+
+def _print_replay(options: argparse.Namespace) -> None:
+    sampler = APDSampler.from_embedded()
+    native: Any = sampler.verifier
+    proposers = {"the verifier, the drafter's tokens": (native.model, sampler.tokenizer)}
+    proposers |= {kind: load(options.out / kind) for kind in options.kind}
+    print(f"Greedy, {options.count} held-out instances per task, {options.width} guesses per step\n")
+    print("| proposer | healed | tokens per step | ms per row and guess |")
+    print("|---|---|---|---|")
+    for name, (model, tokenizer) in proposers.items():
+        for heal in (True, False):
+            proposer = TextProposer(model, tokenizer, sampler.tokenizer, heal=heal)
+            tokens, steps, seconds = replay(proposer, sampler, width=options.width, count=options.count)
+            milliseconds = 1000 * seconds / steps
+            print(
+                f"| {name} | {'yes' if proposer.heals else 'no'} | {tokens / steps:.2f} | {milliseconds:.1f} |",
+                flush=True,
+            )
+            if not proposer.heals and heal:
+                break
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "replay":
+            _print_replay(options)
+            return 0
+        for kind in options.kind:
+            if options.command == "train":
+                found = train(kind, options.out, steps=options.steps, seed=options.seed)
+            else:
+                found = accuracy(*load(options.out / kind))
+            mean = sum(found.values()) / len(found)
+            print(f"{kind}: {mean:.2f} of held-out answers right")
+            print("    " + ", ".join(f"{task} {share:.2f}" for task, share in found.items()))
+    except FileNotFoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())
