@@ -103,9 +103,9 @@ def texts(rng: random.Random) -> Iterator[str]:
 
 
 def train(
-    kind: str, out: Path, *, steps: int, rows: int = 48, learning_rate: float = 3e-3, seed: int = 0
+    kind: str, out: Path, *, steps: int, rows: int = 48, count: int = 40, learning_rate: float = 3e-3, seed: int = 0
 ) -> dict[str, float]:
-    """Train tokenizer and network of one kind, save them in `out / kind` and return the accuracy by task."""
+    """Train tokenizer and network of one kind, save them in `out / kind`, and return their `accuracy` on `count` instances."""
     tokenizer = train_tokenizer(kind, seed=seed)
     torch.manual_seed(seed)
     network = _network(tokenizer)
@@ -139,7 +139,7 @@ def train(
     network.eval()
     network.save_pretrained(out / kind)
     tokenizer.save_pretrained(out / kind)
-    return accuracy(network, tokenizer)
+    return accuracy(network, tokenizer, count)
 
 
 def load(directory: Path) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
@@ -174,8 +174,15 @@ def accuracy(network: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, coun
 
 
 @torch.inference_mode()
-def replay(proposer: TextProposer, sampler: APDSampler, *, width: int, count: int) -> tuple[int, int, float]:
-    """Tokens, steps and seconds of guessing of an exact decode in which each step commits the right guesses and one more token.
+def replay(
+    proposer: TextProposer,
+    sampler: APDSampler,
+    *,
+    width: int,
+    count: int,
+    chosen: Sequence[str] = tasks.TASKS,
+) -> tuple[int, int, float]:
+    """Tokens and steps of an exact decode that commits right guesses and one more token, and the seconds of guessing.
 
     The reference is the drafter's own sequence, one token per step. A step guesses the `width` tokens behind a row's
     frontier; it commits those up to the first that differs from the reference, and the reference's token there.
@@ -185,9 +192,10 @@ def replay(proposer: TextProposer, sampler: APDSampler, *, width: int, count: in
         sampler: drafter and tokenizer.
         width: k, columns of a guess.
         count: held-out instances per task.
+        chosen: the tasks.
     """
     tokens, steps, seconds = 0, 0, 0.0
-    for task in tasks.TASKS:
+    for task in chosen:
         prompts = [instance.prompt for instance in tasks.instances(task, count, seed=1)]
         inputs = sampler.tokenizer(prompts, return_tensors="pt", padding=True)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -286,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
 def _print_replay(options: argparse.Namespace) -> None:
     sampler = APDSampler.from_embedded()
     native: Any = sampler.verifier
-    proposers = {"the verifier, the drafter's tokens": (native.model, sampler.tokenizer)}
+    proposers = {"the verifier (the drafter's tokenizer)": (native.model, sampler.tokenizer)}
     proposers |= {kind: load(options.out / kind) for kind in options.kind}
     print(f"Greedy, {options.count} held-out instances per task, {options.width} guesses per step\n")
     print("| proposer | healed | tokens per step | ms per row and guess |")

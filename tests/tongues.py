@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog, and the dog doesn't mind. It's 12345 o'clock.",
@@ -133,6 +133,38 @@ _TRAINERS = {
     "wordpiece": _wordpiece,
     "word_level": _word_level,
 }
+
+
+class _Letters(PreTrainedTokenizer):
+    """A tokenizer without the library of fast ones: a token for every ASCII character."""
+
+    def __init__(self) -> None:
+        self.letters = {chr(i): i - 28 for i in range(32, 127)}
+        super().__init__(pad_token="<pad>", eos_token="<eos>", mask_token="<mask>", unk_token="<unk>")
+
+    @property
+    def vocab_size(self) -> int:
+        return len(SPECIAL) + len(self.letters)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(SPECIAL)} | self.letters
+
+    def _tokenize(self, text: str) -> list[str]:
+        return list(text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.get_vocab().get(token, 3)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return [*SPECIAL, *self.letters][index]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        return "".join(tokens)
+
+
+@functools.cache
+def letters() -> _Letters:
+    return _Letters()
 
 
 @functools.cache

@@ -127,7 +127,7 @@ class TextProposer:
             step = max(self.max_length // 4, 1)
             excess = max(len(leading) + len(ids) + step - self.max_length, 0)
             ids = ids[math.ceil(excess / step) * step :]
-        return [*leading, *ids] or self.first
+        return [*leading, *ids] or list(self.first)
 
     def noise_ids(self, device: torch.device) -> Tensor:
         """The drafter's token with which each of the proposer's tokens begins, or an id that no other token has: `v` int64."""
@@ -258,7 +258,7 @@ class _Row:
         space = text[len(text.rstrip()) :]
         self.dropped = "" if self.before.endswith(space) else space
         self.num_written = 0  # tokens behind the committed text
-        self.limit = 4 * self.count + 16
+        self.limit = 4 * self.count + 8
         self.is_open = bool(self.ids) and self._has_room()
 
     def take(self, logits: Tensor) -> None:
@@ -315,17 +315,15 @@ class _Row:
 
     def _last_tokens(self) -> list[int]:
         """The last tokens of the row that one token might replace: of its last word, and none that is special."""
-        speech, leading = self.proposer.language, len(self.proposer.leading)
-        if not self.proposer.heals:
-            return []
-        last: list[int] = []
-        for token, string in zip(self.ids[:leading:-1], speech.strings(self.ids[:leading:-1]), strict=True):
-            if token in speech.special_ids or len(last) == HEALED_TOKENS:
+        speech = self.proposer.language
+        # At least one token stays, since there are no logits of the first.
+        last = self.ids[len(self.proposer.leading) + 1 :][-HEALED_TOKENS:] if self.proposer.heals else []
+        strings, first = speech.strings(last), len(last)
+        while first > 0 and last[first - 1] not in speech.special_ids:
+            first -= 1
+            if strings[first].startswith(WORD_STARTS):
                 break
-            last.insert(0, token)
-            if string.startswith(WORD_STARTS):
-                break
-        return last
+        return last[first:]
 
     def _has_room(self) -> bool:
         return self.proposer.max_length is None or len(self.ids) < self.proposer.max_length

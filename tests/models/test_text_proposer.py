@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from tongues import CHAT, EXACT, KINDS, OTHER_CHAT, TEXTS, Oracle, as_tokenizer, random_lm, tokenizer_of
+from tongues import CHAT, EXACT, KINDS, OTHER_CHAT, TEXTS, Oracle, as_tokenizer, letters, random_lm, tokenizer_of
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
@@ -76,7 +76,7 @@ def test_a_model_that_says_the_same_text_guesses_the_drafters_tokens(drafter_kin
         text = shared_text(text, drafter_kind, proposer_kind)
         ids = [*drafter(text, add_special_tokens=False)["input_ids"], drafter.eos_token_id]
         proposer = TextProposer(Oracle(tokenizer_of(proposer_kind), text), tokenizer_of(proposer_kind), drafter)
-        starts = [n for n in range(1, len(ids)) if n % 4 == 1]
+        starts = [n for n in range(1, len(ids)) if n % 7 == 1]
         if not starts:
             continue
         state = rows_of([ids[:n] for n in starts])
@@ -92,14 +92,14 @@ def test_a_model_that_says_the_same_text_guesses_the_drafters_tokens(drafter_kin
 def test_guesses_of_random_models_are_tokens_and_come_from_the_cache_unchanged(drafter_kind: str) -> None:
     drafter, rng = tokenizer_of(drafter_kind), random.Random(drafter_kind)
     usable = set(range(len(drafter))) - Language(drafter).special_ids | {drafter.eos_token_id}
+    num_found = 0
     for kind in KINDS:
         proposer = TextProposer(random_lm(kind), tokenizer_of(kind), drafter)
         assert proposer.is_cached
         texts = rng.sample(TEXTS, 2)
-        rows = [drafter(text, add_special_tokens=False)["input_ids"][: rng.randrange(1, 30)] for text in texts]
+        rows = [drafter(text, add_special_tokens=False)["input_ids"][: rng.randrange(1, 20)] for text in texts]
         kept = proposer.open(rows_of(rows))
-        num_found = 0
-        for _ in range(3):
+        for _ in range(2):
             state = rows_of(rows)
             found = guess(kept, state, 3)
             assert found == guess(proposer.open(state), state, 3)
@@ -110,7 +110,7 @@ def test_guesses_of_random_models_are_tokens_and_come_from_the_cache_unchanged(d
                 del row[max(1, len(row) - rng.choice([0, 0, 3])) :]
                 row += [token for token in tokens[: rng.randrange(6)] if token != drafter.eos_token_id]
                 row += [rng.choice(sorted(usable - {drafter.eos_token_id})) for _ in range(rng.randrange(2))]
-        assert num_found or drafter_kind == "word_level"  # random text has no known words
+    assert num_found or drafter_kind == "word_level"  # random text has no known words
 
 
 def test_a_row_is_guessed_alike_in_any_batch() -> None:
@@ -164,6 +164,16 @@ def test_half_a_character_is_left_to_the_drafters_tokens() -> None:
         for n in range(2, len(ids)):
             state = rows_of([ids[:n]])
             assert guess(proposer.open(state), state, 5) == [[*ids, 1][n : n + 5]], (kind, n)
+
+
+def test_tokenizers_written_in_python_speak_too() -> None:
+    slow, fast, text = letters(), tokenizer_of("byte_bpe"), "the quick fox doesn't jump"
+    for drafter, speech in ((slow, fast), (fast, slow), (slow, slow)):
+        ids = [*drafter(text, add_special_tokens=False)["input_ids"], drafter.eos_token_id]
+        proposer = TextProposer(Oracle(speech, text), speech, drafter)
+        state = rows_of([ids[:n] for n in range(1, len(ids))])
+        for n, found in enumerate(guess(proposer.open(state), state, 5), 1):
+            assert found == ids[n : n + 5]
 
 
 def test_special_tokens_of_the_drafter_are_not_read() -> None:
