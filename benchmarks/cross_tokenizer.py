@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import random
 import sys
@@ -25,7 +26,13 @@ import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import LogitsProcessorList, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TemperatureLogitsWarper,
+)
 
 from apd import APDSampler
 from apd.decoding.sampling import Sampling
@@ -181,6 +188,8 @@ def replay(
     width: int,
     count: int,
     chosen: Sequence[str] = tasks.TASKS,
+    temperature: float = 0.0,
+    draws: bool = True,
 ) -> tuple[int, int, float]:
     """Tokens and steps of an exact decode that commits right guesses and one more token, and the seconds of guessing.
 
@@ -193,16 +202,32 @@ def replay(
         width: k, columns of a guess.
         count: held-out instances per task.
         chosen: the tasks.
+        temperature: of the drafter; 0 is greedy.
+        draws: guesses are drawn with the drafter's noise; if False, they are the proposer's likeliest tokens.
     """
+    sampled = Sampling(LogitsProcessorList([TemperatureLogitsWarper(temperature or 1.0)]), greedy=False)
+    sampling = sampled if temperature and draws else Sampling(LogitsProcessorList(), greedy=True)
+    drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {}
     tokens, steps, seconds = 0, 0, 0.0
     for task in chosen:
         prompts = [instance.prompt for instance in tasks.instances(task, count, seed=1)]
         inputs = sampler.tokenizer(prompts, return_tensors="pt", padding=True)
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        rows = sampler.generate(ids, attention_mask=mask, max_new_tokens=MAX_CANVAS, strategy="left-to-right:1")
+        rows = sampler.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=MAX_CANVAS,
+            strategy="left-to-right:1",
+            seed=list(range(len(ids))),
+            **drawing,
+        )
         stop = sampler.tokenizer.eos_token_id
         state = DecodeState.start(
-            ids, max_new_tokens=rows.shape[1] - ids.shape[1], mask_token_id=0, padding=(mask == 0).sum(1)
+            ids,
+            max_new_tokens=rows.shape[1] - ids.shape[1],
+            mask_token_id=0,
+            padding=(mask == 0).sum(1),
+            seeds=torch.arange(len(ids)),
         )
         columns = torch.arange(rows.shape[1])
         # A row ends behind its first stop token.
@@ -215,7 +240,7 @@ def replay(
                 break
             window = FixedWindow(width).window(state)
             started = time.perf_counter()
-            guesses = session.propose(state, window, None, None, Sampling(LogitsProcessorList(), greedy=True))
+            guesses = session.propose(state, window, None, None, sampling)
             seconds += time.perf_counter() - started
             right = (guesses == window.gather(rows)) & window.inside
             committed = right.long().cumprod(1).sum(1) + 1
@@ -288,6 +313,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "replay":
             command.add_argument("--width", type=int, default=8, help="guesses per step")
             command.add_argument("--count", type=int, default=16, help="held-out instances per task")
+            command.add_argument("--temperature", type=float, default=0.0, help="of the drafter; 0 is greedy")
     return parser
 
 
@@ -296,20 +322,29 @@ def _print_replay(options: argparse.Namespace) -> None:
     native: Any = sampler.verifier
     proposers = {"the verifier (the drafter's tokenizer)": (native.model, sampler.tokenizer)}
     proposers |= {kind: load(options.out / kind) for kind in options.kind}
-    print(f"Greedy, {options.count} held-out instances per task, {options.width} guesses per step\n")
-    print("| proposer | healed | tokens per step | ms per row and guess |")
-    print("|---|---|---|---|")
+    print(
+        f"Temperature {options.temperature:g}, {options.count} held-out instances per task, {options.width} guesses per step\n"
+    )
+    print("| proposer | healed | guesses | tokens per step | ms per row and guess |")
+    print("|---|---|---|---|---|")
     for name, (model, tokenizer) in proposers.items():
-        for heal in (True, False):
+        for heal, draws in itertools.product((True, False), (True, False) if options.temperature else (False,)):
             proposer = TextProposer(model, tokenizer, sampler.tokenizer, heal=heal)
-            tokens, steps, seconds = replay(proposer, sampler, width=options.width, count=options.count)
-            milliseconds = 1000 * seconds / steps
+            if heal > proposer.heals:
+                continue
+            tokens, steps, seconds = replay(
+                proposer,
+                sampler,
+                width=options.width,
+                count=options.count,
+                temperature=options.temperature,
+                draws=draws,
+            )
             print(
-                f"| {name} | {'yes' if proposer.heals else 'no'} | {tokens / steps:.2f} | {milliseconds:.1f} |",
+                f"| {name} | {'yes' if heal else 'no'} | {'drawn' if draws else 'greedy'} | {tokens / steps:.2f} | "
+                f"{1000 * seconds / steps:.1f} |",
                 flush=True,
             )
-            if not proposer.heals and heal:
-                break
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ __all__ = ["TextProposer"]
 
 #: Most tokens at the end of a row that one token may replace, see `TextProposer`.
 HEALED_TOKENS = 4
+#: Least probability of tokens that the drafter has, too, for a guess to be drawn with the drafter's noise.
+LEAST_SHARED = 0.5
+MEAN_GUMBEL = 0.5772156649015329
 #: Tokens before the frontier with which new ones are decoded; decoders need few.
 CONTEXT = 16
 #: The cache grows by so many columns at once.
@@ -43,9 +47,9 @@ class TextProposer:
       as it never was in training. So the first token may also be one that spells the end of the text and goes on, where
       the proposer finds such tokens more probable than a boundary. Tokens that the drafter has, too, are left out: it
       would have written them.
-    - Sampling. With temperature, a proposer's token gets the keyed noise of the drafter's token with which its text
-      begins, at the drafter's position. Where both models agree, the guess is then what the drafter draws. A token that
-      spells none of the drafter's has noise of its own.
+    - Sampling. With temperature, a proposer's token that the drafter has, too, gets the drafter's keyed noise: where both
+      models agree, the guess is what the drafter draws. Other tokens get the mean of the noise, since noise of their own
+      would only make guesses less probable; where they are the likely ones, the likeliest token is taken.
     - Cache. Each row keeps the keys of its tokens up to the first that re-tokenizing changed. Models whose memory
       cannot be taken back (recurrent or sliding layers) compute whole rows, one at a time.
 
@@ -113,7 +117,6 @@ class TextProposer:
         self.leading = self.language.leading
         first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.first = [] if first is None else [first]  # what stands for no text at all
-        self._noise_ids: Tensor | None = None
 
     def open(self, state: DecodeState) -> TextSession:
         return TextSession(self, len(state.rows))
@@ -129,24 +132,15 @@ class TextProposer:
             ids = ids[math.ceil(excess / step) * step :]
         return [*leading, *ids] or list(self.first)
 
-    def noise_ids(self, device: torch.device) -> Tensor:
-        """The drafter's token with which each of the proposer's tokens begins, or an id that no other token has: `v` int64."""
-        if self._noise_ids is None:
-            speech, drafter, stop = self.language, self.drafter_language, self.stop_token_id
-            known = drafter.by_text
-            anchor = speech.encode("a").ids
-            before = speech.text(anchor, special=False)
-            found = [drafter.size + i for i in range(speech.size)]
-            for string, i in speech.by_text.items():
-                if string in known:
-                    found[i] = known[string]
-                elif text := speech.text([*anchor, i], special=False).removeprefix(before):
-                    first = drafter.encode(text).ids[:1]
-                    found[i] = first[0] if first and first[0] not in drafter.special_ids else found[i]
-            for i in self.end_ids:
-                found[i] = found[i] if stop is None else stop
-            self._noise_ids = torch.tensor(found, dtype=torch.int64, device="cpu")
-        return self._noise_ids.to(device)
+    @cached_property
+    def noise_ids(self) -> Tensor:
+        """The drafter's token that is written as each of the proposer's tokens, −1 if there is none: `v` int64."""
+        found, known = [-1] * self.language.size, self.drafter_language.by_text
+        for text, token in self.language.by_text.items():
+            found[token] = known.get(text, -1)
+        for token in self.end_ids:
+            found[token] = -1 if self.stop_token_id is None else self.stop_token_id
+        return torch.tensor(found, dtype=torch.int64, device="cpu")
 
 
 class TextSession:
@@ -213,10 +207,14 @@ class _Draw:
         device = noise.columns.device
         warped = self.sampling.warp(logits.to(device)[None, None])
         ids = torch.arange(warped.values.shape[-1], device=device) if warped.ids is None else warped.ids[0, 0]
+        theirs = self.proposer.noise_ids.to(device)[ids]
+        is_shared = theirs >= 0
+        if float(warped.values[0, 0].softmax(0)[is_shared].sum()) < LEAST_SHARED:
+            return warped.values[0, 0], ids
         row = slice(self.row, self.row + 1)
         mine = Noise(noise.seeds[row], noise.columns[row, position : position + 1], noise.padding[row], noise.stream)
-        shared = Scores(warped.values, self.proposer.noise_ids(device)[ids][None, None])
-        return (warped.values + mine.for_scores(shared))[0, 0], ids
+        shared = mine.for_scores(Scores(warped.values, theirs.clamp(min=0)[None, None]))[0, 0]
+        return warped.values[0, 0] + torch.where(is_shared, shared, MEAN_GUMBEL), ids
 
 
 @dataclass
