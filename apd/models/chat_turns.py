@@ -15,9 +15,9 @@ Translate = Callable[[str], str]
 
 def without_special_tokens(tokenizer: Any) -> Translate:
     """A translation that leaves out the special tokens of this tokenizer, and those alone."""
-    named = [*tokenizer.all_special_tokens]
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = sorted({*named, *(str(t) for t in added.values() if t.special)} - {""}, key=len, reverse=True)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    named = {*tokenizer.all_special_tokens, *(str(token) for token in added if token.special)}
+    special = sorted(named - {""}, key=lambda token: (-len(token), token))
 
     def translate(text: str) -> str:
         for token in special:
@@ -45,17 +45,17 @@ class ChatTurns:
 
     @classmethod
     def of(cls, tokenizer: Any) -> ChatTurns | None:
-        """The turns of a tokenizer's chat template; `None` if it has none, or one that does not write texts as they are."""
+        """The turns of a tokenizer's chat template; `None` if it has none, or one whose turns cannot be told from texts."""
         if not getattr(tokenizer, "chat_template", None):
             return None
         texts = ["first text", "second text", "third text"]
         roles = ["user", "assistant", "user"]
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
         parts = _rendered(tokenizer, messages)
-        if parts is None:
+        if parts is None or not all(parts[:3]):
             return None
         with_system = _rendered(tokenizer, [{"role": "system", "content": "zeroth text"}, *messages])
-        system = None if with_system is None else (with_system[0], with_system[1])
+        system = None if with_system is None or not all(with_system[:2]) else (with_system[0], with_system[1])
         return cls(parts[0], parts[1], parts[2], system)
 
     def read(self, text: str) -> tuple[list[dict[str, str]], str] | None:

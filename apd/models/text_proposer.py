@@ -373,8 +373,9 @@ class _CachedReader(_Reader):
         last = to_device(
             [[end - start - i for i in range(most, 0, -1)] for start, end in zip(starts, ends, strict=True)], device
         )
-        logits = Projection.at(self.head, self.passes(tokens, span), last)[:, :]
-        return [logits[row, most - n :, : self.size].float() for row, (_, n) in rows.items()]
+        logits = Projection.at(self.head, self.passes(tokens, span), last)[:, :][..., : self.size]
+        logits = logits.float().cpu()  # rows decide one by one, so the only host sync of a pass is here
+        return [logits[row, most - n :] for row, (_, n) in rows.items()]
 
     def select(self, rows: Tensor) -> None:
         self.done = [self.done[row] for row in rows.tolist()]

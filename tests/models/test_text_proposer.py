@@ -242,6 +242,24 @@ def test_a_chat_is_translated_into_the_proposers_template() -> None:
 
 
 @pytest.mark.parametrize(
+    "template",
+    [
+        "",
+        "{{ raise_exception('no') }}",
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+        "always this",
+        "{{ 1 / 0 }}",
+    ],
+)
+def test_a_template_without_turns_leaves_the_text_as_it_is(template: str) -> None:
+    drafter, speech = chatting("byte_bpe", template), chatting("unigram", template)
+    assert ChatTurns.of(drafter) is None
+    proposer = TextProposer(Oracle(speech, "the quick fox"), speech, drafter)
+    assert proposer.translate("<|user|>the<eos> quick") == "the quick"
+    assert proposer.stop_token_id == drafter.eos_token_id
+
+
+@pytest.mark.parametrize(
     "warpers", [[TemperatureLogitsWarper(0.7)], [TopKLogitsWarper(20), TemperatureLogitsWarper(1.3)]]
 )
 def test_with_temperature_a_model_of_the_same_language_guesses_what_is_drawn(warpers: list[Any]) -> None:
