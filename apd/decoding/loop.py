@@ -77,6 +77,7 @@ class DecodeLoop:
             Support(vocab_size, removed, request.processing),
             mask_token_id=drafter.mask_token_id,
             kernels=step.PLAIN if request.calls_user_code else kernels,
+            policy=request.policy,
             record_probs=record_probs,
             record_scores=request.record_scores or request.record_logits,
         )

@@ -83,10 +83,14 @@ class CheckedLogits:
         if isinstance(logits, Tensor) or not hasattr(logits, "__getitem__"):
             self._check(logits, shape)
 
-    def __getitem__(self, index: tuple[slice, slice], /) -> Tensor:
+    def __getitem__(self, index: tuple[slice, slice] | tuple[Tensor, Tensor], /) -> Tensor:
         part: Tensor = self.logits[index]
-        rows, columns = (len(range(size)[part]) for size, part in zip(self.shape, index, strict=True))
-        self._check(part, (rows, columns))
+        rows, columns = index
+        if isinstance(rows, slice) or isinstance(columns, slice):
+            sizes = [len(range(size)[each]) for size, each in zip(self.shape, index, strict=True)]
+        else:
+            sizes = [len(rows), columns.shape[1]]
+        self._check(part, (sizes[0], sizes[1]))
         return part
 
     def _check(self, logits: Tensor, shape: tuple[int, int]) -> None:

@@ -40,7 +40,7 @@ from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.sampling import Sampling
 from apd.decoding.strategy import Strategy
-from apd.decoding.window import AutoWindow, window_policy
+from apd.decoding.window import AutoWindow, WindowPolicy, window_policy
 from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, refuse_unknown, warn
@@ -221,9 +221,15 @@ def check_order(strategy: Strategy, config: APDConfig) -> None:
     Raises:
         ValueError: `window_size` is "auto" or `kv_window` is set.
     """
+    policy = window_policy(config.window_size)
+    if not getattr(strategy, "adapts_window", True) and type(policy).update is not WindowPolicy.update:
+        raise ValueError(
+            f"`window_size` must be a number or None with {strategy!r}, got {config.window_size!r}: a window that follows the "
+            "last step is not known for the steps that are guessed."
+        )
     if strategy.left_to_right:
         return
-    if isinstance(window_policy(config.window_size), AutoWindow):
+    if isinstance(policy, AutoWindow):
         raise ValueError(
             f"`window_size` must be a number or None with {strategy!r}, got {config.window_size!r}: the window follows how "
             "far a step gets from the left, and would decide here what may be committed."

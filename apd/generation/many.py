@@ -35,6 +35,7 @@ class Generated:
             tokenizer.
         drafter_forwards: drafter passes until the row was done.
         verifier_forwards: verifier passes until the row was done.
+        canvases: canvases of the row that the drafter computed: one per pass, several with `Checked`.
         finish: `"stop"` (a stop token, string or criterion) or `"length"`.
         trace: the decode step by step.
     """
@@ -44,6 +45,7 @@ class Generated:
     text: str | None
     drafter_forwards: int
     verifier_forwards: int
+    canvases: int
     finish: str
     trace: RowTrace
 
@@ -221,13 +223,14 @@ def _fill(loop: DecodeLoop, queue: Queue, batch_size: int) -> None:
 
 
 def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> Generated:
-    trace, num_drafted, num_verified = recorder.pop(row)
+    trace, num_drafted, num_verified, num_canvases = recorder.pop(row)
     return Generated(
         index=row,
         tokens=trace.tokens,
         text=None if tokenizer is None else whole_text(tokenizer, trace.tokens, skip_special_tokens=True),
         drafter_forwards=num_drafted,
         verifier_forwards=num_verified,
+        canvases=num_canvases,
         finish="stop" if is_stopped else "length",
         trace=trace,
     )

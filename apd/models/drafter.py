@@ -12,7 +12,7 @@ from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.models.leave_one_out import Shadows, shadowed_hidden_states
 from apd.models.span import Span
-from apd.models.transformer import Projection, TransformersModel
+from apd.models.transformer import EagerPasses, Projection, TransformersModel
 
 
 class MaskedDiffusionDrafter(TransformersModel):
@@ -70,6 +70,13 @@ class NeuralDrafterSession:
         span = self.next_span(state, window)
         hidden = self.passes(state.tokens, span)
         return Projection.of_window(self.head, hidden, span, window, -self.drafter.logit_shift)
+
+    def canvas_logits(self, state: DecodeState, window: Window, rows: Tensor) -> Projection:
+        """Logits of several canvases of each row, see `CanvasSession`. Computed without a cache."""
+        layout = state.layout
+        span = Span.of_rows(layout.padding, window.ends, layout.padding, state.tokens.device)
+        passes = EagerPasses(self.drafter.model, block_size=self.drafter.block_size, role=self.drafter.role)
+        return Projection.of_window(self.head, passes(state.tokens, span), span, window, -self.drafter.logit_shift)
 
     def next_span(self, state: DecodeState, window: Window) -> Span:
         """The columns that this pass computes. Updates the per-row memory: call it once per pass."""

@@ -252,8 +252,9 @@ class Projection:
         at = index.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
         return cls(head, hidden.gather(1, at), index.device)
 
-    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
-        hidden = self.hidden[index].contiguous()
+    def __getitem__(self, index: tuple[slice, slice] | tuple[Tensor, Tensor]) -> Tensor:
+        rows, positions = (each.to(self.hidden.device) if isinstance(each, Tensor) else each for each in index)
+        hidden = self.hidden[rows, positions].contiguous()
         # `contiguous` keeps unusual strides of a single row, with which torch computes a batch of products, up to 20 times
         # slower on a CPU. `view` resets the strides.
         return self.head(hidden.view(hidden.shape)).to(self.device)
