@@ -85,12 +85,11 @@ class CheckedLogits:
 
     def __getitem__(self, index: tuple[slice, slice] | tuple[Tensor, Tensor], /) -> Tensor:
         part: Tensor = self.logits[index]
-        rows, columns = index
-        if isinstance(rows, slice) or isinstance(columns, slice):
-            sizes = [len(range(size)[each]) for size, each in zip(self.shape, index, strict=True)]
-        else:
-            sizes = [len(rows), columns.shape[1]]
-        self._check(part, (sizes[0], sizes[1]))
+        shape = [*torch.broadcast_shapes(*(each.shape for each in index if isinstance(each, Tensor)))]
+        shape = shape or [
+            len(range(size)[each]) for size, each in zip(self.shape, index, strict=True) if isinstance(each, slice)
+        ]
+        self._check(part, (shape[0], shape[1]))
         return part
 
     def _check(self, logits: Tensor, shape: tuple[int, int]) -> None:

@@ -39,7 +39,6 @@ from apd.strategies.canvases import Canvases, Guess, Way, follow, guess_canvases
 from apd.strategies.proposers import NO_GUESS, PROPOSERS, Marginals, Proposer
 from apd.strategies.unmasking import LeftToRight
 
-
 _SEQUENTIAL = LeftToRight(1)
 
 
