@@ -38,7 +38,6 @@ _NEEDED = (
 )
 
 _FRACTIONS = ("rms_norm_eps", "rope_theta")
-
 _OPTIONAL = ("head_dim", "hidden_act", "attention_bias", "initializer_range", "tie_word_embeddings")
 
 
