@@ -23,6 +23,10 @@ __all__ = ["Comparison", "Run", "compare", "play", "run", "summary", "table"]
 
 MAX_NEW_TOKENS = 32
 FRAME_SECONDS = 0.05
+_HEADINGS = (
+    *("tokens", "forwards,\n1 per\nstep", "forwards,\napd", "tokens\nper\nforward", "verifier\nforwards"),
+    *("right,\n1 per\nstep", "right,\napd"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Comparison:
     instance: Instance
     single: Run
     apd: Run
+
+    @property
+    def num_frames(self) -> int:
+        """Forwards until both are done."""
+        return max(len(self.single.frames), len(self.apd.frames))
 
 
 def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
@@ -133,13 +142,12 @@ def play(comparison: Comparison, out: Console, *, animate: bool) -> None:
     """
     colour = out.color_system is not None
     out.print(f"\n{comparison.instance.task}: {comparison.instance.prompt}")
-    num_frames = max(len(run.frames) for run in (comparison.single, comparison.apd))
     if animate:
         with Live(console=out, auto_refresh=False, transient=True) as live:
-            for shown in range(1, num_frames):
+            for shown in range(1, comparison.num_frames):
                 live.update(_answers(comparison, shown, colour=colour), refresh=True)
                 time.sleep(FRAME_SECONDS)
-    out.print(_answers(comparison, num_frames, colour=colour))
+    out.print(_answers(comparison, comparison.num_frames, colour=colour))
 
 
 def _answers(comparison: Comparison, shown: int, *, colour: bool) -> Table:
@@ -149,7 +157,7 @@ def _answers(comparison: Comparison, shown: int, *, colour: bool) -> Table:
         count = min(shown, len(run.frames))
         parts, rejected = run.frames[count - 1]
         text = mark(parts, colour=colour, rejected=rejected)
-        if shown >= max(len(comparison.single.frames), len(comparison.apd.frames)):
+        if shown >= comparison.num_frames:
             text.append("  (right)" if run.right else "  (wrong)")
         grid.add_row(f"  {name:<12}", f"{count:>2} {'forward' if count == 1 else 'forwards':<8}", text)
     return grid
@@ -159,41 +167,34 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     """Counts of every prompt, then their totals; at most 80 columns wide."""
     found = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
     found.add_column("task", vertical="bottom")
-    for heading in (
-        "tokens",
-        "forwards,\n1 per\nstep",
-        "forwards,\napd",
-        "tokens\nper\nforward",
-        "verifier\nforwards",
-        "right,\n1 per\nstep",
-        "right,\napd",
-    ):
+    for heading in _HEADINGS:
         found.add_column(heading, justify="right", vertical="bottom")
     for comparison in comparisons:
         verdicts = ["yes" if run.right else "no" for run in (comparison.single, comparison.apd)]
         found.add_row(comparison.instance.task, *_counts([comparison]), *verdicts)
-    verdicts = [str(sum(c.single.right for c in comparisons)), str(sum(c.apd.right for c in comparisons))]
-    found.add_row("all", *_counts(comparisons), *verdicts)
+    found.add_row("all", *_counts(comparisons), *map(str, _total(comparisons, "right")))
     return found
 
 
+def _total(comparisons: Sequence[Comparison], of: str) -> tuple[Any, Any]:
+    """Sums of a field of `Run`: with one token per step, and with adaptive parallel decoding."""
+    return sum(getattr(c.single, of) for c in comparisons), sum(getattr(c.apd, of) for c in comparisons)
+
+
 def _counts(comparisons: Sequence[Comparison]) -> list[str]:
-    tokens = sum(c.apd.tokens for c in comparisons)
-    single = sum(c.single.drafter_forwards for c in comparisons)
-    parallel = sum(c.apd.drafter_forwards for c in comparisons)
-    verified = sum(c.apd.verifier_forwards for c in comparisons)
+    (_, tokens), (single, parallel) = _total(comparisons, "tokens"), _total(comparisons, "drafter_forwards")
+    verified = _total(comparisons, "verifier_forwards")[1]
     return [str(tokens), str(single), str(parallel), f"{tokens / parallel:.1f}", str(verified)]
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
     """Forwards saved, answers still right, and seconds, in words."""
-    single, parallel = [c.single for c in comparisons], [c.apd for c in comparisons]
-    forwards = [sum(run.drafter_forwards for run in runs) for runs in (single, parallel)]
-    right = [sum(run.right for run in runs) for runs in (single, parallel)]
-    seconds = [sum(run.seconds for run in runs) for runs in (single, parallel)]
-    rate = sum(run.tokens for run in parallel) / forwards[1]
+    tokens, forwards, right, seconds = (
+        _total(comparisons, of) for of in ("tokens", "drafter_forwards", "right", "seconds")
+    )
     return (
-        f"Adaptive parallel decoding: {rate:.1f} tokens per drafter forward; {forwards[0] - forwards[1]} of {forwards[0]} "
-        f"drafter forwards saved; {right[1]} of {len(comparisons)} right, one token per step {right[0]}.\n"
+        f"Adaptive parallel decoding: {tokens[1] / forwards[1]:.1f} tokens per drafter forward; "
+        f"{forwards[0] - forwards[1]} of {forwards[0]} drafter forwards saved; {right[1]} of {len(comparisons)} right, "
+        f"one token per step {right[0]}.\n"
         f"Seconds: {seconds[0]:.2f} with one token per step, {seconds[1]:.2f} with apd."
     )
