@@ -96,7 +96,7 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
     if pad_token_id in stop_token_ids:
         warn(
             "`attention_mask` cannot be inferred, since the pad token is a stop token too; nothing is taken for "
-            "padding. Pass `attention_mask`.",
+            "padding. Pass `attention_mask`."
         )
         return torch.ones_like(prompt, dtype=torch.bool)
     return prompt != pad_token_id

@@ -364,7 +364,7 @@ def as_drafter(
         ValueError: no family, no mask token, causal attention, or unsupported layers or attention.
         TypeError: `model` is neither a transformers model nor a `Drafter`.
     """
-    if not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel) or _is_sharded(model):
         _check_protocol(model, "drafter")
         if spec is not None or mask_token_id is not None:
             raise ValueError(
@@ -408,13 +408,18 @@ def as_verifier(model: PreTrainedModel | Verifier, drafter: Drafter | None = Non
         ValueError: another bidirectional model, or unsupported layers or attention.
         TypeError: `model` is neither a transformers model nor a `Verifier`.
     """
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel) and not _is_sharded(model):
         if model is not getattr(drafter, "model", None):
             check_causal(model)
         check_decoder(model)
         return CausalVerifier(model)
     _check_protocol(model, "verifier")
     return model
+
+
+def _is_sharded(model: PreTrainedModel) -> bool:
+    """True after torch's `fully_shard`, which changes the class of the model; its weights are DTensors then."""
+    return hasattr(model, "reshard")
 
 
 def _check_protocol(model: Any, role: str) -> None:

@@ -80,7 +80,8 @@ def _language_tool() -> Any:
 def _encoder(model: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, RobertaModel
 
-    return AutoTokenizer.from_pretrained(model), RobertaModel.from_pretrained(model, add_pooling_layer=False).eval()
+    encoder = RobertaModel.from_pretrained(model, add_pooling_layer=False, use_safetensors=True)  # no pickles
+    return AutoTokenizer.from_pretrained(model), encoder.eval()
 
 
 def _package(name: str, distribution: str | None = None) -> ModuleType:
