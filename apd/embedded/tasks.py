@@ -1,4 +1,4 @@
-"""The tasks of the embedded pair: ten list operations and short arithmetic stories, with their scorer.
+"""The tasks of the included pair: ten list operations and short arithmetic stories, with their scorer.
 
 The list operations are ParallelBench's waiting line (arXiv:2510.04767), with new wordings and names. They are the
 smallest tasks in which parallel decoding can fail: copying six names in one step is safe; shuffling them is not, since
@@ -113,7 +113,7 @@ class Instance:
         prompt: ends with "." or "?"; the answer follows directly.
         answer: one right answer with its leading space, drawn uniformly if there are several.
         names: the list in the prompt; empty for arithmetic.
-        newcomer: the name to insert; `None` if the task has none.
+        newcomer: the new name to insert; `None` if the task has none.
         place: the place, counted from 1; `None` if the task has none.
         numbers: for arithmetic, the start and the signed changes; else empty.
     """
