@@ -13,6 +13,7 @@ from rich.table import Table
 
 from apd.cli.settings import set_up
 from apd.config import APDConfig
+from apd.decoding.strategy import Strategy
 from apd.embedded.tasks import EXAMPLES, Instance, is_right
 from apd.sampler import APDSampler
 from apd.show.terminal import console
@@ -93,22 +94,16 @@ def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
 
 def compare(sampler: APDSampler, instances: Sequence[Instance] = EXAMPLES) -> Iterator[Comparison]:
     """Decode each prompt both ways, one at a time, after an untimed warm-up."""
-    _decode(sampler, instances[0], one_token_per_step=False)
+    _decode(sampler, instances[0])
     for instance in instances:
-        single = _decode(sampler, instance, one_token_per_step=True)
-        yield Comparison(instance, single, _decode(sampler, instance, one_token_per_step=False))
+        yield Comparison(instance, _decode(sampler, instance, LeftToRight(1)), _decode(sampler, instance))
 
 
-def _decode(sampler: APDSampler, instance: Instance, *, one_token_per_step: bool) -> Run:
+def _decode(sampler: APDSampler, instance: Instance, strategy: Strategy | None = None) -> Run:
     tokenizer: Any = sampler.tokenizer
     inputs = tokenizer([instance.prompt], return_tensors="pt")
     start = time.perf_counter()
-    output: Any = sampler.generate(
-        **inputs,
-        max_new_tokens=MAX_NEW_TOKENS,
-        strategy=LeftToRight(1) if one_token_per_step else None,
-        return_dict_in_generate=True,
-    )
+    output = sampler.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, strategy=strategy, return_dict_in_generate=True)
     seconds = time.perf_counter() - start
     trace = output.trace[0]
 
