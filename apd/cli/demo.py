@@ -20,8 +20,6 @@ from apd.show.terminal import console
 from apd.show.text import legend, mark, pieces
 from apd.strategies import LeftToRight
 
-__all__ = ["Comparison", "Run", "compare", "play", "run", "summary", "table"]
-
 MAX_NEW_TOKENS = 32
 FRAME_SECONDS = 0.05
 _HEADINGS = (

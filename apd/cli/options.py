@@ -13,21 +13,6 @@ from typing import Any
 from apd.config import KNOBS, APDConfig, Form
 from apd.text import check_text
 
-__all__ = [
-    "LOADING",
-    "SAMPLING",
-    "STANDARD",
-    "UsageError",
-    "add_colour",
-    "add_generate",
-    "add_knobs",
-    "check_files",
-    "check_usage",
-    "config_of",
-    "fingerprint",
-    "sampling_of",
-]
-
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 LOADING = ("dtype", "device_map", "attn_implementation", "revision")
 STANDARD = "-"  # as a file: standard input or standard output

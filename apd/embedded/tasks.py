@@ -17,22 +17,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = [
-    "ARITHMETIC",
-    "EXAMPLES",
-    "EXAMPLE_PROMPTS",
-    "LIST_TASKS",
-    "NAMES",
-    "SPECIAL_TOKENS",
-    "TASKS",
-    "TOKEN_PATTERN",
-    "VOCABULARY",
-    "Instance",
-    "instances",
-    "is_right",
-    "stream",
-]
-
 NAMES: tuple[str, ...] = tuple(
     """Ada Amir Bea Ben Carl Cleo Dan Dora Emil Eva Fay Finn Gil Gus Hana Hugo Ines Ivo Joan Jude Kira Kurt
     Leo Lina Max Mia Nils Nora Olga Otto Paul Pia Quin Rita Rosa Sam Sven Tara Uma Vera Wim Xena Yuri Zoe""".split()

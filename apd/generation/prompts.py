@@ -9,8 +9,6 @@ from torch import Tensor
 
 from apd.generation.support import warn
 
-__all__ = ["check_tokens", "checked_ids", "left_padding", "one_prompt", "only_row", "warn_of_unknown_words"]
-
 
 def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
     """The prompt, given as `inputs` or as `kwargs["input_ids"]`, which is removed.

@@ -17,8 +17,6 @@ from safetensors import SafetensorError, safe_open
 
 from apd.kinds import OBJECT, TEXT, Kind, misfit
 
-__all__ = ["HUB_ARGUMENTS", "TOKENIZER", "Checkpoint"]
-
 #: Arguments that say how a checkpoint is fetched, as in transformers.
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 

@@ -13,17 +13,6 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qw
 
 from apd.kinds import REAL, WHOLE, misfit
 
-__all__ = [
-    "FAMILIES",
-    "ModelSpec",
-    "RawConfig",
-    "decoder_fields",
-    "family_names",
-    "llada_fields",
-    "recognise",
-    "resolve_spec",
-]
-
 RawConfig = Mapping[str, Any]
 
 _NEEDED = (

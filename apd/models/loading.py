@@ -28,7 +28,8 @@ from transformers import (
 from apd.decoding.protocols import Drafter, Verifier
 from apd.kinds import GENERATION, ID, IDS, OBJECT, TEXT, Kind, misfit
 from apd.models.attention import GROUPED, group_heads
-from apd.models.checkpoint import HUB_ARGUMENTS, TOKENIZER, Checkpoint
+from apd.models.checkpoint import HUB_ARGUMENTS as HUB_ARGUMENTS
+from apd.models.checkpoint import TOKENIZER, Checkpoint
 from apd.models.checks import (
     check_causal,
     check_complete,
@@ -41,19 +42,6 @@ from apd.models.checks import (
 from apd.models.drafter import MaskedDiffusionDrafter, check_mask_token
 from apd.models.families import FAMILIES, ModelSpec, RawConfig, family_names, recognise, resolve_spec
 from apd.models.verifier import CausalVerifier
-
-__all__ = [
-    "HUB_ARGUMENTS",
-    "PLACING_ARGUMENTS",
-    "SPLITTING_ARGUMENTS",
-    "as_drafter",
-    "as_verifier",
-    "drafter_config",
-    "load_drafter",
-    "load_tokenizer",
-    "load_verifier",
-    "verifier_config",
-]
 
 #: Arguments that place a large model on several devices, as in transformers.
 PLACING_ARGUMENTS = ("max_memory", "offload_folder", "offload_buffers")

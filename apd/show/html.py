@@ -20,8 +20,6 @@ from markupsafe import Markup
 from apd.show.rows import RowTrace, corrected, counts, number
 from apd.text import TextPieces, decoder
 
-__all__ = ["NOTEBOOK_ROWS", "page", "player"]
-
 NOTEBOOK_ROWS = 8  # more would make an output cell unreadable; `Trace.to_html` shows all
 
 _NUM_TINTS = 6  # .apd-c0 … .apd-c5 in player.css, in the order of the terminal's colours
