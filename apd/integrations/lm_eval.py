@@ -325,8 +325,10 @@ class APDLM(TemplateLM):
         with tqdm(total=len(requests), disable=disable, desc="Running generate_until requests") as bar:
             for gen_kwargs, indices in _by_setting(requests):
                 stops, setting = self._setting(gen_kwargs)
-                room = setting["max_new_tokens"]
-                prompts = {i: self._fit(self.tok_encode(requests[i].args[0]), room, "`max_gen_toks`") for i in indices}
+                num_new = setting["max_new_tokens"]
+                prompts = {
+                    i: self._fit(self.tok_encode(requests[i].args[0]), num_new, "`max_gen_toks`") for i in indices
+                }
                 longest_first = sorted(indices, key=lambda i: -len(prompts[i]))
                 for answer in self.sampler.generate_many(
                     [prompts[i] for i in longest_first],
