@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from apd.decoding.loop import DecodeLoop
+from apd.decoding.noise import SEED_MASK
 from apd.decoding.request import Request
 from apd.generation.output import Recorder
+from apd.kinds import WHOLE
 from apd.show.rows import RowTrace
 from apd.text import check_text, whole_text
 
@@ -160,9 +162,19 @@ class Queue:
         """The next prompt as a request, and its number, `1` int64; `None` at the end.
 
         Raises:
-            ValueError: a number comes twice, or a prompt is refused and there is no `on_error`.
+            TypeError: a number is not whole.
+            ValueError: a number is out of range or comes twice, or a prompt is refused and there is no `on_error`.
         """
-        for index, prompt in self.prompts:
+        for given, prompt in self.prompts:
+            index = given.tolist() if hasattr(given, "tolist") else given  # a number of torch or numpy
+            if not WHOLE.fits(index):
+                raise TypeError(
+                    f"`indices` must be whole numbers, one per prompt, got {given!r}. Leave them out for 0, 1, …"
+                )
+            if not 0 <= index <= SEED_MASK:
+                raise ValueError(
+                    f"`indices` must be at least 0 and below 2^63, got {index}. Leave them out for 0, 1, …"
+                )
             if index in self.places:
                 raise ValueError(f"`indices` must all be different, got {index} twice.")
             self.places[index] = len(self.places)
