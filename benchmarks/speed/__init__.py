@@ -8,6 +8,7 @@ python -m benchmarks.speed window --out DIR          quality and speed against t
 python -m benchmarks.speed sampling                  time outside the models against the way of sampling
 python -m benchmarks.speed targets --out DIR         on a GPU: which targets are met, compiled against plain
 python -m benchmarks.speed launch                    what launching a compiled pass costs the host, on any machine
+python -m benchmarks.speed versus --base DIR         this checkout against another one, on a CPU
 
 Start with `measure.py`, then `instruments.py` and `floor.py`.
 """
