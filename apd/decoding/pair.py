@@ -57,7 +57,7 @@ class Support:
                 look at earlier tokens see at the positions behind it.
         """
         logits = logits[..., : self.vocab_size].float()  # processors expect float32, as in transformers
-        logits = self.processing.apply_vectorised(logits.index_fill(-1, self.removed, -torch.inf), state, window)
+        logits = self.processing.apply_vectorised(logits.index_fill_(-1, self.removed, -torch.inf), state, window)
         if self.processing.needs_history:
             logits = self.processing.apply_per_position(logits, state, window, sample)
         return logits

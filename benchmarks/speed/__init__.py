@@ -8,6 +8,7 @@ python -m benchmarks.speed window --out DIR          quality and speed against t
 python -m benchmarks.speed sampling                  time outside the models by way of sampling
 python -m benchmarks.speed targets --out DIR         on a GPU: which targets are met; compiled compared with eager passes
 python -m benchmarks.speed launch                    host time of launching a compiled pass, on any machine
+python -m benchmarks.speed versus --base DIR         this checkout against another one, on a CPU
 
 Start with `measure.py`, then `instruments.py` and `floor.py`.
 """

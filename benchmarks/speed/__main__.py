@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import batch, launch, length, sampling, targets, window
+from benchmarks.speed import batch, launch, length, sampling, targets, versus, window
 from benchmarks.speed.floor import measure_rates
 from benchmarks.speed.measure import Plan, measure, sizes_of
 from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_of, prepared
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sampling": sampling.main,
     "targets": targets.main,
     "launch": launch.main,
+    "versus": versus.main,
 }
 
 
