@@ -27,10 +27,12 @@ class Form:
     Args:
         name: the kind of value, behind "must be".
         parse: text → value; raises ValueError for other text.
+        write: value → text; `None` for a value that this form does not write.
     """
 
     name: str
     parse: Callable[[str], Any]
+    write: Callable[[Any], str | None] = lambda value: value if isinstance(value, str) else f"{value:g}"
 
     def read(self, text: str) -> Any:
         """Parse `text`.

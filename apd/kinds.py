@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FLAG", "GENERATION", "ID", "IDS", "ID_LIST", "OBJECT", "REAL", "TEXT", "TEXTS", "WHOLE", "Kind", "misfit"]
-
 
 @dataclass(frozen=True)
 class Kind:

@@ -1,7 +1,7 @@
-"""Train the embedded pair: the drafter and the verifier that ship in `apd/embedded`.
+"""Train the included pair: the drafter and the verifier in `apd/embedded`.
 
-Why: adaptive parallel decoding needs two models that share a vocabulary and are good at something. This script makes
-such a pair from nothing on an ordinary CPU, so that every figure of the README can be reproduced.
+Why: adaptive parallel decoding needs two trained models with one vocabulary. This script trains such a pair from random
+weights on an ordinary CPU, so every figure of the README can be reproduced.
 
 How: both models are small Qwen2 networks on the tasks of `apd.embedded.tasks`, with fresh instances at every step.
 
@@ -11,12 +11,12 @@ How: both models are small Qwen2 networks on the tasks of `apd.embedded.tasks`, 
    mask at random, the states of any-order decoding. A quarter of the rows end inside the answer, since a decoding
    window may do so.
 3. The verifier, a causal model many times smaller, is trained for a few minutes only: it has to be weaker than the
-   drafter, else the pair would say nothing about parallel decoding.
+   drafter, else the pair would not show the effect of parallel decoding.
 
-Run it with the same command again after an interruption and it goes on from the last checkpoint:
+After an interruption the same command continues from the last checkpoint:
 
     python examples/train_pair.py                # about 70 minutes on one CPU core
-    python examples/train_pair.py --table        # only measure what is in --out
+    python examples/train_pair.py --table        # only measure the pair in --out
     python examples/train_pair.py --quick --out pair   # seconds; shows that the script runs
 """
 
@@ -118,7 +118,7 @@ class Rows:
         starts: `b 1`, where the canvas starts, that is the length of the prompt.
         tails: `b 1`, where the tail starts, that is behind the first <eos>.
         ends: `b 1`, where the canvas ends; the same as `tails` in a row that ends inside the answer.
-        newcomers: `b 1`, token of the name to put in, -1 if there is none.
+        newcomers: `b 1`, token of the new name, -1 if there is none.
         is_story: `b 1` bool, whether the row is arithmetic.
     """
 
@@ -165,10 +165,10 @@ class RowSource:
 def mask_rows(rows: Rows, is_content: Tensor, generator: torch.Generator, half: int) -> tuple[Tensor, Tensor]:
     """Choose what to mask; returns the mask and the loss weights, both `b n`.
 
-    The second half of the training dwells on what the first one left weak. Stories are masked from a frontier on, since
-    elsewhere a sum shows up again in the next equation. And a name that may go anywhere, is still missing, and has one
-    or two places left, weighs four times as much: at that point a model must notice what it has not yet done. (The
-    weight depends on what is visible only, so the probabilities that are learned stay right.)
+    The second half of the training emphasises the weak points of the first half. Stories are masked from a frontier on,
+    because otherwise a sum is visible in the next equation. A new name without a fixed place that is still missing, with
+    one or two masks left, weighs four times as much: the model must notice there that the name is missing. (The weight
+    depends on visible tokens only, so the learned probabilities stay right.)
 
     Args:
         rows: the solved rows.
@@ -198,7 +198,7 @@ def mask_rows(rows: Rows, is_content: Tensor, generator: torch.Generator, half: 
     k = 1 + (uniform(b, 1) * num_content).long()
     rate = k / num_content.clamp(min=1)
     order = uniform(b, n)
-    # In confidence order the name that a random place gets stays hidden to the last: show such states often.
+    # In confidence order a name with a random place stays masked to the last: such states are drawn often.
     hide_newcomer = content & (rows.ids == rows.newcomers) & (uniform(b, 1) < 0.4)
     order = torch.where(content, order - hide_newcomer.float(), 2.0)
     masked_content = content & (order.argsort(1).argsort(1) < k)
@@ -265,7 +265,7 @@ def loss_of(network: Qwen2ForCausalLM, inputs: Tensor, targets: Tensor, weights:
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
-    """Short warm-up, then flat, then linear to zero over the second half, which brings much of the result."""
+    """Short warm-up, then constant, then linear to zero over the second half, which gives much of the accuracy."""
     return min((step + 1) / 50, 1.0, 2 * (steps - step) / steps)
 
 
@@ -317,7 +317,7 @@ def train(
     save_every: int,
     title: str,
 ) -> None:
-    """Train `network` in place, from the last checkpoint on if there is one."""
+    """Train `network` in place, from the last checkpoint if there is one."""
     device = next(network.parameters()).device
     optimizers = build_optimizers(network, recipe.learning_rate)
     done = load_checkpoint(checkpoint, network, optimizers)
@@ -326,7 +326,7 @@ def train(
     causal = torch.ones(ROW_LENGTH, ROW_LENGTH).tril().bool()
     network.set_attn_implementation(
         "eager"
-    )  # at 60 tokens the backward of torch's CPU kernel takes as long as all else
+    )  # at 60 tokens the backward pass of torch's CPU kernel takes as long as everything else
     loss_function: Callable[..., Tensor] = torch.compile(loss_of) if can_compile(device) else loss_of
 
     network.train()
@@ -467,12 +467,12 @@ class Measured:
 
 def measure(sampler: APDSampler, task: str, count: int, arguments: dict[str, Any]) -> Measured:
     """Greedy answers to `count` held-out instances."""
-    asked = tasks.instances(task, count, seed=1)
-    inputs = sampler.tokenizer([instance.prompt for instance in asked], return_tensors="pt", padding=True)
+    instances = tasks.instances(task, count, seed=1)
+    inputs = sampler.tokenizer([instance.prompt for instance in instances], return_tensors="pt", padding=True)
     output = sampler.generate(**inputs, max_new_tokens=MAX_CANVAS, return_dict_in_generate=True, **arguments)
     answers = output.sequences[:, inputs["input_ids"].shape[1] :]
     texts = sampler.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    right = sum(tasks.is_right(instance, text) for instance, text in zip(asked, texts, strict=True))
+    right = sum(tasks.is_right(instance, text) for instance, text in zip(instances, texts, strict=True))
     forwards = output.drafter_forwards.sum() or output.verifier_forwards.sum()
     return Measured(right, count, int(output.new_tokens.sum()), int(forwards))
 

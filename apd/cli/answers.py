@@ -14,8 +14,6 @@ from apd.config import APDConfig
 from apd.generation.many import Generated
 from apd.sampler import APDSampler
 
-__all__ = ["decode", "load"]
-
 
 def load(arguments: argparse.Namespace, config: APDConfig) -> APDSampler:
     """The pair that the options name.

@@ -10,8 +10,6 @@ from typing import Any
 from apd import __version__
 from apd.cli.options import UsageError, add_colour, add_generate, add_knobs, config_of
 
-__all__ = ["main", "parser"]
-
 # Commands are imported when they run, so that `apd --help` does not import torch.
 
 _DESCRIPTION = """\

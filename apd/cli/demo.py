@@ -13,16 +13,19 @@ from rich.table import Table
 
 from apd.cli.settings import set_up
 from apd.config import APDConfig
+from apd.decoding.strategy import Strategy
 from apd.embedded.tasks import EXAMPLES, Instance, is_right
 from apd.sampler import APDSampler
 from apd.show.terminal import console
 from apd.show.text import legend, mark, pieces
 from apd.strategies import LeftToRight
 
-__all__ = ["Comparison", "Run", "compare", "play", "run", "summary", "table"]
-
 MAX_NEW_TOKENS = 32
 FRAME_SECONDS = 0.05
+_HEADINGS = (
+    *("tokens", "forwards,\n1 per\nstep", "forwards,\napd", "tokens\nper\nforward", "verifier\nforwards"),
+    *("right,\n1 per\nstep", "right,\napd"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Comparison:
     single: Run
     apd: Run
 
+    @property
+    def num_frames(self) -> int:
+        """Forwards until both are done."""
+        return max(len(self.single.frames), len(self.apd.frames))
+
 
 def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
     """Run the demo on standard output and return the measurements.
@@ -84,22 +92,16 @@ def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
 
 def compare(sampler: APDSampler, instances: Sequence[Instance] = EXAMPLES) -> Iterator[Comparison]:
     """Decode each prompt both ways, one at a time, after an untimed warm-up."""
-    _decode(sampler, instances[0], one_token_per_step=False)
+    _decode(sampler, instances[0])
     for instance in instances:
-        single = _decode(sampler, instance, one_token_per_step=True)
-        yield Comparison(instance, single, _decode(sampler, instance, one_token_per_step=False))
+        yield Comparison(instance, _decode(sampler, instance, LeftToRight(1)), _decode(sampler, instance))
 
 
-def _decode(sampler: APDSampler, instance: Instance, *, one_token_per_step: bool) -> Run:
+def _decode(sampler: APDSampler, instance: Instance, strategy: Strategy | None = None) -> Run:
     tokenizer: Any = sampler.tokenizer
     inputs = tokenizer([instance.prompt], return_tensors="pt")
     start = time.perf_counter()
-    output: Any = sampler.generate(
-        **inputs,
-        max_new_tokens=MAX_NEW_TOKENS,
-        strategy=LeftToRight(1) if one_token_per_step else None,
-        return_dict_in_generate=True,
-    )
+    output = sampler.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, strategy=strategy, return_dict_in_generate=True)
     seconds = time.perf_counter() - start
     trace = output.trace[0]
 
@@ -133,13 +135,12 @@ def play(comparison: Comparison, out: Console, *, animate: bool) -> None:
     """
     colour = out.color_system is not None
     out.print(f"\n{comparison.instance.task}: {comparison.instance.prompt}")
-    num_frames = max(len(run.frames) for run in (comparison.single, comparison.apd))
     if animate:
         with Live(console=out, auto_refresh=False, transient=True) as live:
-            for shown in range(1, num_frames):
+            for shown in range(1, comparison.num_frames):
                 live.update(_answers(comparison, shown, colour=colour), refresh=True)
                 time.sleep(FRAME_SECONDS)
-    out.print(_answers(comparison, num_frames, colour=colour))
+    out.print(_answers(comparison, comparison.num_frames, colour=colour))
 
 
 def _answers(comparison: Comparison, shown: int, *, colour: bool) -> Table:
@@ -149,7 +150,7 @@ def _answers(comparison: Comparison, shown: int, *, colour: bool) -> Table:
         count = min(shown, len(run.frames))
         parts, rejected = run.frames[count - 1]
         text = mark(parts, colour=colour, rejected=rejected)
-        if shown >= max(len(comparison.single.frames), len(comparison.apd.frames)):
+        if shown >= comparison.num_frames:
             text.append("  (right)" if run.right else "  (wrong)")
         grid.add_row(f"  {name:<12}", f"{count:>2} {'forward' if count == 1 else 'forwards':<8}", text)
     return grid
@@ -159,41 +160,34 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     """Counts of every prompt, then their totals; at most 80 columns wide."""
     found = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
     found.add_column("task", vertical="bottom")
-    for heading in (
-        "tokens",
-        "forwards,\n1 per\nstep",
-        "forwards,\napd",
-        "tokens\nper\nforward",
-        "verifier\nforwards",
-        "right,\n1 per\nstep",
-        "right,\napd",
-    ):
+    for heading in _HEADINGS:
         found.add_column(heading, justify="right", vertical="bottom")
     for comparison in comparisons:
         verdicts = ["yes" if run.right else "no" for run in (comparison.single, comparison.apd)]
         found.add_row(comparison.instance.task, *_counts([comparison]), *verdicts)
-    verdicts = [str(sum(c.single.right for c in comparisons)), str(sum(c.apd.right for c in comparisons))]
-    found.add_row("all", *_counts(comparisons), *verdicts)
+    found.add_row("all", *_counts(comparisons), *map(str, _total(comparisons, "right")))
     return found
 
 
+def _total(comparisons: Sequence[Comparison], of: str) -> tuple[Any, Any]:
+    """Sums of a field of `Run`: with one token per step, and with adaptive parallel decoding."""
+    return sum(getattr(c.single, of) for c in comparisons), sum(getattr(c.apd, of) for c in comparisons)
+
+
 def _counts(comparisons: Sequence[Comparison]) -> list[str]:
-    tokens = sum(c.apd.tokens for c in comparisons)
-    single = sum(c.single.drafter_forwards for c in comparisons)
-    parallel = sum(c.apd.drafter_forwards for c in comparisons)
-    verified = sum(c.apd.verifier_forwards for c in comparisons)
+    (_, tokens), (single, parallel) = _total(comparisons, "tokens"), _total(comparisons, "drafter_forwards")
+    verified = _total(comparisons, "verifier_forwards")[1]
     return [str(tokens), str(single), str(parallel), f"{tokens / parallel:.1f}", str(verified)]
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:
     """Forwards saved, answers still right, and seconds, in words."""
-    single, parallel = [c.single for c in comparisons], [c.apd for c in comparisons]
-    forwards = [sum(run.drafter_forwards for run in runs) for runs in (single, parallel)]
-    right = [sum(run.right for run in runs) for runs in (single, parallel)]
-    seconds = [sum(run.seconds for run in runs) for runs in (single, parallel)]
-    rate = sum(run.tokens for run in parallel) / forwards[1]
+    tokens, forwards, right, seconds = (
+        _total(comparisons, of) for of in ("tokens", "drafter_forwards", "right", "seconds")
+    )
     return (
-        f"Adaptive parallel decoding: {rate:.1f} tokens per drafter forward; {forwards[0] - forwards[1]} of {forwards[0]} "
-        f"drafter forwards saved; {right[1]} of {len(comparisons)} right, one token per step {right[0]}.\n"
+        f"Adaptive parallel decoding: {tokens[1] / forwards[1]:.1f} tokens per drafter forward; "
+        f"{forwards[0] - forwards[1]} of {forwards[0]} drafter forwards saved; {right[1]} of {len(comparisons)} right, "
+        f"one token per step {right[0]}.\n"
         f"Seconds: {seconds[0]:.2f} with one token per step, {seconds[1]:.2f} with apd."
     )

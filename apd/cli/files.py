@@ -35,8 +35,6 @@ from apd.show.rows import number
 if TYPE_CHECKING:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-__all__ = ["answer_file", "answer_to_stdout"]
-
 
 def answer_file(arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
     """Decode this process's share of the remaining prompts, then let the first process merge all shares.

@@ -23,8 +23,6 @@ from apd.text import decoder
 if TYPE_CHECKING:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-__all__ = ["run"]
-
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the command with parsed arguments.

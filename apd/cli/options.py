@@ -13,21 +13,6 @@ from typing import Any
 from apd.config import KNOBS, APDConfig, Form
 from apd.text import check_text
 
-__all__ = [
-    "LOADING",
-    "SAMPLING",
-    "STANDARD",
-    "UsageError",
-    "add_colour",
-    "add_generate",
-    "add_knobs",
-    "check_files",
-    "check_usage",
-    "config_of",
-    "fingerprint",
-    "sampling_of",
-]
-
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 LOADING = ("dtype", "device_map", "attn_implementation", "revision")
 STANDARD = "-"  # as a file: standard input or standard output
@@ -206,16 +191,13 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{', '.join(useless)} without --do-sample has no effect. Add --do-sample or leave it out.")
     if not all(arguments.stop_string or ()):
         raise UsageError("--stop-string must not be empty. Leave it out.")
-    try:
-        check_text(arguments.prompt or "", "--prompt")
-        for stop in arguments.stop_string or ():
-            check_text(stop, "--stop-string")
-    except ValueError as error:
-        raise UsageError(error) from None
     from apd.generation.arguments import check_order, effective_config
     from apd.strategies.registry import apd_of, settle
 
     try:
+        check_text(arguments.prompt or "", "--prompt")
+        for stop in arguments.stop_string or ():
+            check_text(stop, "--stop-string")
         effective_config(None, [], {"do_sample": arguments.do_sample, **sampling_of(arguments)})
         chosen, config = settle(
             arguments.strategy, APDConfig(), {name: given[name] for name in KNOBS if name in given}

@@ -23,20 +23,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-__all__ = [
-    "BadLine",
-    "Part",
-    "Prompt",
-    "as_line",
-    "merge",
-    "output_file",
-    "part_path",
-    "part_paths",
-    "read_prompts",
-    "read_results",
-    "take_over",
-]
-
 _START = b'{"index": '  # the beginning of every result, also of a torn one
 
 Row = dict[str, Any]

@@ -7,8 +7,6 @@ from transformers.utils import logging
 
 from apd.cli.options import UsageError
 
-__all__ = ["set_up"]
-
 
 def set_up(*, embedded: bool) -> None:
     """Set the number of torch's threads: `APD_NUM_THREADS`, by default 1 for the included pair, which is fastest so.

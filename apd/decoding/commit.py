@@ -33,6 +33,8 @@ class Proposal:
         logits: `b m v` float32 if recorded: log p_D at position 0, which p_D decides, and log p_T behind it, before
             temperature and truncation.
         scores: `b m v` float32 if recorded: `logits` after temperature and truncation.
+        window: the columns of the proposal, where they are not those that `propose` was given.
+        steps: `b` int64, the decode steps that the proposal stands for; `None`: one.
     """
 
     tokens: Tensor
@@ -44,6 +46,8 @@ class Proposal:
     probs: Tensor | None = None
     logits: Tensor | None = None
     scores: Tensor | None = None
+    window: Window | None = None
+    steps: Tensor | None = None
 
 
 def check_proposal(proposal: object, by: str, window: Window, *, probs: bool, scores: bool) -> None:
@@ -88,6 +92,7 @@ class StepInfo:
         broken: `b` bool, rows with an invalid distribution at a decisive position.
         drafter_forwards: number of drafter passes in this step; every row took part in each.
         verifier_forwards: number of verifier passes in this step.
+        extra_canvases: `b` int64, canvases of each row beyond the first in the step's drafter passes; `None`: none.
     """
 
     before: DecodeState
@@ -98,6 +103,7 @@ class StepInfo:
     broken: Tensor
     drafter_forwards: int = 0
     verifier_forwards: int = 0
+    extra_canvases: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,6 @@ def commit(
         decided=window.fill(decided & kept, state.decided),
         frontier=frontier,
         done=stopped | (frontier == state.end) | broken,
-        steps=state.steps + 1,
+        steps=state.steps + (1 if proposal.steps is None else proposal.steps),
     )
     return after, StepInfo(state, window, proposal, chosen & kept, stopped, broken)

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from apd.decoding.noise import LEAST_GUMBEL, Noise
 from apd.decoding.probability import Scores, largest
-
-Floats = NDArray[np.float32]
 
 #: Rows of at most so many tokens are sorted, and hashed one and all; in longer ones the few that matter are searched.
 SMALL_VOCABULARY = 8192
@@ -34,18 +30,6 @@ def runs_numpy(values: Tensor) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------- the nucleus
-class Edge(NamedTuple):
-    """Where the nucleus of a row ends.
-
-    Attributes:
-        least: the least score in it.
-        ties: tokens with this score that are not in it, those with the lowest ids.
-    """
-
-    least: float
-    ties: int
-
-
 class Nucleus(Scores):
     """Scores after top-p, computed when `values` is read: a draw rarely needs them.
 
@@ -88,26 +72,24 @@ def nucleus(scores: Tensor, top_p: float) -> Scores | None:
 
 def truncated(rows: Tensor, top_p: float) -> Tensor:
     """See `nucleus`: `n v` → `n v`."""
-    is_short = rows.shape[-1] <= SMALL_VOCABULARY
-    edges = _edges_by_sorting(rows, top_p) if is_short else [_edge_of_long_row(row, top_p) for row in rows]
-    values = torch.empty_like(rows)
-    for row, edge, out in zip(rows, edges, values, strict=True):
-        # `threshold_` removes what is at most its bound, in a twentieth of the time of `masked_fill_`.
-        torch.threshold_(out.copy_(row), float(np.nextafter(np.float32(edge.least), np.float32(-np.inf))), -torch.inf)
-        if edge.ties:
-            out[np.flatnonzero(row.numpy() == edge.least)[: edge.ties]] = -torch.inf
+    if rows.shape[-1] <= SMALL_VOCABULARY:
+        least, ties = _edges_by_sorting(rows, top_p)
+    else:
+        least, ties = map(torch.cat, zip(*(_edge_of_long_row(row, top_p) for row in rows), strict=True))
+    values = torch.where(rows < least, -torch.inf, rows)
+    for i in (ties > 0).nonzero()[:, 0].tolist():
+        values[i, (rows[i] == least[i]).nonzero()[: int(ties[i]), 0]] = -torch.inf
     return values
 
 
-def _edges_by_sorting(rows: Tensor, top_p: float) -> list[Edge]:
-    """The edges of short rows; masses are computed as transformers does."""
-    ascending = np.sort(rows.numpy())
-    removed = (torch.from_numpy(ascending).softmax(-1).cumsum(-1) <= 1 - top_p).sum(-1).tolist()
-    return [_edge_at(row, count) for row, count in zip(ascending, removed, strict=True)]
+def _edges_by_sorting(rows: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """See `_edges`; masses are computed as transformers does."""
+    ascending = torch.from_numpy(np.sort(rows.numpy()))
+    return _edges(ascending, (ascending.softmax(-1).cumsum(-1) <= 1 - top_p).sum(-1, keepdim=True))
 
 
-def _edge_of_long_row(row: Tensor, top_p: float) -> Edge:
-    """The edge without sorting the row.
+def _edge_of_long_row(row: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """See `_edges`: of one row, `v`, without sorting it.
 
     A sorted sample says between which scores the edge is, give or take some tokens. Only the tokens between these scores are
     sorted; the mass of those below is summed.
@@ -116,7 +98,7 @@ def _edge_of_long_row(row: Tensor, top_p: float) -> Edge:
     mass = (row - peak).exp_()
     total = float(mass.sum())
     if not math.isfinite(total):  # no distribution
-        return Edge(-math.inf, 0)
+        return torch.full((1, 1), -torch.inf), torch.zeros(1, 1, dtype=torch.int64)
     sample = np.sort(values[:: len(values) // _SAMPLE])
     below = np.cumsum(np.exp(sample - peak.numpy())) * (len(values) / len(sample))
     at = int(np.searchsorted(below, (1 - top_p) * total))
@@ -132,13 +114,21 @@ def _edge_of_long_row(row: Tensor, top_p: float) -> Edge:
         removed = int(np.count_nonzero((cumulative / total).astype(np.float32) <= np.float32(1 - top_p)))
         if (removed > 0 or least == -np.inf) and (removed < len(near) or most == np.inf):
             break  # the edge is between these scores, as almost always
-    return _edge_at(near, removed)
+    return _edges(torch.from_numpy(near)[None], torch.tensor([[removed]]))
 
 
-def _edge_at(ascending: Floats, removed: int) -> Edge:
-    """The edge where the first `removed` of these sorted tokens go, and all that are less likely than they."""
-    index = min(removed, len(ascending) - 1)  # p = 0 removes all; the likeliest token stays
-    return Edge(float(ascending[index]), index - int(np.searchsorted(ascending, ascending[index])))
+def _edges(ascending: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the nucleus of each row ends: its least score, and the number of tokens with this score that are not in it.
+
+    Args:
+        ascending: `n k` float32, sorted scores.
+        removed: `n 1` int64, how many of these are not in the nucleus, and all that are less likely than they.
+    Returns:
+        `n 1` float32 and `n 1` int64. The tokens that are not in it are those with the lowest ids.
+    """
+    index = removed.clamp(max=ascending.shape[-1] - 1)  # p = 0 removes all; the likeliest token stays
+    least = ascending.gather(-1, index)
+    return least, index - torch.searchsorted(ascending, least)
 
 
 def _is_surely_inside(row: Tensor, peak: Tensor, token: Tensor, top_p: float) -> bool:

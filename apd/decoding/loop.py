@@ -11,7 +11,7 @@ from torch import Tensor
 from apd.decoding import step
 from apd.decoding.commit import DRAFT_FAULT, TARGET_FAULT, StepInfo
 from apd.decoding.pair import Kernels, ModelPair, Support
-from apd.decoding.protocols import CachingDrafter, Drafter, Verifier
+from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.returned import check_session, name_of
 from apd.decoding.state import DecodeState
@@ -77,6 +77,7 @@ class DecodeLoop:
             Support(vocab_size, removed, request.processing),
             mask_token_id=drafter.mask_token_id,
             kernels=step.PLAIN if request.calls_user_code else kernels,
+            policy=request.policy,
             record_probs=record_probs,
             record_scores=request.record_scores or request.record_logits,
         )
@@ -93,8 +94,10 @@ class DecodeLoop:
             RuntimeError: the strategy committed no token of a row in as many steps as the row has masks.
         """
         while self.newcomers or not all(self.state.layout.done):
-            self._drop_finished()
-            self._admit_newcomers()
+            if any(self.state.layout.done):
+                self._drop_finished()
+            if self.newcomers:
+                self._admit_newcomers()
             self.state, info = decode_step(
                 self.state,
                 strategy=self.strategy,
@@ -147,7 +150,7 @@ class DecodeLoop:
         )
 
     def _open(self, model: Any) -> Any:
-        if self.request.kv_window is not None and isinstance(model, CachingDrafter):
+        if self.request.kv_window is not None and hasattr(model, "open_cached"):
             session = model.open_cached(self.state, self.request.kv_window, self.request.kv_refresh)
         else:
             session = model.open(self.state)  # drafters without a cache, such as exact ones, ignore `kv_window`
@@ -166,12 +169,11 @@ class DecodeLoop:
     @without_gradients
     def _drop_finished(self) -> None:
         """Drop finished rows, and the columns that only they had."""
-        if any(self.state.layout.done):
-            self.idle = [idle for idle, done in zip(self.idle, self.state.layout.done, strict=True) if not done]
-            unfinished = (~self.state.done).nonzero().squeeze(1)
-            self.state = self.state.select(unfinished).narrowed()
-            self.pair.select(unfinished)
-            self.strategy.select(unfinished)
+        self.idle = [idle for idle, done in zip(self.idle, self.state.layout.done, strict=True) if not done]
+        unfinished = (~self.state.done).nonzero().squeeze(1)
+        self.state = self.state.select(unfinished).narrowed()
+        self.pair.select(unfinished)
+        self.strategy.select(unfinished)
 
 
 def _refuse_broken(info: StepInfo) -> None:

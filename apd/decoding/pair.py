@@ -14,11 +14,18 @@ from torch.nn.functional import pad
 from apd.decoding.noise import Noise
 from apd.decoding.probability import gather_tokens, log_normalise, non_finite
 from apd.decoding.processing import Processing
-from apd.decoding.protocols import DrafterSession, LeaveOneOutSession, Logits, ScoringSession, VerifierSession
+from apd.decoding.protocols import (
+    CanvasSession,
+    DrafterSession,
+    LeaveOneOutSession,
+    Logits,
+    ScoringSession,
+    VerifierSession,
+)
 from apd.decoding.returned import CheckedLogits, check_returned, name_of
 from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
-from apd.decoding.window import Window
+from apd.decoding.window import AllMasks, Window, WindowPolicy
 
 T = TypeVar("T")
 
@@ -50,7 +57,7 @@ class Support:
                 look at earlier tokens see at the positions behind it.
         """
         logits = logits[..., : self.vocab_size].float()  # processors expect float32, as in transformers
-        logits = self.processing.apply_vectorised(logits.index_fill(-1, self.removed, -torch.inf), state, window)
+        logits = self.processing.apply_vectorised(logits.index_fill_(-1, self.removed, -torch.inf), state, window)
         if self.processing.needs_history:
             logits = self.processing.apply_per_position(logits, state, window, sample)
         return logits
@@ -142,11 +149,13 @@ class ModelPair:
         support: the tokens that may be drawn.
         mask_token_id: what is in an undecided column.
         kernels: the pure functions of a step.
+        policy: the masks that a step drafts; for strategies that make up canvases of their own.
         record_probs: proposals hold the probabilities of their tokens, `b m n`.
         record_scores: proposals hold what decided each position, `b m v`.
 
     Attributes:
         drafter_forwards, verifier_forwards: passes so far; every row of the state took part in each.
+        extra_canvases: `b` int64, per row of the state the canvases beyond the first of each pass in this step; `None`: none.
     """
 
     def __init__(
@@ -157,20 +166,31 @@ class ModelPair:
         *,
         mask_token_id: int,
         kernels: Kernels,
+        policy: WindowPolicy | None = None,
         record_probs: bool = False,
         record_scores: bool = False,
     ) -> None:
         self.drafter, self.verifier, self.support = drafter, verifier, support
         self.mask_token_id, self.kernels = mask_token_id, kernels
+        self.policy: WindowPolicy = AllMasks() if policy is None else policy
         self.record_probs, self.record_scores = record_probs, record_scores
         self.drafter_forwards = self.verifier_forwards = 0
+        self.extra_canvases: Tensor | None = None
 
-    def draft(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
-        """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window."""
+    def draft(self, state: DecodeState, window: Window, sampling: Sampling, width: int | None = None) -> Drafts:
+        """x_i = argmax(warp(log p_D)_i + g_i) at every mask of the window, or at its first `width` positions."""
         drafter = self._running(self.drafter, "drafter")
         self.drafter_forwards += 1
         logits = self._checked(drafter, "logits", drafter.logits(state, window), window)
-        return self._drafts(logits, state, window, sampling)
+        return self._drafts(logits, state, window, sampling, width)
+
+    def of_canvases(self, rows: Tensor) -> CanvasPair:
+        """A pair that drafts several canvases of each row in one pass.
+
+        Args:
+            rows: `n` int64, ascending: the row of this pair's state that each canvas belongs to.
+        """
+        return CanvasPair(self, rows)
 
     def draft_leave_one_out(self, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
         """A draft of every column of the window from all other columns, as if it alone were masked."""
@@ -239,11 +259,71 @@ class ModelPair:
         rows, width = window.columns.shape
         return CheckedLogits(logits, name_of(session, method), (rows, width), self.support.vocab_size)
 
-    def _drafts(self, logits: Logits, state: DecodeState, window: Window, sampling: Sampling) -> Drafts:
+    def _drafts(
+        self, logits: Logits, state: DecodeState, window: Window, sampling: Sampling, width: int | None = None
+    ) -> Drafts:
         def draw(part: slice) -> Draft:
             return self.kernels.draw(logits[:, part], state, window.part(part), sampling, self.support)
 
-        return Drafts(self.parts(window), draw)
+        whole = window.columns.shape[1]
+        return Drafts(self.parts(window if width is None or width >= whole else window.part(slice(0, width))), draw)
+
+
+class CanvasPair(ModelPair):
+    """The drafter of a pair on several canvases of each row; it makes one pass.
+
+    Args:
+        pair: the pair of the rows; counts the forward.
+        rows: `n` int64, the row of each canvas.
+
+    Attributes:
+        logits: raw logits of the pass at every position of every canvas' window, `n m v`; `None` before it.
+    """
+
+    def __init__(self, pair: ModelPair, rows: Tensor) -> None:
+        super().__init__(
+            None,
+            None,
+            pair.support,
+            mask_token_id=pair.mask_token_id,
+            kernels=pair.kernels,
+            policy=pair.policy,
+            record_probs=pair.record_probs,
+            record_scores=pair.record_scores,
+        )
+        self.of_rows, self.rows = pair, rows
+        self.logits: Logits | None = None
+
+    def draft(self, state: DecodeState, window: Window, sampling: Sampling, width: int | None = None) -> Drafts:
+        drafter = self._running(self.of_rows.drafter, "drafter")
+        if not isinstance(drafter, CanvasSession):
+            raise TypeError(
+                f"`drafter` must compute several canvases of a row in one pass, got {type(drafter).__name__} without "
+                "`canvas_logits`. Give its session that method: where it remembers nothing of a row, "
+                "`return self.logits(state, window)`."
+            )
+        self.of_rows.drafter_forwards += 1
+        self.of_rows.extra_canvases = torch.bincount(self.rows, minlength=int(self.rows[-1]) + 1) - 1
+        logits = self._checked(drafter, "canvas_logits", drafter.canvas_logits(state, window, self.rows), window)
+        self.logits = logits
+        return self._drafts(logits, state, window, sampling, width)
+
+    def draft_again(
+        self, canvases: Tensor, positions: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Drafts:
+        """Drafts of other columns from the logits of the pass.
+
+        Args:
+            canvases: `b` int64, the canvas of each row.
+            positions: `b k` int64, positions in that canvas' window.
+            state, window: the rows, and the columns at these positions.
+        """
+        assert self.logits is not None
+        logits = self.logits[canvases[:, None], positions]
+        return Drafts(
+            self.parts(window),
+            lambda part: self.kernels.draw(logits[:, part], state, window.part(part), sampling, self.support),
+        )
 
 
 def concatenate(parts: Sequence[Any], width: int = 0) -> Any:

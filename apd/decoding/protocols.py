@@ -22,12 +22,13 @@ class RowMemory(Protocol):
 
 
 class Logits(Protocol):
-    """Raw logits of a window's positions, `b m v` in any float dtype: a tensor, or computed on access by `logits[:, 3:7]`.
+    """Raw logits of a window's positions, `b m v` in any float dtype: a tensor, or computed on access.
 
-    The caller may write to the result.
+    The index is two slices, `logits[:, 3:7]`, or rows and positions as tensors, `b 1` and `b k` int64. The caller may write
+    to the result.
     """
 
-    def __getitem__(self, index: tuple[slice, slice], /) -> Tensor: ...
+    def __getitem__(self, index: tuple[slice, slice] | tuple[Tensor, Tensor], /) -> Tensor: ...
 
 
 class DrafterSession(RowMemory, Protocol):
@@ -46,6 +47,20 @@ class LeaveOneOutSession(DrafterSession, Protocol):
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Logits:
         """Raw logits of every column of the window, given all *other* decided columns before its end: `b m v` float."""
+
+
+@runtime_checkable
+class CanvasSession(DrafterSession, Protocol):
+    """A session that also computes several canvases of each row in one pass. What it remembers of a row is unchanged."""
+
+    def canvas_logits(self, state: DecodeState, window: Window, rows: Tensor) -> Logits:
+        """Raw logits of every column of the window, as `logits` gives them for each canvas: `n m v` float.
+
+        Args:
+            state: n canvases, each a copy of one of the session's rows with further columns decided.
+            window: the columns of each canvas.
+            rows: `n` int64, ascending: the session's row of each canvas.
+        """
 
 
 @runtime_checkable

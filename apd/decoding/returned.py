@@ -83,10 +83,13 @@ class CheckedLogits:
         if isinstance(logits, Tensor) or not hasattr(logits, "__getitem__"):
             self._check(logits, shape)
 
-    def __getitem__(self, index: tuple[slice, slice], /) -> Tensor:
+    def __getitem__(self, index: tuple[slice, slice] | tuple[Tensor, Tensor], /) -> Tensor:
         part: Tensor = self.logits[index]
-        rows, columns = (len(range(size)[part]) for size, part in zip(self.shape, index, strict=True))
-        self._check(part, (rows, columns))
+        shape = [*torch.broadcast_shapes(*(each.shape for each in index if isinstance(each, Tensor)))]
+        shape = shape or [
+            len(range(size)[each]) for size, each in zip(self.shape, index, strict=True) if isinstance(each, slice)
+        ]
+        self._check(part, (shape[0], shape[1]))
         return part
 
     def _check(self, logits: Tensor, shape: tuple[int, int]) -> None:

@@ -149,9 +149,10 @@ def decode_step(
         The rows after the step, and what happened in it. The strategy's session, the pair's sessions and the pair's
         counters are updated; `state` is not.
     """
-    drafted, verified = pair.drafter_forwards, pair.verifier_forwards
+    drafted, verified, pair.extra_canvases = pair.drafter_forwards, pair.verifier_forwards, None
     window = policy.window(state)
     proposal = strategy.propose(state, window, pair, sampling)
+    window = getattr(proposal, "window", None) or window
     by = name_of(strategy, "propose")
     check_proposal(proposal, by, window, probs=pair.record_probs, scores=pair.record_scores)
 
@@ -161,6 +162,7 @@ def decode_step(
         info,
         drafter_forwards=pair.drafter_forwards - drafted,
         verifier_forwards=pair.verifier_forwards - verified,
+        extra_canvases=pair.extra_canvases,
     )
     return policy.update(after, info), info
 

@@ -191,4 +191,4 @@ def window_policy(window_size: Any) -> WindowPolicy:
         return AllMasks()
     if isinstance(window_size, str):
         return AutoWindow()
-    return window_size if isinstance(window_size, WindowPolicy) else FixedWindow(int(window_size))
+    return window_size if hasattr(window_size, "window") else FixedWindow(int(window_size))

@@ -1,6 +1,6 @@
-"""The embedded pair: a tiny drafter and a tinier verifier that ship with the package.
+"""The included pair: a tiny drafter and a tinier verifier that ship with the package.
 
-`examples/train_pair.py` trains them on the tasks of `apd.embedded.tasks`. With them, everything in this library can be
+`examples/train_pair.py` trains them on the tasks of `apd.embedded.tasks`. With them, every part of the library can be
 tried, tested and measured on a CPU within seconds, without a download.
 """
 

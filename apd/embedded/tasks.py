@@ -1,4 +1,4 @@
-"""The tasks of the embedded pair: ten list operations and short arithmetic stories, with their scorer.
+"""The tasks of the included pair: ten list operations and short arithmetic stories, with their scorer.
 
 The list operations are ParallelBench's waiting line (arXiv:2510.04767), with new wordings and names. They are the
 smallest tasks in which parallel decoding can fail: copying six names in one step is safe; shuffling them is not, since
@@ -17,22 +17,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = [
-    "ARITHMETIC",
-    "EXAMPLES",
-    "EXAMPLE_PROMPTS",
-    "LIST_TASKS",
-    "NAMES",
-    "SPECIAL_TOKENS",
-    "TASKS",
-    "TOKEN_PATTERN",
-    "VOCABULARY",
-    "Instance",
-    "instances",
-    "is_right",
-    "stream",
-]
-
 NAMES: tuple[str, ...] = tuple(
     """Ada Amir Bea Ben Carl Cleo Dan Dora Emil Eva Fay Finn Gil Gus Hana Hugo Ines Ivo Joan Jude Kira Kurt
     Leo Lina Max Mia Nils Nora Olga Otto Paul Pia Quin Rita Rosa Sam Sven Tara Uma Vera Wim Xena Yuri Zoe""".split()
@@ -46,42 +30,15 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
         "Repeat the names as they stand: {list}.",
         "Write the same list again: {list}.",
     ),
-    "reverse": (
-        "Reverse this list: {list}.",
-        "Write the names from last to first: {list}.",
-    ),
-    "sort": (
-        "Sort the names from A to Z: {list}.",
-        "Put this list in alphabetical order: {list}.",
-    ),
-    "shuffle": (
-        "Shuffle this list: {list}.",
-        "Put the names in a new random order: {list}.",
-    ),
-    "replace_index": (
-        "Replace name {place} with {new}: {list}.",
-        "Swap out number {place} for {new}: {list}.",
-    ),
-    "replace_random": (
-        "Replace any one name with {new}: {list}.",
-        "Swap out a random name for {new}: {list}.",
-    ),
-    "insert_index": (
-        "Insert {new} as name {place}: {list}.",
-        "Add {new} to become number {place}: {list}.",
-    ),
-    "insert_random": (
-        "Insert {new} anywhere: {list}.",
-        "Add {new} at a random place: {list}.",
-    ),
-    "remove_index": (
-        "Remove name {place}: {list}.",
-        "Leave out number {place} of this list: {list}.",
-    ),
-    "remove_random": (
-        "Remove any one name: {list}.",
-        "Leave out a random name of this list: {list}.",
-    ),
+    "reverse": ("Reverse this list: {list}.", "Write the names from last to first: {list}."),
+    "sort": ("Sort the names from A to Z: {list}.", "Put this list in alphabetical order: {list}."),
+    "shuffle": ("Shuffle this list: {list}.", "Put the names in a new random order: {list}."),
+    "replace_index": ("Replace name {place} with {new}: {list}.", "Swap out number {place} for {new}: {list}."),
+    "replace_random": ("Replace any one name with {new}: {list}.", "Swap out a random name for {new}: {list}."),
+    "insert_index": ("Insert {new} as name {place}: {list}.", "Add {new} to become number {place}: {list}."),
+    "insert_random": ("Insert {new} anywhere: {list}.", "Add {new} at a random place: {list}."),
+    "remove_index": ("Remove name {place}: {list}.", "Leave out number {place} of this list: {list}."),
+    "remove_random": ("Remove any one name: {list}.", "Leave out a random name of this list: {list}."),
 }
 
 LIST_TASKS: tuple[str, ...] = tuple(_WORDINGS)
@@ -140,7 +97,7 @@ class Instance:
         prompt: ends with "." or "?"; the answer follows directly.
         answer: one right answer with its leading space, drawn uniformly if there are several.
         names: the list in the prompt; empty for arithmetic.
-        newcomer: the name to insert; `None` if the task has none.
+        newcomer: the new name to insert; `None` if the task has none.
         place: the place, counted from 1; `None` if the task has none.
         numbers: for arithmetic, the start and the signed changes; else empty.
     """
@@ -195,17 +152,14 @@ def is_right(instance: Instance, text: str) -> bool:
     if instance.task == ARITHMETIC:
         return _is_right_story(instance, text.strip())
     answer = _parse_list(text.strip())
-    names, new = instance.names, instance.newcomer
+    names = instance.names
     if answer is None:
         return False
     if instance.task == "shuffle":
         return sorted(answer) == sorted(names) and answer != names
-    if instance.task == "replace_random":
-        return any(answer == (*names[:i], new, *names[i + 1 :]) for i in range(len(names)))
-    if instance.task == "insert_random":
-        return any(answer == (*names[:i], new, *names[i:]) for i in range(len(names) + 1))
-    if instance.task == "remove_random":
-        return any(answer == (*names[:i], *names[i + 1 :]) for i in range(len(names)))
+    if instance.task.endswith("random"):
+        places = range(len(names) + instance.task.startswith("insert"))
+        return any(answer == _edited(instance.task, names, i, instance.newcomer) for i in places)
     return answer == _parse_list(instance.answer.strip())
 
 
@@ -222,14 +176,10 @@ def _draw_list(task: str, rng: random.Random, turn: int) -> Instance:
         answer = names
         while answer == names:
             answer = tuple(rng.sample(names, len(names)))
-    elif task.startswith("replace"):
-        answer = (*names[:i], new, *names[i + 1 :])
-    elif task.startswith("insert"):
-        answer = (*names[:i], new, *names[i:])
-    elif task.startswith("remove"):
-        answer = (*names[:i], *names[i + 1 :])
-    else:
+    elif task == "copy":
         answer = names
+    else:
+        answer = _edited(task, names, i, new)
     prompt = rng.choice(_WORDINGS[task]).format(list=_render(names), new=new, place=place)
     return Instance(
         task=task,
@@ -239,6 +189,12 @@ def _draw_list(task: str, rng: random.Random, turn: int) -> Instance:
         newcomer=new if task.startswith(("replace", "insert")) else None,
         place=place if task.endswith("index") else None,
     )
+
+
+def _edited(task: str, names: tuple[str, ...], i: int, new: str | None) -> tuple[str, ...]:
+    """The list with name i replaced or removed, or with the new name inserted before it."""
+    rest = names[i:] if task.startswith("insert") else names[i + 1 :]
+    return (*names[:i], *rest) if new is None or task.startswith("remove") else (*names[:i], new, *rest)
 
 
 def _draw_story(rng: random.Random, turn: int) -> Instance:

@@ -40,7 +40,7 @@ from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.sampling import Sampling
 from apd.decoding.strategy import Strategy
-from apd.decoding.window import AutoWindow, window_policy
+from apd.decoding.window import AutoWindow, WindowPolicy, window_policy
 from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, refuse_unknown, warn
@@ -178,17 +178,12 @@ class Resolver:
         width = prompt.shape[1]
         padding = left_padding(prompt, attention_mask, generation.pad_token_id, self.stop_token_ids)
         check_tokens(
-            prompt,
-            padding,
-            vocab_size=self.models.vocab_size,
-            mask_token_id=self.models.drafter.mask_token_id,
+            prompt, padding, vocab_size=self.models.vocab_size, mask_token_id=self.models.drafter.mask_token_id
         )
         max_new_tokens = _max_new_tokens(generation, width)
         _check_length(width - int(padding.min()), max_new_tokens, self.max_lengths)
         copies = int(generation.num_return_sequences or 1)
-        prompt, padding = prompt.to(device), padding.to(device)
-        if copies > 1:
-            prompt, padding = prompt.repeat_interleave(copies, 0), padding.repeat_interleave(copies, 0)
+        prompt, padding = (each.to(device).repeat_interleave(copies, 0) for each in (prompt, padding))
         are_drawn = self.strategy.is_random or not self.sampling.greedy
         seeds = torch.tensor(_row_seeds(seed, len(prompt), are_drawn=are_drawn), device=device)
         warn_of_unknown_words(prompt, self.models.tokenizer)
@@ -221,9 +216,15 @@ def check_order(strategy: Strategy, config: APDConfig) -> None:
     Raises:
         ValueError: `window_size` is "auto" or `kv_window` is set.
     """
+    policy = window_policy(config.window_size)
+    if not getattr(strategy, "adapts_window", True) and type(policy).update is not WindowPolicy.update:
+        raise ValueError(
+            f"`window_size` must be a number or None with {strategy!r}, got {config.window_size!r}: a window that follows the "
+            "last step is not known for the steps that are guessed."
+        )
     if strategy.left_to_right:
         return
-    if isinstance(window_policy(config.window_size), AutoWindow):
+    if isinstance(policy, AutoWindow):
         raise ValueError(
             f"`window_size` must be a number or None with {strategy!r}, got {config.window_size!r}: the window follows how "
             "far a step gets from the left, and would decide here what may be committed."
@@ -267,20 +268,17 @@ def effective_config(
         TypeError: an argument is unknown (the message names the nearest) or of the wrong type.
         ValueError: a value is out of its range, or an argument is not supported; the message has the reason.
     """
-    if given is not None and not isinstance(given, GenerationConfig):
+    if not isinstance(given, GenerationConfig | None):
         raise TypeError(f"`generation_config` must be a GenerationConfig, got {type(given).__name__}.")
-    if given is not None:
-        of_transformers = vars(GenerationConfig())
-        added = [name for name in vars(given) if name not in of_transformers and name[0] != "_"]
-        refuse_unknown(added, of_transformers, "GenerationConfig")
+    unset = GenerationConfig()
+    config = copy.deepcopy(given) if given is not None else unset
+    added = [name for name in vars(config) if name not in vars(unset) and name[0] != "_"]
+    refuse_unknown(added, vars(unset), "GenerationConfig")
     refuse(kwargs)  # before transformers looks at them
-    for source in (kwargs, vars(given) if given is not None else {}):
-        if complaint := misfit(source, GENERATION):
+    where_stored = " of the drafter's generation config or tokenizer"
+    for source, where in ((kwargs, ""), (vars(config), ""), *((default, where_stored) for default in defaults)):
+        if complaint := misfit(source, GENERATION, where):
             raise TypeError(complaint)
-    for default in defaults:
-        if complaint := misfit(default, GENERATION, " of the drafter's generation config or tokenizer"):
-            raise TypeError(complaint)
-    config = copy.deepcopy(given) if given is not None else GenerationConfig()
     # One update, since each validates everything.
     known = [{name: value for name, value in default.items() if value is not None} for default in defaults]
     if any(source.get(name) is not None for source in (kwargs, vars(config)) for name in _LENGTHS):
@@ -337,9 +335,7 @@ def _max_new_tokens(generation: GenerationConfig, prompt_width: int) -> int:
             warn("`max_new_tokens` takes precedence over `max_length`.")
         return int(generation.max_new_tokens)
     if generation.max_length is None:
-        warn(
-            f"Neither `max_new_tokens` nor `max_length` is set: {DEFAULT_NEW_TOKENS} new tokens at most.",
-        )
+        warn(f"Neither `max_new_tokens` nor `max_length` is set: {DEFAULT_NEW_TOKENS} new tokens at most.")
         return DEFAULT_NEW_TOKENS
     if generation.max_length <= prompt_width:
         raise ValueError(

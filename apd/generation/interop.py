@@ -28,8 +28,6 @@ from apd.config import KNOBS
 from apd.generation.arguments import WARPERS
 from apd.generation.support import refuse, warn
 
-__all__ = ["naming_knobs", "unprepared"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Arguments of the model's passes: transformers prepares them whether or not the caller gave them.

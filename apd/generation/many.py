@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from apd.decoding.loop import DecodeLoop
+from apd.decoding.noise import SEED_MASK
 from apd.decoding.request import Request
 from apd.generation.output import Recorder
+from apd.kinds import WHOLE
 from apd.show.rows import RowTrace
 from apd.text import check_text, whole_text
 
@@ -35,6 +37,7 @@ class Generated:
             tokenizer.
         drafter_forwards: drafter passes until the row was done.
         verifier_forwards: verifier passes until the row was done.
+        canvases: canvases of the row that the drafter computed: one per pass, several with `Checked`.
         finish: `"stop"` (a stop token, string or criterion) or `"length"`.
         trace: the decode step by step.
     """
@@ -44,6 +47,7 @@ class Generated:
     text: str | None
     drafter_forwards: int
     verifier_forwards: int
+    canvases: int
     finish: str
     trace: RowTrace
 
@@ -158,9 +162,19 @@ class Queue:
         """The next prompt as a request, and its number, `1` int64; `None` at the end.
 
         Raises:
-            ValueError: a number comes twice, or a prompt is refused and there is no `on_error`.
+            TypeError: a number is not whole.
+            ValueError: a number is out of range or comes twice, or a prompt is refused and there is no `on_error`.
         """
-        for index, prompt in self.prompts:
+        for given, prompt in self.prompts:
+            index = given.tolist() if hasattr(given, "tolist") else given  # a number of torch or numpy
+            if not WHOLE.fits(index):
+                raise TypeError(
+                    f"`indices` must be whole numbers, one per prompt, got {given!r}. Leave them out for 0, 1, …"
+                )
+            if not 0 <= index <= SEED_MASK:
+                raise ValueError(
+                    f"`indices` must be at least 0 and below 2^63, got {index}. Leave them out for 0, 1, …"
+                )
             if index in self.places:
                 raise ValueError(f"`indices` must all be different, got {index} twice.")
             self.places[index] = len(self.places)
@@ -221,13 +235,14 @@ def _fill(loop: DecodeLoop, queue: Queue, batch_size: int) -> None:
 
 
 def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> Generated:
-    trace, num_drafted, num_verified = recorder.pop(row)
+    trace, num_drafted, num_verified, num_canvases = recorder.pop(row)
     return Generated(
         index=row,
         tokens=trace.tokens,
         text=None if tokenizer is None else whole_text(tokenizer, trace.tokens, skip_special_tokens=True),
         drafter_forwards=num_drafted,
         verifier_forwards=num_verified,
+        canvases=num_canvases,
         finish="stop" if is_stopped else "length",
         trace=trace,
     )

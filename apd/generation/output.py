@@ -24,6 +24,7 @@ class APDOutput(ModelOutput):
         new_tokens: `b` int64, tokens up to and including the first stop token.
         drafter_forwards: `b` int64, drafter passes while the row was not done.
         verifier_forwards: `b` int64, verifier passes while the row was not done.
+        canvases: `b` int64, canvases of the row that the drafter computed: one per pass, several with `Checked`.
         tokens_per_forward: `b` float32, new tokens per *drafter* forward; per verifier forward where the verifier
             decoded alone.
         committed_per_step: per row, the number of tokens each of its steps committed.
@@ -37,6 +38,7 @@ class APDOutput(ModelOutput):
     new_tokens: Tensor = None  # type: ignore[assignment]
     drafter_forwards: Tensor = None  # type: ignore[assignment]
     verifier_forwards: Tensor = None  # type: ignore[assignment]
+    canvases: Tensor = None  # type: ignore[assignment]
     tokens_per_forward: Tensor = None  # type: ignore[assignment]
     committed_per_step: list[list[int]] = None  # type: ignore[assignment]
     trace: Trace = None  # type: ignore[assignment]
@@ -56,6 +58,7 @@ class _Row:
     logits: dict[int, Tensor] = field(default_factory=dict)
     num_drafted: int = 0
     num_verified: int = 0
+    num_canvases: int = 0
     num_tokens: int = 0
 
 
@@ -81,6 +84,7 @@ class Recorder:
         assert proposal.probs is not None  # the loop records them (`record_probs`)
         numbers, probs = torch.cat([of_row, *by_position], 1).tolist(), proposal.probs.tolist()
         width = proposal.tokens.shape[1]
+        extra = [0] * len(numbers) if info.extra_canvases is None else info.extra_canvases.tolist()
         for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(numbers):
             if row_id not in self.rows:
                 self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.prompt_end[i]].tolist())
@@ -96,6 +100,7 @@ class Recorder:
             row.num_tokens = num_tokens
             row.num_drafted += info.drafter_forwards
             row.num_verified += info.verifier_forwards
+            row.num_canvases += info.drafter_forwards + extra[i]
             for name in self.keeps:
                 deciding = getattr(proposal, name)
                 getattr(row, name).update({start + j: deciding[i, j].clone() for j in kept})
@@ -115,23 +120,25 @@ class Recorder:
             trace.committed[step] += 1
         return trace
 
-    def pop(self, row_id: int) -> tuple[RowTrace, int, int]:
-        """Remove a finished row; returns its trace, drafter passes and verifier passes."""
+    def pop(self, row_id: int) -> tuple[RowTrace, int, int, int]:
+        """Remove a finished row; returns its trace, drafter passes, verifier passes and canvases."""
         trace, row = self.trace(row_id), self.rows.pop(row_id)
-        return trace, row.num_drafted, row.num_verified
+        return trace, row.num_drafted, row.num_verified, row.num_canvases
 
     def output(self, sequences: Tensor, tokenizer: Any = None) -> APDOutput:
         """The output for rows 0, 1, … with the ids `sequences`, `b l` int64; `tokenizer` decodes the trace."""
         rows = [self.rows[row] for row in sorted(self.rows)]
         traces = [self.trace(row) for row in sorted(self.rows)]
-        new_tokens, drafted, verified = torch.tensor(
-            [(row.num_tokens, row.num_drafted, row.num_verified) for row in rows], device=sequences.device
+        new_tokens, drafted, verified, canvases = torch.tensor(
+            [(row.num_tokens, row.num_drafted, row.num_verified, row.num_canvases) for row in rows],
+            device=sequences.device,
         ).T
         return APDOutput(
             sequences=sequences,
             new_tokens=new_tokens,
             drafter_forwards=drafted,
             verifier_forwards=verified,
+            canvases=canvases,
             tokens_per_forward=new_tokens / torch.where(drafted > 0, drafted, verified),
             committed_per_step=[trace.committed for trace in traces],
             trace=Trace(traces, tokenizer),

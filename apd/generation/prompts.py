@@ -9,8 +9,6 @@ from torch import Tensor
 
 from apd.generation.support import warn
 
-__all__ = ["check_tokens", "checked_ids", "left_padding", "one_prompt", "only_row", "warn_of_unknown_words"]
-
 
 def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
     """The prompt, given as `inputs` or as `kwargs["input_ids"]`, which is removed.
@@ -96,7 +94,7 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
     if pad_token_id in stop_token_ids:
         warn(
             "`attention_mask` cannot be inferred, since the pad token is a stop token too; nothing is taken for "
-            "padding. Pass `attention_mask`.",
+            "padding. Pass `attention_mask`."
         )
         return torch.ones_like(prompt, dtype=torch.bool)
     return prompt != pad_token_id

@@ -13,8 +13,6 @@ from transformers import GenerationConfig
 
 from apd.kinds import GENERATION
 
-__all__ = ["REFUSED", "SUPPORTED", "refuse", "refuse_for", "refuse_in_config", "refuse_unknown", "warn"]
-
 #: Arguments that work, knobs of `APDConfig` aside. `docs/generate.md` says how.
 SUPPORTED = (
     *("inputs", "input_ids", "attention_mask", "generation_config", "logits_processor", "stopping_criteria"),

@@ -17,10 +17,9 @@ import logging
 import math
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +34,7 @@ from apd.generation.arguments import WARPERS, whole_seed
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import refuse_unknown
 from apd.integrations.scoring import sequential_logprobs
+from apd.kinds import FLAG, REAL, TEXTS, misfit
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
 from apd.strategies import LeftToRight
@@ -46,7 +46,7 @@ try:
     from lm_eval.__main__ import cli_evaluate
     from lm_eval.api.model import LM, TemplateLM
     from lm_eval.api.registry import register_model
-    from lm_eval.models.utils import normalize_gen_kwargs
+    from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
     from lm_eval.utils import (
         get_rolling_token_windows,
         handle_arg_string,
@@ -65,6 +65,7 @@ _LOADING = ("dtype", "device_map", "attn_implementation", "revision", "verifier_
 _OWN = "pair drafter verifier batch_size max_new_tokens max_length seed tokens_per_step strategy device".split()
 _NUMBERS = (*KNOBS, "batch_size", "max_new_tokens", "max_length", "seed", "tokens_per_step", "mask_token_id")
 _SAMPLING = tuple(name for name, _, _ in WARPERS)
+_KINDS = {"do_sample": FLAG, "until": TEXTS, **dict.fromkeys(_SAMPLING, REAL)}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's aliases
 # The models that the harness's command line makes while `main` runs: it returns neither a model nor its results.
 _MADE: ContextVar[list[APDLM]] = ContextVar("made")
@@ -315,11 +316,19 @@ class APDLM(TemplateLM):
         answers: dict[int, str] = {}
         numbers = _numbers(requests)
         place = {number: i for i, number in enumerate(numbers)}
+
+        def refuse(number: int, error: Exception) -> None:
+            request = requests[place[number]]
+            raise ValueError(f"Task {request.task_name}, document {request.doc_id}: {error}") from error
+
         disable = disable_tqdm or self.rank != 0
         with tqdm(total=len(requests), disable=disable, desc="Running generate_until requests") as bar:
             for gen_kwargs, indices in _by_setting(requests):
                 stops, setting = self._setting(gen_kwargs)
-                prompts = {i: self._prompt(requests[i].args[0], setting["max_new_tokens"]) for i in indices}
+                num_new = setting["max_new_tokens"]
+                prompts = {
+                    i: self._fit(self.tok_encode(requests[i].args[0]), num_new, "`max_gen_toks`") for i in indices
+                }
                 longest_first = sorted(indices, key=lambda i: -len(prompts[i]))
                 for answer in self.sampler.generate_many(
                     [prompts[i] for i in longest_first],
@@ -327,13 +336,13 @@ class APDLM(TemplateLM):
                     batch_size=self.batch_size,
                     ordered=False,
                     seed=self.seed,
-                    on_error=partial(_refused, requests, place),
+                    on_error=refuse,
                     strategy=self.strategy,
                     stopping_criteria=[StopInAnswer(stops, self.tokenizer, prompts.values())] if stops else None,
                     **setting,
                 ):
                     i = place[answer.index]
-                    answers[i] = _cut(answer.text or "", stops)
+                    answers[i] = postprocess_generated_text(answer.text or "", stops, None)
                     self.generated[requests[i].task_name or "no task"].add(
                         1, len(answer.tokens), answer.drafter_forwards, answer.verifier_forwards
                     )
@@ -349,18 +358,21 @@ class APDLM(TemplateLM):
             setting = {name: value for name, value in setting.items() if name not in _SAMPLING}
         return stops, setting | {"max_new_tokens": setting.pop("max_gen_toks")}
 
-    def _prompt(self, context: str, max_new_tokens: int) -> list[int]:
-        ids = self.tok_encode(context) or [self.prefix_token_id]
+    def _fit(self, context: list[int], num_behind: int, what: str) -> list[int]:
+        """The context, cut on the left so that `num_behind` tokens fit behind it; the prefix token if it is empty.
+
+        Args:
+            what: name of the tokens behind it, for the message.
+        """
+        context = context or [self.prefix_token_id]
         if self.max_length is None:
-            return ids
-        room = self.max_length - max_new_tokens
+            return context
+        room = self.max_length - num_behind
         if room < 1:
-            raise ValueError(
-                f"`max_gen_toks` must leave room for a prompt in {self.max_length} tokens, got {max_new_tokens}."
-            )
-        if len(ids) > room:
-            _log.warning("A prompt of %d tokens loses its left end: %d fit.", len(ids), room)
-        return ids[-room:]
+            raise ValueError(f"{what} must leave room for a context in {self.max_length} tokens, got {num_behind}.")
+        if len(context) > room:
+            _log.warning("A context of %d tokens loses its left end: %d fit.", len(context), room)
+        return context[-room:]
 
     # ---------------------------------------------------------------- given texts
 
@@ -368,7 +380,10 @@ class APDLM(TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """log p(continuation | context) in nats, and whether greedy sequential decoding writes it."""
-        pairs = [self._fit(context, continuation) for _, context, continuation in requests]
+        pairs = [
+            (self._fit(context, len(continuation), "A continuation"), continuation)
+            for _, context, continuation in requests
+        ]
         scores: dict[int, tuple[float, bool]] = {}
         disable = disable_tqdm or self.rank != 0
         with tqdm(total=len(requests), disable=disable, desc="Running loglikelihood requests") as bar:
@@ -404,20 +419,6 @@ class APDLM(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    def _fit(self, context: list[int], continuation: list[int]) -> tuple[list[int], list[int]]:
-        """The pair, its context cut on the left to fit `max_length`; an empty context becomes the prefix token."""
-        context = context or [self.prefix_token_id]
-        if self.max_length is None:
-            return context, continuation
-        room = self.max_length - len(continuation)
-        if room < 1:
-            raise ValueError(
-                f"A continuation must leave room for context in {self.max_length} tokens, got {len(continuation)}."
-            )
-        if len(context) > room:
-            _log.warning("A context of %d tokens loses its left end: %d fit.", len(context), room)
-        return context[-room:], continuation
-
     # ---------------------------------------------------------------- costs
 
     def reset_counts(self) -> None:
@@ -450,15 +451,8 @@ class APDLM(TemplateLM):
             table = MarkdownTableWriter()
             table.headers = "Task,Answers,Tokens,Drafter forwards,Tokens per forward,Verifier forwards".split(",")
             table.value_matrix = [
-                [
-                    task,
-                    counts.requests,
-                    counts.tokens,
-                    counts.drafter_forwards,
-                    f"{counts.tokens_per_forward:.2f}",
-                    counts.verifier_forwards,
-                ]
-                for task, counts in self.generated.items()
+                [task, c.requests, c.tokens, c.drafter_forwards, f"{c.tokens_per_forward:.2f}", c.verifier_forwards]
+                for task, c in self.generated.items()
             ]
             lines.append(table.dumps())
         if self.scored.requests:
@@ -496,17 +490,13 @@ class StopInAnswer(StopStrings):
         return stopped
 
 
-def _by_setting(requests: Iterable[Any]) -> Iterator[tuple[dict[str, Any], list[int]]]:
+def _by_setting(requests: Iterable[Any]) -> Iterable[tuple[dict[str, Any], list[int]]]:
     """Groups of requests with equal generation arguments: the arguments, and the indices of the requests."""
-    groups: defaultdict[str, list[int]] = defaultdict(list)
-    settings: dict[str, dict[str, Any]] = {}
+    groups: dict[str, tuple[dict[str, Any], list[int]]] = {}
     for i, request in enumerate(requests):
         setting = request.args[1]
-        key = json.dumps(setting, sort_keys=True, default=repr)
-        groups[key].append(i)
-        settings[key] = setting
-    for key, indices in groups.items():
-        yield settings[key], indices
+        groups.setdefault(json.dumps(setting, sort_keys=True, default=repr), (setting, []))[1].append(i)
+    return groups.values()
 
 
 def _numbers(requests: Sequence[Any]) -> list[int]:
@@ -524,11 +514,6 @@ def _numbers(requests: Sequence[Any]) -> list[int]:
     return numbers
 
 
-def _refused(requests: Sequence[Any], place: dict[int, int], number: int, error: Exception) -> None:
-    request = requests[place[number]]
-    raise ValueError(f"Task {request.task_name}, document {request.doc_id}: {error}") from error
-
-
 def _checked(gen_kwargs: dict[str, Any]) -> dict[str, Any]:
     """A task's generation arguments, numbers in text form converted.
 
@@ -542,24 +527,13 @@ def _checked(gen_kwargs: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if name not in unset}
     for name in given.keys() & set(_LENGTHS):
         given[name] = _count(name, given[name])
-    for name in given.keys() & set(_SAMPLING):
-        if isinstance(given[name], bool) or not isinstance(given[name], (int, float)):
-            raise TypeError(f"`{name}` must be a number, got {given[name]!r}.")
-    if given.get("do_sample", False) not in (True, False):
-        raise TypeError(f"`do_sample` must be true or false, got {given['do_sample']!r}.")
-    until = given.get("until", [])
-    stops = until if isinstance(until, list) else [until]
-    if not all(stop is None or isinstance(stop, str) for stop in stops):
-        raise TypeError(f"`until` must be text or a list of texts, got {until!r}.")
-    for stop in filter(None, stops):
+    if complaint := misfit(given, _KINDS):
+        raise TypeError(complaint)
+    until = given.get("until") or []
+    given["until"] = [until] if isinstance(until, str) else list(until)
+    for stop in given["until"]:
         check_text(stop, "`until`")
     return given
-
-
-def _cut(text: str, stops: list[str]) -> str:
-    for stop in stops:
-        text = text.split(stop)[0]
-    return text
 
 
 def _present(device: str) -> str:
@@ -578,9 +552,7 @@ def _from_text(value: Any) -> Any:
 def _as_json(config: APDConfig) -> dict[str, Any]:
     """The knobs; a rule or a policy by its `repr`."""
     values = {name: getattr(config, name) for name in KNOBS}
-    return {
-        name: value if isinstance(value, int | float | str | None) else repr(value) for name, value in values.items()
-    }
+    return {name: v if isinstance(v, int | float | str | None) else repr(v) for name, v in values.items()}
 
 
 def _count(name: str, value: Any) -> int:

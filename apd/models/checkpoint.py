@@ -17,21 +17,15 @@ from safetensors import SafetensorError, safe_open
 
 from apd.kinds import OBJECT, TEXT, Kind, misfit
 
-__all__ = ["TOKENIZER", "Checkpoint"]
+#: Arguments that say how a checkpoint is fetched, as in transformers.
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.bin", "consolidated.00.pth")
-_OF_TOKENIZER = {
-    "tokenizer.json": True,  # True: the file is JSON
-    "tokenizer_config.json": True,
-    "special_tokens_map.json": True,
-    "added_tokens.json": True,
-    "vocab.json": True,
-    "merges.txt": False,
-    "vocab.txt": False,
-    "tokenizer.model": False,
-    "spiece.model": False,
-}
+_OF_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
+)
 
 _POINTER = b"version https://git-lfs"
 # The first bytes of damaged files, with cause and remedy.
@@ -59,10 +53,17 @@ class Checkpoint:
 
     Args:
         path: a directory, or a model id of the hub.
-        hub: arguments of `hf_hub_download`, such as `revision`.
+        hub: `HUB_ARGUMENTS`, for `hf_hub_download`.
+    Raises:
+        TypeError: `hub` has another argument.
     """
 
     def __init__(self, path: str | Path, hub: Mapping[str, Any]) -> None:
+        for name in hub:
+            if name not in HUB_ARGUMENTS:
+                raise TypeError(
+                    f"Unknown argument `{name}`. Besides the named ones, loading takes {', '.join(HUB_ARGUMENTS)}."
+                )
         self.path = path
         self.hub = dict(hub)
 
@@ -114,15 +115,13 @@ class Checkpoint:
             ValueError: the checkpoint has an adapter_config.json.
         """
         adapter = self.read_json("adapter_config.json")
-        if adapter is None:
-            return
-        base = adapter.get("base_model_name_or_path")
-        raise ValueError(
-            f"{str(self.path)!r} holds an adapter (adapter_config.json, {adapter.get('peft_type')}), which is not merged into "
-            f"a model here. Load its base model, {base!r}, and give "
-            f"`peft.PeftModel.from_pretrained(base_model, {str(self.path)!r}).merge_and_unload()`, or a directory where that "
-            "was saved. Remove adapter_config.json if it is left over."
-        )
+        if adapter is not None:
+            raise ValueError(
+                f"{str(self.path)!r} holds an adapter (adapter_config.json, {adapter.get('peft_type')}), which is not merged "
+                f"into a model here. Load its base model, {adapter.get('base_model_name_or_path')!r}, and give "
+                f"`peft.PeftModel.from_pretrained(base_model, {str(self.path)!r}).merge_and_unload()`, or a directory where "
+                "that was saved. Remove adapter_config.json if it is left over."
+            )
 
     def weight_files(self) -> list[str]:
         """Names of the safetensors files from which transformers will read the weights.
@@ -207,8 +206,8 @@ class Checkpoint:
             raise
         except Exception as error:  # tokenizers raises nothing narrower
             at_hand = Checkpoint(self.path, self.hub | {"force_download": False})
-            for name, is_json in _OF_TOKENIZER.items():
-                if is_json:
+            for name in _OF_TOKENIZER:
+                if name.endswith(".json"):
                     at_hand.read_json(name)
                 elif file := at_hand.find(name):
                     _refuse_pointer(file)

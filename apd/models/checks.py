@@ -54,6 +54,7 @@ _WRAPPERS = (
     ("get_base_model", "an adapter around a model that cannot be merged: pass a model that was trained without one"),
     ("_orig_mod", "what torch.compile gives: pass `model._orig_mod`, and compile by `sampler.compile()`"),
     ("summon_full_params", "a part of a sharded model: save its full state dict, and load that by `load_drafter`"),
+    ("reshard", "a part of a sharded model: save its full state dict, and load that by `load_drafter`"),
     ("module", "a wrapper around a model, for several devices: pass `model.module`"),
     ("pretrained_model", "a wrapper around a model, for training: pass `model.pretrained_model`"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -11,8 +12,9 @@ from transformers import PreTrainedModel
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.models.leave_one_out import Shadows, shadowed_hidden_states
+from apd.models.packed import packed_hidden_states
 from apd.models.span import Span
-from apd.models.transformer import Projection, TransformersModel
+from apd.models.transformer import EagerPasses, Projection, TransformersModel
 
 
 class MaskedDiffusionDrafter(TransformersModel):
@@ -70,6 +72,31 @@ class NeuralDrafterSession:
         span = self.next_span(state, window)
         hidden = self.passes(state.tokens, span)
         return Projection.of_window(self.head, hidden, span, window, -self.drafter.logit_shift)
+
+    def canvas_logits(self, state: DecodeState, window: Window, rows: Tensor) -> Projection:
+        """Logits of several canvases of each row, see `CanvasSession`. With a cache they share the row's frozen keys.
+
+        Raises:
+            ValueError: a compiled drafter with `kv_window`.
+        """
+        shift, device = self.drafter.logit_shift, state.tokens.device
+        if self.kv_window is None:
+            padding = state.layout.padding
+            span = Span.of_rows(padding, window.ends, padding, device)
+            passes = EagerPasses(self.drafter.model, block_size=self.drafter.block_size, role=self.drafter.role)
+            return Projection.of_window(self.head, passes(state.tokens, span), span, window, -shift)
+        if not isinstance(self.passes, EagerPasses):
+            raise ValueError(
+                "`kv_window` must be None with a compiled sampler and several canvases per pass, got "
+                f"{self.kv_window}: their number changes from pass to pass. Leave out `compile()` or `kv_window`."
+            )
+        firsts = [i for i, row in enumerate(rows.tolist()) if i == 0 or row != int(rows[i - 1])]
+        first = dataclasses.replace(
+            window, starts=[window.starts[i] for i in firsts], ends=[window.ends[i] for i in firsts]
+        )
+        span = self.next_span(state.select(to_device(firsts, device)), first)
+        hidden = packed_hidden_states(self.passes, state, rows, span, list(window.ends), window.columns - shift)
+        return Projection(self.head, hidden, device)
 
     def next_span(self, state: DecodeState, window: Window) -> Span:
         """The columns that this pass computes. Updates the per-row memory: call it once per pass."""

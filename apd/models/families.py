@@ -13,17 +13,6 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qw
 
 from apd.kinds import REAL, WHOLE, misfit
 
-__all__ = [
-    "FAMILIES",
-    "ModelSpec",
-    "RawConfig",
-    "decoder_fields",
-    "family_names",
-    "llada_fields",
-    "recognise",
-    "resolve_spec",
-]
-
 RawConfig = Mapping[str, Any]
 
 _NEEDED = (
@@ -38,7 +27,6 @@ _NEEDED = (
 )
 
 _FRACTIONS = ("rms_norm_eps", "rope_theta")
-
 _OPTIONAL = ("head_dim", "hidden_act", "attention_bias", "initializer_range", "tie_word_embeddings")
 
 

@@ -205,7 +205,7 @@ class CompiledModel:
         with self.lock:
             for loan in self.loans:
                 if loan.cache is cache:
-                    loan.borrower = _no_borrower
+                    loan.borrower = lambda: None
 
 
 @dataclass(eq=False)
@@ -213,10 +213,6 @@ class _Loan:
     kind: tuple[int, int, torch.dtype, torch.dtype | None, torch.device]
     cache: FixedCache
     borrower: Callable[[], object]  # returns None when the cache is free
-
-
-def _no_borrower() -> None:
-    return None
 
 
 class FixedLayer(ColumnLayer):

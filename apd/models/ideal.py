@@ -188,6 +188,9 @@ class IdealDrafter(_Ideal):
     def logits(self, state: DecodeState, window: Window) -> Tensor:
         return self._marginals(self._answer(state.tokens, state)[:, None], state, window)
 
+    def canvas_logits(self, state: DecodeState, window: Window, rows: Tensor) -> Tensor:
+        return self.logits(state, window)
+
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Tensor:
         """Logits of p(token at a column | all other decided new tokens), exact: `b m v` float32."""
         itself = torch.arange(self.model.length, device=self.device) == self._positions(state, window)[..., None]

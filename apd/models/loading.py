@@ -4,8 +4,9 @@ Remote code is never run and pickled weights are never read. A drafter loads com
 only logs unexpected and missing weights, and initialises missing ones at random.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from transformers import (
 from apd.decoding.protocols import Drafter, Verifier
 from apd.kinds import GENERATION, ID, IDS, OBJECT, TEXT, Kind, misfit
 from apd.models.attention import GROUPED, group_heads
+from apd.models.checkpoint import HUB_ARGUMENTS as HUB_ARGUMENTS
 from apd.models.checkpoint import TOKENIZER, Checkpoint
 from apd.models.checks import (
     check_causal,
@@ -40,22 +42,6 @@ from apd.models.checks import (
 from apd.models.drafter import MaskedDiffusionDrafter, check_mask_token
 from apd.models.families import FAMILIES, ModelSpec, RawConfig, family_names, recognise, resolve_spec
 from apd.models.verifier import CausalVerifier
-
-__all__ = [
-    "HUB_ARGUMENTS",
-    "PLACING_ARGUMENTS",
-    "SPLITTING_ARGUMENTS",
-    "as_drafter",
-    "as_verifier",
-    "drafter_config",
-    "load_drafter",
-    "load_tokenizer",
-    "load_verifier",
-    "verifier_config",
-]
-
-#: Arguments that say how a checkpoint is fetched, as in transformers.
-HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 
 #: Arguments that place a large model on several devices, as in transformers.
 PLACING_ARGUMENTS = ("max_memory", "offload_folder", "offload_buffers")
@@ -81,7 +67,6 @@ def drafter_config(
     path: str | Path, *, spec: str | ModelSpec | None = None, mask_token_id: int | None = None, **hub: Any
 ) -> PreTrainedConfig:
     """The config of a drafter, its `mask_token_id` included, without its weights. Arguments and errors as in `load_drafter`."""
-    _check_hub_arguments(hub)
     return _plan_drafter(Checkpoint(path, hub), spec, mask_token_id)[1]
 
 
@@ -114,7 +99,6 @@ def load_drafter(
         OSError: no weights, or only pickled ones.
     """
     placing = _taken(hub, PLACING_ARGUMENTS + SPLITTING_ARGUMENTS)
-    _check_hub_arguments(hub)
     check_implementation(attn_implementation)
     checkpoint = Checkpoint(path, hub)
     spec, config, generation_config = _plan_drafter(checkpoint, spec, mask_token_id)
@@ -141,10 +125,6 @@ def _plan_drafter(
     # type is unknown. `Qwen2ForCausalLM.from_pretrained(path)` alone would silently load Dream as a causal model.
     raw = _read_config(checkpoint)
     spec = recognise(raw, checkpoint.path) if spec is None else resolve_spec(spec)
-    if mask_token_id is None:
-        mask_token_id = raw.get("mask_token_id")
-    if mask_token_id is None:
-        mask_token_id = getattr(load_tokenizer(checkpoint.path, **checkpoint.hub), "mask_token_id", None)
     # Special ids come from the checkpoint only: with LlamaConfig's defaults, LLaDA would stop at id 2.
     fields = {name: raw.get(name) for name in _SPECIAL_IDS} | spec.config_fields(raw)
     # These fields say how and where the weights are stored.
@@ -152,10 +132,17 @@ def _plan_drafter(
     with _naming_config(checkpoint):
         config = spec.model_class.config_class(**fields)
     config.is_causal = False
-    config.mask_token_id = mask_token_id = need_mask(mask_token_id)
-    check_mask_token(mask_token_id, config.vocab_size)
+    load = partial(load_tokenizer, checkpoint.path, **checkpoint.hub)
+    config.mask_token_id = _mask_token_id(mask_token_id, raw.get("mask_token_id"), load)
+    check_mask_token(config.mask_token_id, config.vocab_size)
     check_layers(config)
     return spec, config, _generation_config(checkpoint, raw, config)
+
+
+def _mask_token_id(given: int | None, of_config: int | None, load_tokenizer: Callable[[], Any]) -> int:
+    """The mask id that is given, else the config's, else the tokenizer's, which is loaded only then."""
+    found = of_config if given is None else given
+    return need_mask(getattr(load_tokenizer(), "mask_token_id", None) if found is None else found)
 
 
 def _read_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -181,7 +168,6 @@ def _naming_config(checkpoint: Checkpoint) -> Iterator[None]:
 
 def verifier_config(path: str | Path, **hub: Any) -> PreTrainedConfig:
     """The config of a verifier, without its weights. Arguments and errors as in `load_verifier`."""
-    _check_hub_arguments(hub)
     return _plan_verifier(Checkpoint(path, hub))
 
 
@@ -205,7 +191,6 @@ def load_verifier(
         OSError: no weights, or only pickled ones.
     """
     placing = _taken(hub, PLACING_ARGUMENTS)
-    _check_hub_arguments(hub)
     check_implementation(attn_implementation)
     checkpoint = Checkpoint(path, hub)
     model = _read_model(
@@ -294,7 +279,6 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
         ValueError: a file is damaged, or the files do not make a tokenizer.
         TypeError: an unknown argument.
     """
-    _check_hub_arguments(hub)
     checkpoint = Checkpoint(path, hub)
     settings = checkpoint.read_json("tokenizer_config.json", TOKENIZER)
     # Without `model_input_names` some tokenizers return token_type_ids, which the supported models do not take.
@@ -315,14 +299,6 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
 def _taken(arguments: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Remove these arguments from `arguments` and return them."""
     return {name: arguments.pop(name) for name in names if name in arguments}
-
-
-def _check_hub_arguments(hub: Mapping[str, Any]) -> None:
-    for name in hub:
-        if name not in HUB_ARGUMENTS:
-            raise TypeError(
-                f"Unknown argument `{name}`. Besides the named ones, loading takes {', '.join(HUB_ARGUMENTS)}."
-            )
 
 
 def _default_dtype(device_map: Any) -> torch.dtype | str:
@@ -350,11 +326,7 @@ def _generation_config(checkpoint: Checkpoint, raw: RawConfig, config: PreTraine
         raise ValueError(complaint)
     fields: dict[str, Any] = {name: getattr(config, name, None) for name in _SPECIAL_IDS}
     known = vars(GenerationConfig()).keys() - {"transformers_version"}
-    fields |= {
-        name: value
-        for name, value in stored.items()
-        if name in known and not name.startswith("_") and value is not None
-    }
+    fields |= {name: stored[name] for name in stored if name in known and name[:1] != "_" and stored[name] is not None}
     if fields.get("temperature") == 0 and not fields.get("do_sample"):
         del fields["temperature"]
     try:
@@ -380,12 +352,8 @@ def as_drafter(
         ValueError: no family, no mask token, causal attention, or unsupported layers or attention.
         TypeError: `model` is neither a transformers model nor a `Drafter`.
     """
-    if not isinstance(model, PreTrainedModel):
-        if not callable(getattr(model, "open", None)):
-            raise TypeError(
-                f"`drafter` must be a transformers model or an `apd.Drafter`, got {type(model).__name__}."
-                + unwrapping(model)
-            )
+    if not isinstance(model, PreTrainedModel) or _is_sharded(model):
+        _check_protocol(model, "drafter")
         if spec is not None or mask_token_id is not None:
             raise ValueError(
                 f"`spec` and `mask_token_id` describe a transformers model, but a {type(model).__name__} knows its "
@@ -397,11 +365,8 @@ def as_drafter(
             f"`spec` must be given with a model in memory: {type(model).__name__} alone does not say at which row it "
             f"predicts a token. Pass one of {family_names()}, or a `ModelSpec`; or use `apd.models.load_drafter`."
         )
-    if mask_token_id is None:
-        mask_token_id = getattr(model.config, "mask_token_id", None)
-    if mask_token_id is None:
-        mask_token_id = getattr(tokenizer, "mask_token_id", None)
-    return _wrap(model, resolve_spec(spec), need_mask(mask_token_id))
+    mask_token_id = _mask_token_id(mask_token_id, getattr(model.config, "mask_token_id", None), lambda: tokenizer)
+    return _wrap(model, resolve_spec(spec), mask_token_id)
 
 
 def _wrap(model: PreTrainedModel, spec: ModelSpec, mask_token_id: int) -> MaskedDiffusionDrafter:
@@ -431,14 +396,23 @@ def as_verifier(model: PreTrainedModel | Verifier, drafter: Drafter | None = Non
         ValueError: another bidirectional model, or unsupported layers or attention.
         TypeError: `model` is neither a transformers model nor a `Verifier`.
     """
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel) and not _is_sharded(model):
         if model is not getattr(drafter, "model", None):
             check_causal(model)
         check_decoder(model)
         return CausalVerifier(model)
+    _check_protocol(model, "verifier")
+    return model
+
+
+def _is_sharded(model: PreTrainedModel) -> bool:
+    """True after torch's `fully_shard`, which changes the class of the model; its weights are DTensors then."""
+    return hasattr(model, "reshard")
+
+
+def _check_protocol(model: Any, role: str) -> None:
     if not callable(getattr(model, "open", None)):
         raise TypeError(
-            f"`verifier` must be a transformers model or an `apd.Verifier`, got {type(model).__name__}."
+            f"`{role}` must be a transformers model or an `apd.{role.title()}`, got {type(model).__name__}."
             + unwrapping(model)
         )
-    return model

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from markupsafe import Markup
 
 from apd.show.rows import RowTrace, corrected, counts, number
 from apd.text import TextPieces, decoder
-
-__all__ = ["NOTEBOOK_ROWS", "page", "player"]
 
 NOTEBOOK_ROWS = 8  # more would make an output cell unreadable; `Trace.to_html` shows all
 
@@ -58,15 +55,6 @@ def player(rows: Sequence[RowTrace], tokenizer: Any, *, max_rows: int | None = N
     )
 
 
-@dataclass(frozen=True)
-class _Token:
-    """One token of a row."""
-
-    text: str
-    classes: str
-    tip: str
-
-
 def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
     """The values of player.html for one row."""
     prompt = decoder(tokenizer, skip_special_tokens=True)(row.prompt)
@@ -76,11 +64,11 @@ def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
         "counts": counts(row),
         "prompt": prompt if len(prompt) <= _MAX_PROMPT else f"… {prompt[-_MAX_PROMPT:]}",
         "tokens": [
-            _Token(
-                text=_visible(text) or "·",
-                classes=f"apd-t apd-c{step % _NUM_TINTS}{' apd-y' * is_corrected}",
-                tip=_tip(step, probabilities),
-            )
+            {
+                "text": _visible(text) or "·",
+                "classes": f"apd-t apd-c{step % _NUM_TINTS}{' apd-y' * is_corrected}",
+                "tip": _tip(step, probabilities),
+            }
             for text, step, is_corrected, *probabilities in columns
         ],
     }
@@ -98,7 +86,7 @@ def _data(rows: Sequence[RowTrace], tokenizer: Any) -> str:
             "steps": row.steps,
             "tokens": numbered(row.tokens),
             "starts": row.starts,
-            "drafts": [numbered(draft) for draft in row.drafts],
+            "drafts": list(map(numbered, row.drafts)),
         }
         for row in rows
     ]

@@ -7,8 +7,6 @@ from typing import Any
 
 from apd.show.rows import RowTrace, drafted_per_step
 
-__all__ = ["bars"]
-
 
 def bars(rows: Sequence[RowTrace], ax: Any = None) -> Any:
     """Tokens committed at each step in front of those drafted, as means over the rows that made the step.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["RowTrace", "corrected", "counts", "drafted_per_step", "number"]
-
 
 @dataclass
 class RowTrace:

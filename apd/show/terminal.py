@@ -6,8 +6,6 @@ from typing import TextIO
 
 from rich.console import Console
 
-__all__ = ["console"]
-
 _UNLIMITED = 100_000  # columns
 
 

@@ -13,8 +13,6 @@ from apd.show.rows import RowTrace, counts
 from apd.show.terminal import console
 from apd.text import decoder
 
-__all__ = ["describe", "legend", "mark", "pieces"]
-
 _COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # neighbours differ
 
 

@@ -9,8 +9,6 @@ from typing import Any, overload
 
 from apd.show.rows import RowTrace
 
-__all__ = ["Trace"]
-
 # Drawing modules are imported on use.
 
 

@@ -1,7 +1,9 @@
 """Decoding strategies other than APD. Each implements the protocol `apd.decoding.strategy.Strategy`."""
 
 from apd.strategies.base import Unmasking
+from apd.strategies.checked import Checked
 from apd.strategies.klass import KLASS
+from apd.strategies.proposers import Mixture, PromptLookup, Proposer
 from apd.strategies.unmasking import (
     Autoregressive,
     Blocks,
@@ -22,13 +24,17 @@ __all__ = [
     "WINO",
     "Autoregressive",
     "Blocks",
+    "Checked",
     "Confidence",
     "Entropy",
     "EntropyBound",
     "Factor",
     "LeftToRight",
     "Margin",
+    "Mixture",
     "OneStep",
+    "PromptLookup",
+    "Proposer",
     "RandomOrder",
     "Threshold",
     "Unmasking",

@@ -23,10 +23,19 @@ class Unmasking(Memoryless):
     """A strategy that drafts the window's masks and commits those that `choose` selects. It needs the drafter only.
 
     Subclasses define `choose`, and `measure` if they select by another quantity than the confidence.
+
+    Attributes:
+        reach: positions of the window that `choose` can select from, counted from the frontier; `None`: all. Only these
+            are drafted.
+        counts_steps: True if `choose` reads `state.steps`.
     """
 
+    reach: int | None = None
+    counts_steps: bool = False
+
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
-        drafts = pair.draft(state, window, sampling)
+        width = window.columns.shape[1]
+        drafts = pair.draft(state, window, sampling, self.reach)
         measures, probs, faults = [], [], []
         for part, draft in drafts:
             measures.append(self.measure(draft, window.part(part)))
@@ -35,18 +44,18 @@ class Unmasking(Memoryless):
             if pair.record_probs:
                 probs.append(confidence(draft))
         candidate = window.within(~window.gather(state.decided))
-        chosen = self.chosen(concatenate(measures), candidate, state, window, sampling)
+        chosen = self.chosen(concatenate(measures, width), candidate, state, window, sampling)
         return single_model_proposal(
             "drafter",
             draft,
             pair,
             sampling,
-            tokens=drafts.tokens,
+            tokens=concatenate([drafts.tokens], width),
             chosen=chosen,
             decisive=candidate,
             drafted=drafts.tokens,
-            fault=concatenate(faults),
-            probs=concatenate(probs) if probs else None,
+            fault=concatenate(faults, width),
+            probs=concatenate(probs, width) if probs else None,
         )
 
     def chosen(
@@ -110,7 +119,13 @@ def single_model_proposal(
         fault: `b m` bool, as in `Draft`.
         probs: `b m` float32, untempered probabilities of `tokens`, or `b 1` if all are one token; `None`: not recorded.
     """
-    records, shape = pair.record_scores, (*tokens.shape, -1)  # if scores are recorded, the window is one part
+    logits, scores = None, None
+    if pair.record_scores:  # the window is one part then
+        warped = sampling.warp(draft.logprobs).dense(pair.support.vocab_size)
+        logits, scores = (
+            each.expand(*tokens.shape, -1) if each.shape[1] == 1 else concatenate([each], tokens.shape[1])
+            for each in (draft.logprobs, warped)
+        )
     return Proposal(
         tokens=tokens,
         chosen=chosen,
@@ -119,8 +134,8 @@ def single_model_proposal(
         draft=drafted,
         models=("target", model),
         probs=None if probs is None else probs[..., None].expand(*tokens.shape, 2),
-        logits=draft.logprobs.expand(shape) if records else None,
-        scores=sampling.warp(draft.logprobs).dense(pair.support.vocab_size).expand(shape) if records else None,
+        logits=logits,
+        scores=scores,
     )
 
 

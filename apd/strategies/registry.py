@@ -21,7 +21,9 @@ from apd.decoding.acceptance import Coupling, Rejection
 from apd.decoding.step import APD
 from apd.decoding.strategy import Strategy, check_strategy
 from apd.strategies.base import Unmasking
+from apd.strategies.checked import Checked
 from apd.strategies.klass import KLASS
+from apd.strategies.proposers import PROPOSERS, Mixture
 from apd.strategies.unmasking import (
     Autoregressive,
     Blocks,
@@ -45,6 +47,8 @@ GRAMMAR = """\
   wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
   blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
   one-step  autoregressive
+  checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N][/STRATEGY]   the strategy's own tokens, in fewer passes;
+                                  e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: drafter verifier lookup
   apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection,step]
   A parameter that is left out has its default; `;` may stand for `,`."""
 
@@ -115,6 +119,23 @@ def _apd_kind() -> Kind:
     return Kind(APDConfig, ("R", "mixture_weight"), options, words | flags)
 
 
+def _named_proposer(text: str) -> str:
+    if text not in PROPOSERS:
+        raise ValueError
+    return text
+
+
+_WEIGHT = Form(
+    "a number in [0, 1]",
+    lambda text: Mixture(float(text)),
+    lambda value: f"{value.mixture_weight:g}" if isinstance(value, Mixture) else None,
+)
+_PROPOSER = Form(
+    f"one of {', '.join(PROPOSERS)}", _named_proposer, lambda value: value if isinstance(value, str) else None
+)
+_DEPTH = Form("a whole number or 'auto'", lambda text: text if text == "auto" else int(text))
+
+
 def _top_k(make: type[Strategy]) -> Kind:
     return _kind(make, "K", "tokens_per_step", WHOLE_NUMBER)
 
@@ -130,6 +151,15 @@ KINDS: dict[str, Kind] = {
     "entropy-bound": _kind(EntropyBound, "γ", "bound"),
     "klass": _kind(KLASS, "γ", "threshold", kl=("kl_threshold", NUMBER), h=("history", WHOLE_NUMBER)),
     "wino": _kind(WINO, "γ", "threshold", revoke=("revoke_below", NUMBER), length=("length", WHOLE_NUMBER)),
+    "checked": _kind(
+        Checked,
+        "c",
+        "certainty",
+        K=("num_checked", _DEPTH),
+        R=("proposer", _WEIGHT),
+        proposer=("proposer", _PROPOSER),
+        breadth=("breadth", WHOLE_NUMBER),
+    ),
     "one-step": Kind(OneStep),
     "autoregressive": Kind(Autoregressive),
     "apd": _apd_kind(),
@@ -143,9 +173,16 @@ def parse(spec: str) -> Setting:
         ValueError: an unknown kind or option, or a value outside its range.
     """
     text = spec.strip()
-    kind_name, colon, arguments = text.partition(":")
+    outer, slash, inner = text.partition("/")
+    kind_name, colon, arguments = outer.partition(":")
     if kind_name == "blocks":
         return _parse_blocks(text)
+    if kind_name == "checked" and slash:
+        return _checked(parse(outer), inner)
+    if slash:
+        raise ValueError(
+            f"`strategy` must name one strategy, got {spec!r}: only blocks and checked go around another."
+        )
     if kind_name not in KINDS:
         nearest = difflib.get_close_matches(kind_name, [*KINDS, "blocks"], n=1)
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
@@ -193,6 +230,23 @@ def _parse_blocks(spec: str) -> Setting:
     )
 
 
+def _checked(setting: Setting, inner: str) -> Setting:
+    """Checked decoding of another strategy than sequential decoding."""
+    reference = parse(inner)
+    if not isinstance(reference.strategy, Unmasking):
+        raise ValueError(
+            f"`checked` must be around a strategy without memory that the drafter decides, got {inner!r}. Use "
+            "left-to-right, threshold, blocks or the like."
+        )
+    assert isinstance(setting.strategy, Checked)
+    return dataclasses.replace(
+        setting,
+        spec=f"{setting.spec}/{reference.spec}",
+        family=f"{setting.family}/{reference.spec}",
+        strategy=dataclasses.replace(setting.strategy, reference=reference.strategy),
+    )
+
+
 def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
     """Values by field name; a bare number is the swept parameter."""
     values: dict[str, Any] = {}
@@ -222,10 +276,11 @@ def _arguments(spec: str, kind: Kind, arguments: list[str]) -> dict[str, Any]:
 
 def _written(kind: Kind, name: str, value: Any) -> str:
     """The text that sets a field to this value in a spec."""
-    words = [word for word, meaning in kind.words.items() if meaning == (name, value)]
-    options = [short for short, (field_name, _) in kind.options.items() if field_name == name]
-    text = value if isinstance(value, str) else f"{value:g}"
-    return words[0] if words else f"{options[0]}={text}"
+    for word, meaning in kind.words.items():
+        if meaning == (name, value):
+            return word
+    written = {short: form.write(value) for short, (field_name, form) in kind.options.items() if field_name == name}
+    return next(f"{short}={text}" for short, text in written.items() if text is not None)
 
 
 def _join(kind: str, arguments: list[str]) -> str:

@@ -53,6 +53,10 @@ class _TopK(Unmasking):
         return schedule[state.steps.clamp(max=len(schedule) - 1)][:, None]
 
     @property
+    def counts_steps(self) -> bool:  # type: ignore[override]
+        return isinstance(self.tokens_per_step, Sequence)
+
+    @property
     def _schedule(self) -> Sequence[int]:
         return self.tokens_per_step if isinstance(self.tokens_per_step, Sequence) else [self.tokens_per_step]
 
@@ -68,6 +72,10 @@ class LeftToRight(_TopK):
     """
 
     left_to_right = True
+
+    @property
+    def reach(self) -> int:  # type: ignore[override]
+        return max(self._schedule)
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
         return draft.scores.values[..., 0]  # not used
@@ -265,6 +273,10 @@ class Blocks(Unmasking):
     @property
     def is_random(self) -> bool:  # type: ignore[override]
         return self.strategy.is_random
+
+    @property
+    def counts_steps(self) -> bool:  # type: ignore[override]
+        return self.strategy.counts_steps
 
     def measure(self, draft: Draft, window: Window) -> Tensor:
         return self.strategy.measure(draft, window)

@@ -1,6 +1,6 @@
-"""Models that answer alone, without a drafter of ours: any causal LM of transformers, any OpenAI-compatible endpoint.
+"""Models that decode without `APDSampler`: any causal LM of transformers, any OpenAI-compatible endpoint.
 
-Both are greedy. A causal LM makes one forward per token, which its answers say; what an endpoint does is unknown.
+Both decode greedily. A causal LM makes one forward per token, which is recorded; the forwards of an endpoint are unknown.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ __all__ = ["Alone", "Answer", "CausalLM", "Endpoint"]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a record keeps of an answer.
+    """The part of an answer that a record stores.
 
     Attributes:
         index: number of the prompt.
         text: special tokens left out.
-        new_tokens: up to and including the stop token; `None`: the endpoint did not say.
+        new_tokens: up to and including the stop token; `None`: the endpoint did not report it.
         drafter_forwards: passes; `None`: unknown.
-        verifier_forwards: likewise, those of a causal LM.
+        verifier_forwards: passes of a causal LM; `None`: unknown.
         finish: `"stop"`, `"length"`, or the endpoint's own word.
     """
 
@@ -44,12 +44,12 @@ class Answer:
 
 
 class Alone(Protocol):
-    """A model that can be run beside the pairs."""
+    """A model without a drafter that can be compared with the pairs."""
 
     def answers(
-        self, asked: Sequence[tuple[int, Prompt]], *, batch_size: int, max_new_tokens: int
+        self, numbered: Sequence[tuple[int, Prompt]], *, batch_size: int, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """One per prompt, given with its number, in any order."""
+        """Yield one answer per pair of number and prompt, in any order."""
         ...
 
 
@@ -58,7 +58,7 @@ class CausalLM:
 
     Args:
         model: with `generate`.
-        tokenizer: its chat template, if it has one, is used; else the messages are put one below the other.
+        tokenizer: its chat template formats the messages; without one, they are joined by line breaks.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -68,7 +68,7 @@ class CausalLM:
 
     @classmethod
     def from_pretrained(cls, name: str, *, dtype: str | None = None, device_map: str | None = None) -> CausalLM:
-        """Safetensors only, and no code of the checkpoint.
+        """Load from safetensors, without code from the checkpoint.
 
         Raises:
             ValueError: there is no such model, it needs code of its own, or a file is damaged.
@@ -91,11 +91,11 @@ class CausalLM:
         return cls(model, tokenizer)
 
     def answers(
-        self, asked: Sequence[tuple[int, Prompt]], *, batch_size: int, max_new_tokens: int
+        self, numbered: Sequence[tuple[int, Prompt]], *, batch_size: int, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """One per prompt, in their order; the rows of a batch come together."""
-        for first in range(0, len(asked), batch_size):
-            batch = asked[first : first + batch_size]
+        """Yield one answer per prompt, in order; the rows of a batch are yielded together."""
+        for first in range(0, len(numbered), batch_size):
+            batch = numbered[first : first + batch_size]
             rows = self._generate([self._ids(prompt) for _, prompt in batch], max_new_tokens)
             for (number, _), row in zip(batch, rows, strict=True):
                 yield self._answer(number, row)
@@ -108,14 +108,14 @@ class CausalLM:
 
     @torch.no_grad()
     def _generate(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[list[int]]:
-        """New tokens of each row, with whatever stands behind the stop token."""
+        """New tokens of each row, including those after the stop token."""
         from transformers import GenerationConfig
 
         width = max(map(len, prompts))
         pad = self.stops[0] if self.stops else 0  # masked in the prompt, cut behind the stop token
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        # Spelled out, since what is left open comes from the checkpoint, whose penalties would bend the argmax.
+        # Set explicitly: omitted fields would come from the checkpoint, whose penalties would change the argmax.
         config = GenerationConfig(
             do_sample=False,
             num_beams=1,
@@ -148,7 +148,7 @@ class CausalLM:
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Of the checkpoint and of its tokenizer: a chat often ends with another token than a text."""
+    """Stop tokens of the checkpoint and of its tokenizer: they often differ, since a chat ends with its own token."""
     found = []
     for source in (model.generation_config, model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
@@ -157,15 +157,15 @@ def _stop_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 class Endpoint:
-    """A model behind an OpenAI-compatible `/chat/completions`, asked one prompt at a time by the official client.
+    """A model behind an OpenAI-compatible `/chat/completions`, called with one prompt at a time by the official client.
 
-    The client tries again where a server is busy or fails. A key is sent only if its variable is named, so that a local
+    The client retries if the server is busy or fails. A key is sent only if its variable is named, so that a local
     server never sees the one in OPENAI_API_KEY; it is neither printed nor stored.
 
     Args:
         url: up to and including the version, such as `https://host/v1`.
         model: the name that the endpoint knows.
-        api_key_env: environment variable with the key; `None`: the endpoint wants none.
+        api_key_env: environment variable with the key; `None`: no key is sent.
     Raises:
         ValueError: the URL holds a password or a query, or the variable, which is not shown, is not set.
         ImportError: `openai` is missing.
@@ -184,14 +184,14 @@ class Endpoint:
         self._client = OpenAI(base_url=url, api_key=self._key or "none")
 
     def answers(
-        self, asked: Sequence[tuple[int, Prompt]], *, batch_size: int, max_new_tokens: int
+        self, numbered: Sequence[tuple[int, Prompt]], *, batch_size: int, max_new_tokens: int
     ) -> Iterator[Answer]:
-        """One per prompt, in their order; `batch_size` is of no use here.
+        """Yield one answer per prompt, in order; `batch_size` is ignored.
 
         Raises:
-            RuntimeError: the endpoint refused a prompt, or its reply cannot be read; says which.
+            RuntimeError: the endpoint refused a prompt or its reply cannot be read; the message names the prompt.
         """
-        for number, prompt in asked:
+        for number, prompt in numbered:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             yield self._ask(number, messages, max_new_tokens)
 
@@ -217,7 +217,7 @@ class Endpoint:
         return Answer(number, text, tokens, None, None, finish or "unknown")
 
     def _failed(self, messages: Any, what: str) -> RuntimeError:
-        """The error, with the prompt, and without the key should the server repeat it."""
+        """The error with the prompt; the key is removed in case the server repeats it."""
         if self._key:
             what = what.replace(self._key, "[key]")
         prompt = messages[-1]["content"]
@@ -228,7 +228,7 @@ class Endpoint:
 
 
 def check_url(url: str) -> None:
-    """Refuse what is no plain URL: it is stored with the records.
+    """Refuse a URL with credentials or a query, because it is stored with the records.
 
     Raises:
         ValueError: it is not http(s), or holds a password or a query.

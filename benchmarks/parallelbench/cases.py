@@ -1,4 +1,4 @@
-"""Recorded outputs of the official scorers against ours."""
+"""Compares our scores with recorded outputs of the official scorers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _CLOSE = 1e-12
 
 @dataclass
 class Report:
-    """What came of the cases.
+    """The result of the comparison.
 
     Attributes:
-        equal: equal in every recorded value, per task.
-        wrong: (case, our scores) of the others.
-        missing: what could not be scored, by the reason.
+        equal: per task, the number of cases that agree in every recorded value.
+        wrong: (case, our scores) of the cases that do not.
+        missing: number of cases that could not be scored, by reason.
     """
 
     equal: Counter[str] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class Report:
 def check_cases(file: Path) -> Report:
     """Score every case of a file in the form of `parallelbench_metric_cases.json`.
 
-    Where the grammar checker was replaced by a constant when the case was recorded, it is here too.
+    Where the grammar checker was replaced by a constant for the recording, the same constant is used here.
     """
     report = Report()
     for case in json.loads(file.read_text(encoding="utf-8"))["cases"]:

@@ -1,6 +1,6 @@
-"""Exact accuracy and forwards of parallel decoding where one unknown place decides everything (own).
+"""Exact accuracy and forwards of parallel decoding on tasks with one hidden variable, a position (own).
 
-Replace Random, Insert Random and Remove Random have one hidden number: the place j. A decoding that is still right is
+Replace Random, Insert Random and Remove Random have one hidden variable: the position j. A decoding that is still right is
 described by how many masks depend on j, m of them, and how many are already settled by what was committed; so the
 sums over all drafts and all orders are a recursion over (m, settled) rather than over answers.
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 OLD, NEW, MOVED = range(3)
-_DIGITS = 12  # what scores are rounded to, so that equal ones tie
+_DIGITS = 12  # scores are rounded to these, so that equal ones tie
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _bounds(m: int, known: Mapping[int, int]) -> tuple[int, int]:
 
 
 def _unless_settled(m: int) -> int:
-    return 0 if m == 1 else m  # a single mask left for the new item is no question
+    return 0 if m == 1 else m  # with a single mask left for the new item, nothing is open
 
 
 CHAINS: dict[str, Chain] = {
@@ -117,8 +117,8 @@ class Rule:
     Args:
         take: scores of all masks, best first → how many of them to commit, at least one.
         score: (probabilities of a mask, which of them was drafted) → higher is better, ties from the left; a settled
-            mask has the probabilities (1,). None: the order has nothing to do with the drafts.
-        at_random: without a score, any order rather than from the left.
+            mask has the probabilities (1,). None: the order is independent of the drafts.
+        at_random: without a score, a random order instead of left to right.
     """
 
     take: Take
@@ -162,7 +162,7 @@ Choice = tuple[float, dict[int, int], int]
 
 
 def choices(rule: Rule, chain: Chain, m: int, settled: int, greedy: bool) -> Iterator[Choice]:
-    """Everything that one step can commit; of rules without a score, only what is not wrong."""
+    """All possible commits of one step; for rules without a score, only the correct ones."""
     if rule.score is not None:
         yield from _best(rule, rule.score, chain, m, settled, greedy)
         return
@@ -180,7 +180,7 @@ def choices(rule: Rule, chain: Chain, m: int, settled: int, greedy: bool) -> Ite
 
 
 def _best(rule: Rule, score: Score, chain: Chain, m: int, settled: int, greedy: bool) -> Iterator[Choice]:
-    sure = [score((1.0,), 0)] * settled  # never below the others
+    sure = [score((1.0,), 0)] * settled  # never ranked below others
     scores = {}
     for mask in range(1, m + 1):
         probs = [weight / chain.places(m) for weight in chain.weights(m, mask)]
@@ -194,14 +194,14 @@ def _best(rule: Rule, score: Score, chain: Chain, m: int, settled: int, greedy: 
 
 
 def _drafts(chain: Chain, m: int, masks: Sequence[int], greedy: bool) -> Iterator[tuple[float, dict[int, int]]]:
-    """Independent draws at these masks, with their probability; greedy: among the likeliest outcomes."""
+    """Independent draws at these masks, with their probabilities; if greedy, draws among the likeliest outcomes."""
     options = [_outcomes(chain, m, mask, greedy) for mask in masks]
     for draws in itertools.product(*options):
         yield math.prod(p for p, _ in draws), {mask: drawn[1] for mask, drawn in zip(masks, draws, strict=True)}
 
 
 def _right_drafts(chain: Chain, m: int, masks: Sequence[int], greedy: bool) -> Iterator[tuple[float, dict[int, int]]]:
-    """Those of `_drafts` that some j fits: few, whatever m."""
+    """The draws of `_drafts` that are consistent with some j: few for any m."""
     found: list[tuple[float, dict[int, int]]] = [(1.0, {})]
     for mask in masks:
         longer = (
@@ -226,8 +226,8 @@ def _outcomes(chain: Chain, m: int, mask: int, greedy: bool) -> list[tuple[float
 def walk(chain: Chain, n: int, rule: Rule, greedy: bool = False) -> tuple[float, float]:
     """Accuracy and expected number of forwards.
 
-    The forwards are those of rules with a score. They are NaN if a decoding can be wrong before its last step: what an
-    ideal model says about a list that no answer has is not defined.
+    Forwards are defined for rules with a score only. They are NaN if a decode can be wrong before its last step,
+    because the ideal model is undefined on a prefix that no answer has.
     """
 
     @functools.cache

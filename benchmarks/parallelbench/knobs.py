@@ -1,4 +1,4 @@
-"""What R, τ and M do on exact Shuffle, where p_D and p_AR are known and every loss is the mixture's own."""
+"""Effect of R, τ and M on exact Shuffle, where p_D and p_AR are known exactly, so every error is due to the mixture."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Point:
 def points(rows: int) -> Iterator[Point]:
     """Every window at τ = 0, and every threshold at the full window; both with and without the correction token.
 
-    All R < 1 give the same: each model is uniform over what it allows, so their product is uniform over what both
-    allow, whatever the weights. At R = 1 the verifier's zeros are gone.
+    All R < 1 give equal results: each model is uniform over its support, so their product is uniform over the
+    intersection for any weight. At R = 1 the zeros of the verifier have no effect.
     """
     settings = [(0.0, window) for window in WINDOWS] + [(threshold, ITEMS) for threshold in THRESHOLDS[1:]]
     model = IdealListModel.shuffle(ITEMS)
@@ -92,7 +92,7 @@ def write(found: list[Point], directory: Path) -> None:
                 ]
                 below = [point for point in line if point.mixture_weight < 1]
                 alone = [point for point in line if point.mixture_weight == 1]
-                # Below R = 1 the settings coincide (see `points`), so that hollow marks for R = 1 tell all there is.
+                # Below R = 1 the settings coincide (see `points`), so two series suffice; R = 1 has hollow marks.
                 label = f"{title.split()[1].rstrip(',')} = {value}" if not correction else None
                 for some, face in ((below, f"C{i}"), (alone, "none")):
                     axis.plot(

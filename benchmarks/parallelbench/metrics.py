@@ -3,7 +3,7 @@
 A forward is a drafter pass of a row that is not done; of plain autoregressive decoding, which has no drafter, a verifier
 pass. A row is done when every position up to its first stop token is decided. Three ways of counting tokens:
 
-- `tpf`, ours: Σ new tokens / Σ forwards, tokens up to and including the stop token. The headline.
+- `tpf`, ours: Σ new tokens / Σ forwards, tokens up to and including the stop token. The main figure.
 - `tps_mean_ratio`: mean over samples of max_tokens / forwards, as published for most methods.
 - `tps_ratio_of_means`: max_tokens / mean forwards, as published for APD; never larger.
 
@@ -87,7 +87,7 @@ def wilson(successes: float, n: int) -> tuple[float, float]:
 
 
 def summarise(records: Sequence[Record]) -> Cell:
-    """Records of one strategy and one task."""
+    """Summary of the records of one strategy and one task."""
     n = len(records)
 
     def mean(value: Callable[[Record], float]) -> float:
@@ -127,7 +127,7 @@ def pbx(
 ) -> float | None:
     """PBx: the most tokens per forward at which the mean over tasks is at least x percent; `None` if it never is.
 
-    Between neighbouring parameters of a threshold-like family, the accuracy is taken to be linear in the tokens.
+    Between neighbouring parameters of a threshold-like family, the accuracy is interpolated linearly in the tokens.
 
     Args:
         points: one family, in the order of its parameter.
@@ -146,7 +146,7 @@ def pbx(
 
 
 def aup(curve: Iterable[tuple[float, float]], best: float, alpha: float = 3.0, floor: float = 5.0) -> float:
-    """Accuracy under parallelism: the area below accuracy over tokens per forward, bad accuracy counted less.
+    """Accuracy under parallelism: the area under accuracy over tokens per forward, low accuracy weighted less.
 
     With ρ_1 < ρ_2 < … the tokens per forward and y_i the accuracies, in percent, of the settings with y_i ≥ y_1 − floor:
     ρ_1·y_1 + Σ_i (ρ_i − ρ_(i−1))·(y_i·W(y_i) + y_(i−1)·W(y_(i−1))) / 2, where W(y) = min(exp(−α·(1 − y/best)), 1).
@@ -173,7 +173,7 @@ def aup(curve: Iterable[tuple[float, float]], best: float, alpha: float = 3.0, f
 
 
 def oracle(records: Iterable[Record]) -> Cell:
-    """The best that a family could do if it knew for each sample which of its settings to use.
+    """The best result of a family if the setting were chosen per sample.
 
     Per sample, the fewest forwards among the settings that reach that sample's best score.
 
@@ -191,7 +191,7 @@ def oracle(records: Iterable[Record]) -> Cell:
 
 
 def parallelisability(curve: Iterable[tuple[float, float]]) -> float:
-    """Σ k·score_k / Σ score_k over top-k decoding: how many tokens per step a task puts up with; 0 if never right."""
+    """Σ k·score_k / Σ score_k over top-k decoding: how many tokens per step a task tolerates; 0 if no answer is right."""
     curve = list(curve)
     total = sum(score for _, score in curve)
     return sum(k * score for k, score in curve) / total if total else 0.0

@@ -1,6 +1,6 @@
-"""What a run decodes with and what it is asked: a pair of models, samples, and how an answer is judged.
+"""The models of a run, its samples, and how an answer is scored.
 
-The embedded pair answers the tasks it was trained for (`apd.embedded.tasks`, held-out instances), any other pair of an
+The included pair answers the tasks it was trained for (`apd.embedded.tasks`, held-out instances), any other pair of an
 instruction-tuned drafter and a verifier, any causal LM and any endpoint our own tasks in the official schema (`tasks.py`)
 or those of a checkout of the official benchmark (`official.py`).
 """
@@ -44,19 +44,19 @@ __all__ = [
 #: From an answer to the scores of a record.
 Judge = Callable[[str], dict[str, float]]
 
-# Numbers of samples, from which their seeds come, leave this much room per task.
+# Sample numbers, which determine the seeds, are spaced by this much per task.
 _PER_TASK = 1_000_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question.
+    """One prompt of a task.
 
     Attributes:
         task: its name.
-        index: its place among those of the task, from 0.
-        number: its place among all, which gives its seed.
-        prompt: what the model is given.
+        index: its number within the task, from 0.
+        number: its number among all samples, which determines its seed.
+        prompt: input of the model.
         judge: from an answer to the scores of a record.
     """
 
@@ -69,15 +69,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Questions:
-    """What a model is asked.
+    """The tasks of a run.
 
     Attributes:
         tasks: their names.
-        by_default: those of them that run when none is named.
+        by_default: the tasks that run if none is named.
         max_new_tokens: length of the answer field, the largest where tasks differ.
-        samples: the first `count` samples of a task, the same for the same seed.
+        samples: the first `count` samples of a task, a function of the seed.
         lengths: of the answer field, by task, where they differ.
-        settings: what tells these questions from others; part of a run's settings.
+        settings: identifies these questions; part of a run's settings.
     """
 
     tasks: tuple[str, ...]
@@ -90,13 +90,13 @@ class Questions:
 
 @dataclass(frozen=True)
 class Pair:
-    """Models, mostly a drafter and its verifier, and what they are asked.
+    """A drafter with its verifier, or a model alone, and the tasks.
 
     Attributes:
-        settings: what tells this pair from every other; part of a run's settings.
+        settings: identifies this pair; part of a run's settings.
         open: loads the models.
         questions: the tasks.
-        strategies: the only ones there are where the model decodes alone; `None`: any.
+        strategies: the only possible ones if the model decodes alone; `None`: any.
     """
 
     settings: dict[str, Any]
@@ -107,30 +107,30 @@ class Pair:
 
 def _embedded_samples(task: str, count: int, seed: int) -> list[Sample]:
     first = embedded.TASKS.index(task) * _PER_TASK
-    asked = embedded.instances(task, count, seed)
+    drawn = embedded.instances(task, count, seed)
     if task == embedded.ARITHMETIC:
-        judges = [_exactly(instance) for instance in asked]
+        judges = [_exactly(instance) for instance in drawn]
     else:
         rows = embedded_rows(task, count, seed)
-        judges = [_officially(row, instance) for row, instance in zip(rows, asked, strict=True)]
+        judges = [_officially(row, instance) for row, instance in zip(rows, drawn, strict=True)]
     return [
         Sample(task, i, first + i, instance.prompt, judge)
-        for i, (instance, judge) in enumerate(zip(asked, judges, strict=True))
+        for i, (instance, judge) in enumerate(zip(drawn, judges, strict=True))
     ]
 
 
 def _officially(row: Row, instance: embedded.Instance) -> Judge:
-    """The official scores, and ours, which wants the exact form."""
+    """The official scores, and ours, which requires the exact form."""
     return lambda text: score(row.task, text, row.answer) | {"exact": float(embedded.is_right(instance, text))}
 
 
 def _exactly(instance: embedded.Instance) -> Judge:
-    """Ours alone: arithmetic is no official task."""
+    """Our score alone, because arithmetic is not an official task."""
     return lambda text: dict.fromkeys(("score", "score_strict", "exact"), float(embedded.is_right(instance, text)))
 
 
 def embedded_pair() -> Pair:
-    """The pair that ships with the package."""
+    """The included pair."""
     return Pair(
         settings={"pair": "embedded", "drafter": _digest(DRAFTER_DIR), "verifier": _digest(VERIFIER_DIR)},
         open=APDSampler.from_embedded,
@@ -193,7 +193,7 @@ def our_questions() -> Questions:
 
 
 def questions_of_checkout(directory: Path) -> Questions:
-    """All tasks that a user's checkout of the official benchmark has, as they are there.
+    """All tasks in a checkout of the official benchmark, unchanged.
 
     A task has as many samples as the checkout has rows, at most; fewer of them are drawn evenly from all lengths.
 
@@ -233,7 +233,7 @@ def _without_text(tasks: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_extra(task: str) -> None:
-    """Before anything is decoded: text tasks need packages of the extra."""
+    """Fail before decoding if packages of the extra, which text tasks need, are missing."""
     needed = ["language_tool_python"] if kind_of(task) in TEXT_KINDS else []
     needed += {"summary": ["rouge_score"], "paraphrase": ["sacrebleu"]}.get(kind_of(task), [])
     if missing := [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]:
@@ -244,7 +244,7 @@ def _check_extra(task: str) -> None:
 
 
 def _mixed(rows: Sequence[Row], seed: int) -> list[Row]:
-    """In an order of which every beginning has all lengths evenly: the official rows are sorted by length."""
+    """Reorder so that every prefix has all lengths evenly; the official rows are sorted by length."""
     groups: dict[Any, list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.metadata.get("length")].append(row)
@@ -255,11 +255,11 @@ def _mixed(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def _fingerprint(rows: dict[str, list[Row]]) -> str:
-    """Of all questions and labels: the first 16 hex digits of their SHA-256."""
+    """Fingerprint of all questions and labels: the first 16 hex digits of their SHA-256."""
     content = {task: [[row.messages, row.answer] for row in found] for task, found in rows.items()}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _digest(directory: Path) -> str:
-    """Of the weights: the first 16 hex digits of their SHA-256."""
+    """Fingerprint of the weights: the first 16 hex digits of their SHA-256."""
     return hashlib.sha256((Path(directory) / "model.safetensors").read_bytes()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Rows of a user's checkout of the official benchmark, read as it is (it has no licence: nothing of it is here).
+"""Rows of a user's checkout of the official benchmark, read in place: it has no licence, so nothing of it is here.
 
 First generation (October 2025): `…/data/output/test/<group>/<name>.jsonl`, with the prompts in `task_config.yaml`
 beside them. Second generation (2026): the repository no longer holds its data, but the runs that it holds,
@@ -21,7 +21,7 @@ from benchmarks.parallelbench.tasks import Row
 
 __all__ = ["available", "load"]
 
-# What the second generation calls the tasks that it renamed.
+# Names of the second generation for the tasks that it renamed.
 _RENAMED = {
     "words_to_sentence/easy": "text_writing/words_to_sentence_easy",
     "words_to_sentence/medium": "text_writing/words_to_sentence_medium",
@@ -34,7 +34,7 @@ _RENAMED = {
 
 
 def available(directory: str | Path) -> list[str]:
-    """Which of the seventeen tasks a checkout has, by their official names."""
+    """Official names of the tasks in a checkout, at most seventeen."""
     return [task for task in TASKS if _find(Path(directory), task)]
 
 

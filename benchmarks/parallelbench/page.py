@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: a curve to point at, and the tables behind it."""
+"""A report as one self-contained HTML page: an interactive curve, and the tables behind it."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _data(report: Report) -> dict[str, Any]:
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    """The few numbers at the top."""
+    """The key figures at the top of the page."""
     mean = report.equal[-1]
     facts = []
     if mean.apd is not None:

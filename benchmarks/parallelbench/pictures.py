@@ -19,7 +19,7 @@ class Group:
     Attributes:
         name: for the legend.
         light, dark: the colour on a light and on a dark page.
-        kinds: what their names begin with.
+        kinds: prefixes of their names.
     """
 
     name: str
@@ -147,7 +147,7 @@ def _curves(axes: Any, report: Report, task: str, size: float) -> None:
 
 @dataclass(frozen=True)
 class Spot:
-    """Tasks so close on the task map that they share a label, each with its own place."""
+    """Tasks so close on the task map that they share a label, with the coordinates of each."""
 
     tasks: list[tuple[str, float, float]]
 
@@ -161,7 +161,7 @@ class Spot:
 
 
 def spots(task_map: dict[str, tuple[float, float | None]], width: float = 1.0, height: float = 2.0) -> list[Spot]:
-    """The tasks of a map, those together that lie within `width` and `height` of the first of them."""
+    """Group the tasks of a map: a group lies within `width` and `height` of its first task."""
     found: list[Spot] = []
     for task, (x, slope) in task_map.items():
         y = slope or 0.0

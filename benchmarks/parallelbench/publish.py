@@ -26,7 +26,7 @@ __all__ = ["add_parser", "write_csv"]
 
 
 def write_csv(report: Report, directory: Path) -> None:
-    """All tables, in files that a spreadsheet reads."""
+    """Write all tables as CSV files."""
 
     def write(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         with (directory / name).open("w", newline="", encoding="utf-8") as file:
@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
 
 
 def add_parser(commands: Any) -> None:
-    """The subcommand `report`."""
+    """Add the subcommand `report`."""
     parser = commands.add_parser(
         "report",
         help="curves and summary numbers of a run",
@@ -99,7 +99,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--count", type=int, metavar="N", help="the first N samples of each task only")
     parser.add_argument(
-        "--docs", type=Path, nargs="+", default=[], metavar="PAGE", help="Markdown pages to renew, too"
+        "--docs", type=Path, nargs="+", default=[], metavar="PAGE", help="Markdown pages whose tables are updated"
     )
     parser.set_defaults(run=_main)
 
@@ -118,5 +118,5 @@ def _main(options: argparse.Namespace) -> int:
     print(tables(report)["main"])
     if report.left_out:
         print(f"Left out, since they lack tasks: {', '.join(report.left_out)}")
-    print(f"Look at {options.directory / 'index.html'}")
+    print(f"Report: {options.directory / 'index.html'}")
     return 0

@@ -1,7 +1,7 @@
-"""The records of a run: one JSON object per line, one per strategy, task and sample, in a file that a kill cannot spoil.
+"""The records of a run: one JSON object per line, one per strategy, task and sample, in a file that survives a killed run.
 
 The first line holds the settings that every record of the file shares; a run with other settings is refused. A torn
-last line is cut off, and its sample decoded again. Passes and tokens are null where nobody knows them, as of an endpoint.
+last line is cut off, and its sample decoded again. Passes and tokens are null where they are unknown, as for an endpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Log:
-    """What a records file holds.
+    """The content of a records file.
 
     Attributes:
         settings: shared by all records.
@@ -42,7 +42,7 @@ class Log:
 
 
 def key(record: Record) -> tuple[str, str, int]:
-    """What a record is the only one of."""
+    """Strategy, task and index, which identify a record."""
     return record["strategy"], record["task"], record["index"]
 
 
@@ -50,7 +50,7 @@ def read(path: Path) -> Log | None:
     """The file, plain or packed (.xz); `None` if it does not exist or a kill left no whole first line.
 
     Raises:
-        ValueError: it is no records file, or a record stands there twice.
+        ValueError: it is no records file, or a record occurs twice.
     """
     if not path.exists():
         return None
@@ -65,17 +65,19 @@ def read(path: Path) -> Log | None:
         records = [json.loads(line) for line in lines]
         keys = {key(record) for record in records}
         for strategy, task, _ in keys:
-            (strategy + task).encode()  # names are text, without halves of surrogate pairs
+            (strategy + task).encode()  # names can be encoded: they hold no half of a surrogate pair
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} does not hold the records of a run. Choose another directory.") from None
     if len(keys) < len(records):
-        raise ValueError(f"{path} holds {len(records) - len(keys)} records twice. Remove them, or start anew.")
+        raise ValueError(
+            f"{path} holds {len(records) - len(keys)} records twice. Remove them, or use another directory."
+        )
     return Log(settings, made_with, records, len(whole))
 
 
 @contextmanager
 def appending(path: Path, settings: dict[str, Any], made_with: dict[str, Any]) -> Iterator[tuple[Part, Log]]:
-    """The file, locked and ready for more records, and what it holds already.
+    """The file, locked and open for appending, and its present content.
 
     Raises:
         ValueError: it was made with other settings.
@@ -95,7 +97,7 @@ def appending(path: Path, settings: dict[str, Any], made_with: dict[str, Any]) -
 
 
 def accuracies(log: Log) -> list[str]:
-    """Score of every strategy and task as a line; what there is to say where passes are unknown."""
+    """The score of every strategy and task, one per line; the only result where passes are unknown."""
     scores: dict[tuple[str, str], list[float]] = {}
     for record in log.records:
         scores.setdefault((record["strategy"], record["task"]), []).append(record["score"])

@@ -1,4 +1,4 @@
-"""From the records of a run to its numbers: curves, PBx, oracles, AUP, speed at equal accuracy, the task map."""
+"""Computes the figures of a run from its records: curves, PBx, oracles, AUP, speed at equal accuracy, the task map."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["MEAN", "TARGETS", "Equal", "Family", "Report", "build", "cell_of", "
 
 TARGETS = (90, 80, 70, 60)
 MEAN = "average"
-_MARGIN = 1.0  # points below one token per step that still count as equal
+_MARGIN = 1.0  # percentage points below one token per step that still count as equal
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ class Equal:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the files are made of.
+    """All data of the files.
 
     Attributes:
         log: the records.
         count: samples per task, the same everywhere; `None` if they differ.
         tasks: in the order of the records.
         points: settings that have every task.
-        left_out: settings that have not.
+        left_out: settings that lack a task.
         families: in the order of the records.
         oracles: of a family of settings, per task and on average.
         equal: for every task and on average.
-        task_map: parallelisability and block slope per task, where the settings for them are there.
-        num_records: how many it is made of.
-        num_unlike: records whose official score differs from ours, which wants the exact form.
+        task_map: parallelisability and block slope per task, if the run has the settings for them.
+        num_records: number of records.
+        num_unlike: records whose official score differs from ours, which requires the exact form.
     """
 
     log: Log
@@ -119,7 +119,9 @@ def load(directory: Path) -> Log:
     for name in (NAME, f"{NAME}.xz"):
         if (log := read(directory / name)) is not None and log.records:
             if any(record["drafter_forwards"] is None for record in log.records):
-                raise ValueError(f"{directory} holds answers of an endpoint, whose forwards nobody knows: no curve.")
+                raise ValueError(
+                    f"{directory} holds answers of an endpoint, whose forwards are unknown, so there is no curve."
+                )
             return log
     raise ValueError(f"{directory} holds no records. Make some with `python -m benchmarks.parallelbench run`.")
 
@@ -193,7 +195,7 @@ def _oracles(
 
 
 def cell_of(point: Point, task: str) -> Cell:
-    """Its cell on a task, or the mean."""
+    """The cell of a setting on a task, or of the mean."""
     return point.mean if task == MEAN else point.cells[task]
 
 

@@ -1,4 +1,4 @@
-r"""Decode the samples of the tasks with every strategy asked for, one record each; an interrupted run goes on.
+r"""Decode the samples of the tasks with every named strategy, one record each; an interrupted run is continued.
 
     python -m benchmarks.parallelbench run --pair embedded --strategies few --count 12 --out runs/few
     python -m benchmarks.parallelbench run --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \
@@ -52,7 +52,7 @@ class Plan:
         seed: of the samples, and of the noise where the temperature is above 0.
         temperature: 0 is greedy.
         batch_size: rows decoded together; no answer depends on it.
-        max_new_tokens: `None`: what each task asks for.
+        max_new_tokens: `None`: the length that each task defines.
     """
 
     tasks: Sequence[str]
@@ -71,24 +71,26 @@ class Plan:
 
 
 def run(pair: Pair, plan: Plan, out: Path, *, progress: bool = True) -> int:
-    """Write the records that `out` does not hold yet, and say how many there were.
+    """Write the records that `out` lacks, and return their number.
 
     Raises:
         ValueError: an unknown task, a strategy that the model cannot run, or `out` holds records that are packed or made
             with other settings.
     """
-    asked = pair.questions
-    if unknown := [task for task in plan.tasks if task not in asked.tasks]:
-        raise ValueError(f"`tasks` must be among {', '.join(asked.tasks)}, got {', '.join(unknown)}.")
+    questions = pair.questions
+    if unknown := [task for task in plan.tasks if task not in questions.tasks]:
+        raise ValueError(f"`tasks` must be among {', '.join(questions.tasks)}, got {', '.join(unknown)}.")
     _check_strategies(pair, plan)
     if (packed := out / f"{NAME}.xz").exists():
         raise ValueError(f"{packed} is packed. Unpack it with `xz -d` to go on, or choose another directory.")
-    lengths = {task: plan.max_new_tokens or asked.lengths.get(task, asked.max_new_tokens) for task in asked.tasks}
+    lengths = {
+        task: plan.max_new_tokens or questions.lengths.get(task, questions.max_new_tokens) for task in questions.tasks
+    }
     length = max(lengths.values())
-    shared = asked.settings | {"seed": plan.seed, "temperature": plan.temperature, "max_new_tokens": length}
+    shared = questions.settings | {"seed": plan.seed, "temperature": plan.temperature, "max_new_tokens": length}
     if min(lengths.values()) < length:
         shared["lengths"] = "by task"
-    samples = [sample for task in plan.tasks for sample in asked.samples(task, plan.count, plan.seed)]
+    samples = [sample for task in plan.tasks for sample in questions.samples(task, plan.count, plan.seed)]
     out.mkdir(parents=True, exist_ok=True)
     with appending(out / NAME, pair.settings | shared, _made_with()) as (part, log):
         done = {key(record) for record in log.records}
@@ -112,7 +114,7 @@ def _check_strategies(pair: Pair, plan: Plan) -> None:
     specs = [setting.spec for setting in plan.settings]
     if pair.strategies is None:
         if "endpoint" in specs:
-            raise ValueError("`strategies` must not have endpoint here: it is what an `endpoint` alone runs.")
+            raise ValueError("`strategies` must not have endpoint here: it is the strategy of a run with `endpoint`.")
         return
     if wrong := [spec for spec in specs if spec not in pair.strategies]:
         raise ValueError(
@@ -130,13 +132,13 @@ def _name(pair: Pair) -> str:
 def _records(
     model: APDSampler | Alone, setting: Setting, todo: Sequence[Sample], plan: Plan, lengths: dict[str, int]
 ) -> Iterator[Record]:
-    """One per sample, in the order in which they are done; tasks whose answers have the same length together."""
+    """Yield a record per sample as it is done; tasks with answers of equal length are decoded together."""
     for length in sorted({lengths[sample.task] for sample in todo}):
-        asked = {sample.number: sample for sample in todo if lengths[sample.task] == length}
+        by_number = {sample.number: sample for sample in todo if lengths[sample.task] == length}
         before = time.perf_counter()
-        for answer in _answers(model, setting, list(asked.values()), plan, length):
+        for answer in _answers(model, setting, list(by_number.values()), plan, length):
             now = time.perf_counter()
-            yield _record(setting, asked[answer.index], answer, length, now - before)
+            yield _record(setting, by_number[answer.index], answer, length, now - before)
             before = now
 
 
@@ -172,7 +174,7 @@ def _answers(
 
 
 def _record(setting: Setting, sample: Sample, answer: Answer, length: int, seconds: float) -> Record:
-    """`seconds`: since the answer before, so that their sum is what the strategy took; rows share a batch."""
+    """The record of an answer. Rows share a batch, so `seconds` counts from the previous answer."""
     return {
         "strategy": setting.spec,
         "task": sample.task,
@@ -195,7 +197,7 @@ def _made_with() -> dict[str, Any]:
 
 
 def add_parser(commands: Any) -> None:
-    """The subcommand `run`."""
+    """Add the subcommand `run`."""
     parser = commands.add_parser(
         "run",
         help="decode tasks with many strategies",
@@ -203,7 +205,9 @@ def add_parser(commands: Any) -> None:
         epilog=f"strategies:\n{GRAMMAR}\n  or a preset: {', '.join(PRESETS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pair", choices=["embedded"], default="embedded", help="unless a drafter is named")
+    parser.add_argument(
+        "--pair", choices=["embedded"], default="embedded", help="the included pair, unless a drafter is named"
+    )
     parser.add_argument("--drafter", metavar="MODEL", help="directory or hub id, instruction-tuned")
     parser.add_argument("--verifier", metavar="MODEL", help="directory or hub id, with the drafter's tokenizer")
     parser.add_argument("--causal-lm", metavar="MODEL", help="directory or hub id, decoded alone and greedily")
@@ -222,11 +226,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--batch-size", type=int, default=48, metavar="ROWS")
-    parser.add_argument("--max-new-tokens", type=int, metavar="TOKENS", help="default: what the tasks ask for")
+    parser.add_argument("--max-new-tokens", type=int, metavar="TOKENS", help="default: as the tasks define")
     parser.set_defaults(run=_main)
 
 
-# Options that need another one, any of several.
+# Options that need one of several others.
 _NEEDS = {
     "verifier": ("drafter",),
     "dtype": ("drafter", "causal_lm"),
@@ -244,7 +248,7 @@ def _pair(options: argparse.Namespace) -> Pair:
     for name, needed in _NEEDS.items():
         if getattr(options, name) is not None and not set(given) & set(needed):
             wanted = " or ".join(f"`{other}`" for other in needed)
-            has = f"`{given[0]}`" if given else "the embedded pair"
+            has = f"`{given[0]}`" if given else "the included pair"
             raise ValueError(f"`{name}` is for {wanted}; {has} takes none.")
     questions: Questions | None = None if options.data is None else questions_of_checkout(options.data)
     loading = {"dtype": options.dtype, "device_map": options.device_map}

@@ -51,7 +51,7 @@ TASKS = (
 )
 TEXT_KINDS = ("words_to_sentence", "summary", "paraphrase")
 
-# What a task is, by its name in either generation of the official repository.
+# The scorer of a task, by its name in either generation of the official repository.
 _KINDS = (
     *((rf"waiting_line(_n\d+)?/{name}", name) for name in LIST_TASKS),
     (r"puzzles?/latin_square_n\d+", "latin_square"),
@@ -71,17 +71,17 @@ def score(
     convention: str = "v1",
     grammar: Callable[[str], bool] | None = None,
 ) -> dict[str, float]:
-    """How good an answer is, 0.0 to 1.0; the score of a set of answers is their mean.
+    """The quality of an answer, 0.0 to 1.0; the score of a set of answers is their mean.
 
     Args:
         task: the official name, such as "waiting_line/copy".
-        text: what the model said, without the prompt.
-        label: the official label: a string where one answer is right, else a dict with what the scorer must know.
+        text: output of the model, without the prompt.
+        label: the official label: a string where one answer is right, else a dict of facts for the scorer.
         convention: "v1" or "grammar_only"; see the module.
-        grammar: whether a text that is not blank has no mistakes; LanguageTool (en-US) when not given. Asked by the
-            text tasks only.
+        grammar: whether a text that is not blank has no mistakes; LanguageTool (en-US) when not given. Used by
+            the text tasks only.
     Returns:
-        "score", the benchmark's accuracy, and "score_strict", which wants the exact format; then the single measures
+        "score", the benchmark's accuracy, and "score_strict", which requires the exact format; then the single measures
         of text tasks under their official names. Where the benchmark has no strict score, it is `score` again.
     Raises:
         ValueError: unknown task or convention.
@@ -97,7 +97,7 @@ def score(
 
 
 def kind_of(task: str) -> str:
-    """Which scorer a task has: a list operation, "latin_square", "sudoku" or one of `TEXT_KINDS`."""
+    """The scorer of a task: a list operation, "latin_square", "sudoku" or one of `TEXT_KINDS`."""
     for pattern, kind in _KINDS:
         if re.fullmatch(pattern, task):
             return kind
@@ -153,7 +153,7 @@ def _is_removed(text: str, label: dict[str, Any], strict: bool) -> bool:
 
 
 def _is_latin_square(text: str, label: dict[str, Any], strict: bool) -> bool:
-    """Rows are the first lines that hold each symbol once; what else is said does not count, strict or not."""
+    """The rows are the first lines that hold each symbol once; other text is ignored, also by the strict score."""
     symbols = label["symbols"]
     lines = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
     rows = [cells for cells in lines if set(cells) == set(symbols)][: len(symbols)]
@@ -163,7 +163,7 @@ def _is_latin_square(text: str, label: dict[str, Any], strict: bool) -> bool:
 
 
 def _is_sudoku(text: str, label: str, strict: bool) -> bool:
-    """Lines with four digits are the grid; strict: nothing but them, and blank lines."""
+    """The lines with four digits are the grid; strict: only such lines and blank ones are allowed."""
     if strict:
         rows = [line for line in text.splitlines() if line.strip()]
         return rows == label.splitlines()
@@ -185,7 +185,7 @@ _SCORERS: dict[str, Callable[[str, Any, bool], bool]] = {
 def _score_text(
     kind: str, text: str, label: Any, convention: str, grammar: Callable[[str], bool] | None
 ) -> dict[str, float]:
-    """The single measures, and their product or the grammar alone. Nothing is asked about a blank text."""
+    """The single measures, and their product or the grammar alone. A blank text scores 0 without a check."""
     blank = not text.strip()
     if kind == "words_to_sentence":
         parts = {"inclusion_score": float(all(word in text for word in label["words"]))}

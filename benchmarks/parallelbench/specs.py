@@ -17,7 +17,7 @@ def parse(spec: str) -> Setting:
     """A setting from its short name.
 
     Raises:
-        ValueError: what is wrong with it, and how it is written.
+        ValueError: the name is invalid; the message has the grammar.
     """
     return ENDPOINT if spec.strip() == ENDPOINT.spec else registry.parse(spec)
 
@@ -59,7 +59,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *_APD,
         *_grid("apd:R={},rejection", _WEIGHTS),
     ),
-    # For tasks whose answers depend on chance: finer grids of what is fast there and of what tells the accuracy.
+    # For tasks with random answers: finer grids of the fast strategies and of those that determine the reference accuracy.
     "dependent": (
         *_grid("left-to-right:{}", (1, 2)),
         "confidence:1",
@@ -78,7 +78,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *(spec for M in (5, 6, 8) for spec in _grid(f"apd:R={{}},M={M},tau=0.7", (0.1, 0.3, 0.5))),
         *_grid("apd:R={},rejection", (0.3, 0.5, 0.7)),
     ),
-    # A first look, in a minute.
+    # A quick overview, in a minute.
     "few": (
         "apd:R=0.5",
         "apd:R=0.5,correction",

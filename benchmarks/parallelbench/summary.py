@@ -1,4 +1,4 @@
-"""A report as Markdown tables, and a page whose tables are renewed from it."""
+"""A report as Markdown tables, and updates the tables of a page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["described", "refresh", "tables"]
 
 
 def tables(report: Report) -> dict[str, str]:
-    """By name: `run`, `main`, `families`, `oracle`, `equal`, `task-map`, `tasks`."""
+    """The tables by name: `run`, `main`, `families`, `oracle`, `equal`, `task-map`, `tasks`."""
     return {
         "run": described(report, _text),
         "main": _main(report),
@@ -32,7 +32,7 @@ def refresh(page: Path, report: Report, run: str) -> None:
     Args:
         run: name of the directory that the records are in.
     Raises:
-        ValueError: the page asks for a table that does not exist.
+        ValueError: the page names a table that does not exist.
     """
     found = tables(report)
 
@@ -50,7 +50,7 @@ def described(report: Report, name: Callable[[Any], str] = str) -> str:
     """The run in one paragraph: settings, pair, date and versions.
 
     Args:
-        name: writes what the records name, such as a path.
+        name: formats a name in the records, such as a path.
     """
     made, settings = report.log.made_with, report.log.settings
     n = f"{report.count} samples per task" if report.count else "samples per task as in `results.csv`"
@@ -59,7 +59,7 @@ def described(report: Report, name: Callable[[Any], str] = str) -> str:
         f"{len(report.points)} settings, {len(report.tasks)} tasks, {n}, {how}, seed {settings['seed']}, "
         f"at most {settings['max_new_tokens']} new tokens. Pair: {name(settings['pair'])} (drafter "
         f"{name(settings['drafter'])}, verifier {name(settings['verifier'])}). Made on {name(made['date'])} with Python "
-        f"{name(made['python'])}, torch {name(made['torch'])}, transformers {name(made['transformers'])}. The official scorers and ours, which wants the exact form, differ on "
+        f"{name(made['python'])}, torch {name(made['torch'])}, transformers {name(made['transformers'])}. The official scorers and ours, which requires the exact form, differ on "
         f"{report.num_unlike} of {report.num_records} answers."
     )
 
@@ -147,7 +147,7 @@ def _number(value: float | None) -> str:
 
 
 def _text(name: Any) -> str:
-    """A name from the records as text in one cell of a table: nothing in it is a line break, a column or markup."""
+    """Escape a name from the records for one cell of a Markdown table: no line breaks, column bars or markup."""
     return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", " ".join(str(name).split()))
 
 

@@ -1,4 +1,4 @@
-"""The closed forms of `theory.py` beside what the strategies of `apd` do on `apd.models.ideal.IdealListModel`."""
+"""The closed forms of `theory.py` beside measurements of the strategies of `apd` on `apd.models.ideal.IdealListModel`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["FALSE_ALARM", "METHODS", "TASKS", "Cell", "Method", "cell", "interva
 FALSE_ALARM = 1e-6  # of one comparison, for a seed taken at random
 TASKS = ("copy", *OPEN_TASKS)
 _ROUNDING = 1e-9
-_NEARLY_GREEDY = 0.01  # decides as greedy decoding does, but breaks exact ties by noise, as noisy logits would
+_NEARLY_GREEDY = 0.01  # as greedy decoding, but breaks exact ties at random, as noisy logits would
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Method:
         return f"{self.strategy}({'n' if self.knob is None else self.knob}){' greedy' * self.greedy}"
 
     def arguments(self, total: int) -> dict[str, Any]:
-        """What `APDSampler.generate` takes for it."""
-        # Closed forms that depend on drafts are about noise that is redrawn; APD's laws are about keyed noise.
+        """The arguments of `APDSampler.generate`."""
+        # Closed forms that depend on drafts assume noise that is redrawn; APD's laws assume keyed noise.
         if self.strategy == "apd":
             return {"mixture_weight": self.knob}
         if self.alias:
@@ -112,7 +112,7 @@ class Cell:
     Attributes:
         accuracy, forwards: of the theory; the forwards are NaN where there is no closed form.
         measured_accuracy, measured_forwards: means over the rows.
-        low, high: what accuracies the measurement leaves open.
+        low, high: confidence interval of the accuracy, see `interval`.
         agrees: whether both hold: exactly where the theory says 0, 1 or a fixed number of forwards, else within what
             `FALSE_ALARM` allows.
     """
@@ -174,7 +174,7 @@ def cell(task: str, n: int, method: Method, rows: int = 1000) -> Cell:
 
 
 def _is_whole(value: float) -> bool:
-    """Whether there is nothing random about it; sums of many probabilities are rounded."""
+    """Whether the value is deterministic, up to rounding of sums of many probabilities."""
     return abs(value - round(value)) < _ROUNDING if math.isfinite(value) else False
 
 

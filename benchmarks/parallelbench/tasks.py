@@ -1,6 +1,6 @@
 """Tasks in the official row schema, with names, prompts and words of our own.
 
-What each task asks is ParallelBench's (arXiv 2510.04767); every text here is ours. Two things are told that the
+The tasks are those of ParallelBench (arXiv 2510.04767); all texts are ours. Our prompts specify two things that the
 official prompts leave open: positions count from 1, and "alphabetical" means by first name, which is also by the
 whole name since no two first names of a list are equal.
 
@@ -24,12 +24,12 @@ from benchmarks.parallelbench.words import LAST_NAMES, THEMES
 
 __all__ = ["GENERATED_TASKS", "Row", "embedded_rows", "generate", "latin_squares", "sudoku_grids"]
 
-FIRST_NAMES = NAMES  # those of the embedded pair
+FIRST_NAMES = NAMES  # those of the included pair
 _PEOPLE = (3, 4, 5, 6)
 
 _OPENING = "A clerk keeps the list of people who queue at a counter.\n"
 _CLOSING = "\nAnswer with the final list and nothing else."
-# `{context}` is the list, `{word}` the newcomer, `{index}` a position.
+# `{context}` is the list, `{word}` the new name, `{index}` a position.
 _REQUESTS = {
     "copy": "The list is:\n{context}\nWrite it down once more, unchanged.",
     "sort": "The list is:\n{context}\nPut it in alphabetical order of the first names.",
@@ -73,10 +73,10 @@ class Row:
     Args:
         task: the official name.
         prompt: the template that `input` is put into.
-        input: what the prompt says, without examples.
+        input: the content of the prompt, without examples.
         answer: the label that `score` takes.
         output_format: the answer with a mask for every item, for infilling; None where its items are not known.
-        metadata: "length" and whatever else was drawn.
+        metadata: "length" and other values that were drawn.
         examples: solved rows that come first.
     """
 
@@ -117,16 +117,16 @@ class Row:
 def generate(
     task: str, count: int, seed: int, *, n: int | Sequence[int] | None = None, shots: int | None = None
 ) -> list[Row]:
-    """`count` rows of a task, the same for the same seed.
+    """`count` rows of a task, a function of the seed.
 
     Args:
         task: one of `GENERATED_TASKS`.
-        n: the difficulty, several taking turns so that any sub-sample is balanced: people in a list (3 to 6 when not
+        n: the difficulty, several alternate, so that any sub-sample is balanced: people in a list (3 to 6 when not
             given), words of a sentence (4), empty cells of a Sudoku (4); a Latin square is always of size 4.
         shots: solved examples before the question; when not given as many as the benchmark has, none for sentences
             and one elsewhere.
     Raises:
-        ValueError: unknown task, or a difficulty that it cannot have.
+        ValueError: unknown task, or an impossible difficulty.
     """
     if task not in GENERATED_TASKS:
         raise ValueError(f"`task` must be one of {', '.join(GENERATED_TASKS)}, got {task!r}.")
@@ -147,7 +147,7 @@ def generate(
 
 
 def embedded_rows(name: str, count: int, seed: int) -> list[Row]:
-    """Instances of a list task of the embedded pair as rows, in its own prompts and one-word names, without examples.
+    """Instances of a list task of the included pair as rows, in its own prompts and one-word names, without examples.
 
     Args:
         name: one of `apd.embedded.tasks.LIST_TASKS`.

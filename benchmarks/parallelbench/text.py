@@ -1,8 +1,8 @@
 """Measures of free text behind the extra `bench-text`: grammar, ROUGE, BLEU; BERTScore is computed here.
 
 Settings are those of the official code. BLEU is `evaluate`'s (tokenizer 13a, up to 4-grams, no smoothing), as
-sacrebleu computes it. The package bert-score has had no release since 2023, so BERTScore is a few lines on top of
-transformers, equal to bert-score 0.3.13 with `lang="en"`.
+sacrebleu computes it. The package bert-score has had no release since 2023, so BERTScore is implemented here
+on transformers; its values equal bert-score 0.3.13 with `lang="en"`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def bertscore(text: str, reference: str, *, model: str = _BERTSCORE_MODEL, layer
 
 
 def is_grammatical(text: str) -> bool:
-    """Whether LanguageTool (en-US, spelling included) finds nothing; needs Java 17 and its one download."""
+    """True if LanguageTool (en-US, spelling included) finds no mistake. It needs Java 17 and downloads itself once."""
     return not _language_tool().check(text)
 
 
@@ -72,7 +72,7 @@ def _language_tool() -> Any:
         return package.LanguageTool("en-US")
     except (OSError, package.exceptions.LanguageToolError) as error:
         raise RuntimeError(
-            f"LanguageTool did not start: {error}. It needs Java 17 and, once, the network; or give your own `grammar`."
+            f"LanguageTool did not start: {error}. It needs Java 17 and, once, the network. Or pass your own `grammar`."
         ) from error
 
 
@@ -80,7 +80,8 @@ def _language_tool() -> Any:
 def _encoder(model: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer, RobertaModel
 
-    return AutoTokenizer.from_pretrained(model), RobertaModel.from_pretrained(model, add_pooling_layer=False).eval()
+    encoder = RobertaModel.from_pretrained(model, add_pooling_layer=False, use_safetensors=True)  # no pickles
+    return AutoTokenizer.from_pretrained(model), encoder.eval()
 
 
 def _package(name: str, distribution: str | None = None) -> ModuleType:

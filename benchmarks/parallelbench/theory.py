@@ -1,12 +1,12 @@
-"""What parallel decoding costs on tasks whose right answers can be listed: information, accuracy, forwards.
+"""The cost of parallel decoding on tasks whose right answers can be enumerated: information, accuracy, forwards.
 
-The model meant everywhere is the ideal one: it gives the exact marginals p(token | known tokens), all right answers
+All functions assume the ideal model: it gives the exact marginals p(token | known tokens), all right answers
 being equally likely, one token per item. Sources are sections of "ParallelBench" (arXiv 2510.04767); "own" marks what is
 derived here. Every function is tested against enumeration, and `python -m benchmarks.parallelbench theory` prints it
-beside what the strategies of `apd` do.
+beside measurements of the strategies of `apd`.
 
 A task is named by the last part of its official name, n is the length of the list in the prompt. Of the list tasks,
-those in `SURE_TASKS` have one right answer: nothing is lost on them.
+those in `SURE_TASKS` have one right answer: parallel decoding loses nothing on them.
 
     >>> round(total_correlation("shuffle", 3), 3), round(total_correlation("replace_random", 3), 3)
     (2.17, 1.17)
@@ -45,7 +45,7 @@ _LATIN_SQUARES = 576  # of size 4; the official generator draws from 144 of them
 
 
 def length(task: str, n: int) -> int:
-    """Items of an answer: n, one more for Insert, one less for Remove."""
+    """Number of items of an answer: n, one more for Insert, one less for Remove."""
     _check(task, n)
     return n + task.startswith("insert") - task.startswith("remove")
 
@@ -104,7 +104,7 @@ def bound(task: str, n: int, schedule: Sequence[int]) -> float:
 
 
 def accuracy_floor(task: str, n: int, schedule: Sequence[int]) -> float:
-    """2^(−L_T): no less can be right when sampling from the left in these steps (own, PARALLELBENCH §1.1).
+    """2^(−L_T): the least probability of a right answer when sampling from the left in these steps (own, PARALLELBENCH §1.1).
 
     Data processing on the event that Y is valid gives −log₂ Q(valid) ≤ KL = L_T. Equal for Shuffle.
     """
@@ -112,7 +112,7 @@ def accuracy_floor(task: str, n: int, schedule: Sequence[int]) -> float:
 
 
 def ideal_forwards(task: str, n: int) -> float:
-    """How many forwards an ideal adaptive decoding takes that loses nothing (own, PARALLELBENCH §1.4).
+    """Number of forwards of an ideal adaptive decode that loses nothing (own, PARALLELBENCH §1.4).
 
     One right answer: 1. Shuffle: n. Replace Random, one mask at a time until the new item shows, then the rest:
     (n+3)/2 − 1/n on average. Insert Random, bisecting: ⌈log₂(n+2)⌉ at most (one more than §1.4 says where n+1 is a power
@@ -130,7 +130,7 @@ def ideal_forwards(task: str, n: int) -> float:
 
 # --- Accuracy and forwards of strategies
 
-# What a strategy's one number means: k tokens per step, or γ, or f, or nats.
+# The meaning of a strategy's parameter: k tokens per step, γ, f, or nats.
 _RULES: dict[str, Callable[[Any], Rule]] = {
     "left_to_right": lambda k: Rule(chains.top(k)),
     "random": lambda k: Rule(chains.top(k), at_random=True),
@@ -143,7 +143,7 @@ _RULES: dict[str, Callable[[Any], Rule]] = {
 }
 STRATEGIES = (*_RULES, "apd")
 _FIXED_STEPS = ("left_to_right", "random", "confidence", "margin", "entropy")
-_BLIND = ("left_to_right", "random", "margin", "entropy")  # on Replace Random all masks look alike to them
+_BLIND = ("left_to_right", "random", "margin", "entropy")  # on Replace Random these cannot tell the masks apart
 
 
 def even_schedule(total: int, tokens_per_step: int) -> list[int]:
@@ -154,7 +154,7 @@ def even_schedule(total: int, tokens_per_step: int) -> list[int]:
 def shuffle_accuracy(schedule: Sequence[int]) -> float:
     """Π P(m_i, k_i) / m_i^k_i: each step must draw different items of the m_i left (paper §4.2; PARALLELBENCH §1.3).
 
-    Whatever the order of the masks; sampled, or greedy with ties broken at random, as noisy logits would.
+    Holds for any order of the masks; sampled, or greedy with ties broken at random, as noisy logits would.
     """
     left, right = sum(schedule), 1.0
     for k in schedule:
@@ -181,18 +181,18 @@ def replace_accuracy(schedule: Sequence[int], greedy: bool = False) -> float:
 
 
 def accuracy(task: str, n: int, strategy: str, knob: float, *, greedy: bool = False) -> float:
-    """How often the ideal model is right.
+    """The probability that the ideal model is right.
 
     Args:
         strategy: one of `STRATEGIES`.
-        knob: its one number. k for "left_to_right", "random", "confidence", "margin" and "entropy", the rest going last;
+        knob: its parameter. k for "left_to_right", "random", "confidence", "margin" and "entropy", the rest going last;
             γ for "threshold": all drafts with p ≥ γ, at least the surest; f for "factor": the largest k with
             (k+1)(1−p₍k₎) < f; nats for "entropy_bound"; R for "apd". Of equal masks the leftmost goes first.
         greedy: the likeliest token, ties broken at random as noisy logits would; else sampled at temperature 1, with
             noise that is redrawn in each step.
     Source: the closed forms above where they hold; for the last m* = ⌊1/γ⌋ items of Shuffle m*!/m*^m* (PARALLELBENCH
         §1.4); elsewhere the recursion of `chains.py`. "apd" below R = 1 accepts nothing wrong, since the verifier gives
-        no chance to what no answer continues; at R = 1 it accepts all masks at once (own; the laws of DESIGN §3).
+        probability 0 to tokens that no answer continues; at R = 1 it accepts all masks at once (own; the laws of DESIGN §3).
     """
     steps = _fixed_steps(task, n, strategy, knob)
     if task in SURE_TASKS or (strategy == "apd" and knob < 1):
@@ -205,7 +205,7 @@ def accuracy(task: str, n: int, strategy: str, knob: float, *, greedy: bool = Fa
 
 
 def forwards(task: str, n: int, strategy: str, knob: float, *, greedy: bool = False) -> float:
-    """How many forwards that takes on average; arguments as of `accuracy`.
+    """The mean number of forwards; arguments as in `accuracy`.
 
     NaN where no closed form is known: "apd" below R = 1, and thresholds so low that a list goes wrong before its end.
     Threshold on Shuffle: n − m* + 1 with m* = min(n, ⌊1/γ⌋) (own, PARALLELBENCH §1.4).
@@ -219,7 +219,7 @@ def forwards(task: str, n: int, strategy: str, knob: float, *, greedy: bool = Fa
 
 
 def _fixed_steps(task: str, n: int, strategy: str, knob: float) -> list[int]:
-    """Tokens of every step where they do not depend on what is drawn, else nothing."""
+    """Tokens per step if they are independent of the draws, else an empty result."""
     total, rule = length(task, n), _rule(task, n, strategy, knob)
     steps: list[int] = []
     if task != "shuffle" and task not in SURE_TASKS and strategy not in (*_FIXED_STEPS, "apd"):

@@ -1,4 +1,4 @@
-"""Names and words of our own tasks."""
+"""Names and words of our tasks."""
 
 __all__ = ["LAST_NAMES", "THEMES"]
 

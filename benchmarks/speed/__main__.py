@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed import batch, launch, length, sampling, targets, window
+from benchmarks.speed import batch, launch, length, sampling, targets, versus, window
 from benchmarks.speed.floor import measure_rates
 from benchmarks.speed.measure import Plan, measure, sizes_of
 from benchmarks.speed.options import add_loading, add_machine, loading_of, pair_of, prepared
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sampling": sampling.main,
     "targets": targets.main,
     "launch": launch.main,
+    "versus": versus.main,
 }
 
 
@@ -68,9 +69,9 @@ def _compare(arguments: Sequence[str]) -> int:
                 pair, settings, plan, rates, schedule=schedule, device=options.device, progress=_progress(options)
             )
             baseline = next(result for result in results if result.setting == ONE_PER_STEP)
-            told = entries(pair, results, batch=rows, schedule=schedule, baseline=baseline)
-            found += told
-            print("\n".join(lines(pair, told)), end="\n\n", flush=True)
+            of_pair = entries(pair, results, batch=rows, schedule=schedule, baseline=baseline)
+            found += of_pair
+            print("\n".join(lines(pair, of_pair)), end="\n\n", flush=True)
         print("\n".join(rate_lines(rates)), end="\n\n")
     print(LEGEND)
     report = {
@@ -108,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PAIR",
         help=f"{', '.join(PAIRS)} or DRAFTER_DIR:VERIFIER_DIR",
     )
-    parser.add_argument("--quick", action="store_true", help="few prompts; within a minute on one core (embedded)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few prompts; within a minute on one core (included pair)"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="ROWS", help="rows of a call")
     parser.add_argument("--count", type=int, metavar="N", help="prompts")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of every setting")
@@ -116,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "--mean", type=float, default=PAPER_MEAN, help="accepted tokens of the schedule (default %(default)s)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write speed.json there")
-    parser.add_argument("--verbose", action="store_true", help="say what is running, on standard error")
+    parser.add_argument("--verbose", action="store_true", help="report progress on standard error")
     add_loading(parser)
     add_machine(parser)
     return parser

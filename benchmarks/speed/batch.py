@@ -1,10 +1,10 @@
-"""Tokens per second against batch size, beside the gain that the bare forwards show at the same shapes.
+"""Tokens per second against batch size, compared with the gain of the bare forwards at the same shapes.
 
     python -m benchmarks.speed batch --out DIR [--pair embedded 100m] [--batch 1 2 4 8 16]
 
 Every batch size decodes the same prompts, hence the same tokens. The bare forwards are the two models called directly, with a
 mask and without a cache, at the shapes (rows, tokens, projected tokens) recorded in a run, one after another.
-Their gain is what batching is worth to these models here; the ratio says how much of it the library passes on.
+Their gain is what batching gives these models on this machine; the ratio is the share that the library keeps.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Sample:
         forwards: of both models.
         seconds: all calls, without instruments.
         bare_seconds: the bare forwards.
-        cpu_seconds, bare_cpu_seconds: processor time of both, which others on the machine stretch less.
+        cpu_seconds, bare_cpu_seconds: processor time of both, which other load on the machine affects less.
     """
 
     pair: str
@@ -89,9 +89,13 @@ def samples(
     count: int,
     repetitions: int,
     device: str = "cpu",
-    told: Callable[[Sample], None] = lambda _: None,
+    on_sample: Callable[[Sample], None] = lambda _: None,
 ) -> list[Sample]:
-    """Every batch size in turn, `repetitions` times, after one call of each that counts tokens and shapes."""
+    """Run all batch sizes in turn, `repetitions` times, after one call of each that counts tokens and shapes.
+
+    Args:
+        on_sample: called with each sample as soon as it is measured.
+    """
     clock, prepared_runs = Clock(device), []
     for size in sizes:
         rows = pair.rows(count, size)
@@ -108,7 +112,7 @@ def samples(
             wall, cpu = _timed(clock, lambda each=each, calls=calls: _decode_all(each, calls))
             bare_wall, bare_cpu = _timed(clock, lambda forwards=forwards: [forward() for forward in forwards])
             found.append(Sample(pair.name, size, repetition, tokens, len(forwards), wall, bare_wall, cpu, bare_cpu))
-            told(found[-1])
+            on_sample(found[-1])
     return found
 
 
@@ -119,7 +123,7 @@ def summary(found: Sequence[Sample]) -> list[Point]:
     points = []
     for size in sizes:
         line = [(sample, first[sample.repetition]) for sample in found if sample.batch == size]
-        # Every batch size has the same prompts and so the same tokens: a gain is a ratio of times.
+        # All batch sizes decode the same prompts to the same tokens, so a gain is a ratio of times.
         points.append(
             Point(
                 pair=found[0].pair,
@@ -140,7 +144,7 @@ def summary(found: Sequence[Sample]) -> list[Point]:
 
 
 def bare(models: Mapping[str, PreTrainedModel], forwards: Sequence[Forward]) -> list[Callable[[], Any]]:
-    """The bare forwards: arbitrary ids in, logits out, one set of inputs per shape."""
+    """The bare forwards as callables: arbitrary ids in, logits out, one set of inputs per shape."""
     made: dict[tuple[Any, ...], Callable[[], Any]] = {}
     for forward in forwards:
         key = (forward.role, forward.rows, forward.tokens, forward.projected)
@@ -164,7 +168,7 @@ def _pass(model: PreTrainedModel, forward: Forward) -> Callable[[], Any]:
     @torch.no_grad()
     def run() -> Any:
         hidden = model.base_model(**given).last_hidden_state
-        # More may be projected than there is: columns behind a row's end are filled up.
+        # More positions may be projected than exist: columns behind a row's end are filled up.
         index = torch.arange(forward.projected, device=device).clamp(max=tokens - 1)
         return model.get_output_embeddings()(hidden[:, index])
 
@@ -172,7 +176,7 @@ def _pass(model: PreTrainedModel, forward: Forward) -> Callable[[], Any]:
 
 
 def _timed(clock: Clock, action: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the wall and of the processor."""
+    """Wall-clock seconds and processor seconds."""
     start, cpu = clock.wall(), time.process_time()
     action()
     return clock.wall() - start, time.process_time() - cpu
@@ -236,7 +240,7 @@ def main(arguments: Sequence[str]) -> int:
             count=count,
             repetitions=options.repetitions,
             device=options.device,
-            told=lambda sample: table.add(asdict(sample)),
+            on_sample=lambda sample: table.add(asdict(sample)),
         )
         points += (of_pair := summary(found))
         counts = "" if pair.trained else "; accepted counts by the schedule, not by the models"

@@ -1,4 +1,4 @@
-"""CSV tables that grow as a run goes, and pictures."""
+"""CSV tables that are written row by row, and figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Csv", "picture"]
 
 
 class Csv:
-    """A table on disk; every row is there as soon as it is added.
+    """A table on disk; each row is flushed as it is added.
 
     Args:
         path: overwritten; its directory is made.
@@ -25,7 +25,7 @@ class Csv:
             csv.writer(file, lineterminator="\n").writerow(columns)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """One row; floats with five digits."""
+        """Append a row; floats get five digits."""
         cells = [row[column] for column in self.columns]
         with self.path.open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerow(

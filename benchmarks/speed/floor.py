@@ -7,7 +7,7 @@ For each forward the larger of
 - operations / matmul rate: 2 per weight of the decoder and computed token, 2 per weight of the output layer and
   projected token, and 4 per (query, key, head dimension) of attention, of which a causal model needs half in its span.
 
-Activations, normalisation, softmax, mixing and sampling are taken to cost nothing.
+Activations, normalisation, softmax, mixing and sampling are assumed to be free.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUDGET = 0.4
 
 @dataclass(frozen=True)
 class Size:
-    """What a forward of a model has to touch.
+    """The sizes that determine the bytes and operations of a forward.
 
     Attributes:
         body: weights of the decoder, the embedding table left out.
@@ -75,7 +75,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the device does when it does nothing else.
+    """The rates of the device without other load.
 
     Attributes:
         bandwidth: bytes moved per second (read and written) by a copy far larger than any cache.
@@ -93,7 +93,7 @@ class Rates:
 
 
 def work(size: Size, forward: Forward) -> tuple[int, int]:
-    """Bytes to read and operations to make in one forward."""
+    """Bytes read and operations of one forward."""
     rows, tokens, keys = forward.rows, forward.tokens, forward.keys
     cached = keys - tokens
     read = size.weight_bytes + size.item * (
@@ -107,12 +107,12 @@ def work(size: Size, forward: Forward) -> tuple[int, int]:
 
 
 def floor_seconds(sizes: Mapping[str, Size], forwards: Iterable[Forward], rates: Rates) -> float:
-    """Least seconds of these forwards, one after another."""
+    """Lower bound on the seconds of these forwards in sequence."""
     return sum(max(part) for part in parts(sizes, forwards, rates))
 
 
 def parts(sizes: Mapping[str, Size], forwards: Iterable[Forward], rates: Rates) -> Iterator[tuple[float, float]]:
-    """Least seconds of reading and of arithmetic in each of these forwards; the larger binds."""
+    """Lower bounds on the seconds of reading and of arithmetic, for each of these forwards; the larger one applies."""
     for forward in forwards:
         read, operations = work(sizes[forward.role], forward)
         yield read / rates.reading(forward.role), operations / rates.matmul
@@ -131,11 +131,11 @@ def cache_bytes(device: str) -> int:
         text = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text().strip()
         return int(text.removesuffix("K")) * 1024
     except (OSError, ValueError):
-        return 32 * 2**20  # not told; the usual order
+        return 32 * 2**20  # unknown to this system; the usual order of magnitude
 
 
 def measure_rates(sizes: Mapping[str, Size], device: str, dtype: torch.dtype) -> Rates:
-    """The best of many short tries each, since whatever else runs on the machine only slows them down."""
+    """The best of many short measurements each, because other load on the machine can only slow them down."""
     large, last_level = 4 * max(cache_bytes(device), 64 * 2**20), cache_bytes(device)
     resident = {
         role: _copy_rate(size.weight_bytes, device) for role, size in sizes.items() if size.weight_bytes <= last_level
@@ -159,7 +159,7 @@ def _matmul_rate(side: int, device: str, dtype: torch.dtype) -> float:
 
 
 def _best(action: Callable[[], object], device: str) -> float:
-    """Seconds of one action at its fastest within `BUDGET`; a try is long enough for the clock's resolution."""
+    """The least seconds of an action within `BUDGET`; one measurement is long enough for the clock's resolution."""
     clock = Clock(device)
 
     def taken(repeats: int) -> float:
@@ -168,7 +168,7 @@ def _best(action: Callable[[], object], device: str) -> float:
             action()
         return clock.wall() - start
 
-    taken(1)  # the first also pays for what is set up once
+    taken(1)  # a warm-up: the first call includes one-time setup
     repeats = max(1, round(1e-3 / max(taken(1), 1e-7)))
     tries = [taken(repeats)]
     while sum(tries) < BUDGET:

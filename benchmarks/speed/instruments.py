@@ -1,4 +1,4 @@
-"""Where the time of a call goes, seen from outside: callables before the models and a wrapper around the strategy.
+"""Time of a call by part, measured from outside: callables before the models and a wrapper around the strategy.
 
     call                      `generate`, from its first line to its last
       setup                   until the strategy's first call: arguments, layout, sessions
@@ -7,8 +7,8 @@
         (mixing)              the rest of propose: spans, masks, noise, normalising, mixing, accepting
       (other)                 the rest of the call: committing, stopping, output
       later                   from its second step on
-      followed                steps that another one follows, whole: from proposal to proposal
-        followed forwards     those in them
+      followed                steps with a successor, from proposal to proposal
+        followed forwards     the forwards in them
 
 `(…)` are differences. While the clock runs, marks and shapes are appended to a list; they are evaluated when a result is
 read. A module is timed as a whole call, with what torch does around its `forward`; a compiled decoder where apd
@@ -35,13 +35,13 @@ __all__ = ["Clock", "Forward", "Meter", "Timed"]
 
 
 class Clock:
-    """Marks in time: of the host on a CPU, of the stream on a GPU, where the host runs ahead.
+    """Time stamps: of the host on a CPU, of the stream on a GPU, because the host runs ahead.
 
     Args:
-        device: whose time it is.
+        device: whose time is measured.
 
     Attributes:
-        mark: now; opaque.
+        mark: a function that returns the present time as an opaque value.
     """
 
     mark: Callable[[], Any]
@@ -51,14 +51,14 @@ class Clock:
         self.mark = _event if self.is_cuda else time.perf_counter
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks. Waits for the second."""
+        """Seconds between two marks; waits for the second."""
         if not self.is_cuda:
             return end - start
         end.synchronize()
         return start.elapsed_time(end) / 1000
 
     def wall(self) -> float:
-        """Seconds of the host once the device is idle, for whole calls."""
+        """Host time in seconds after waiting for the device, for whole calls."""
         if self.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -96,14 +96,14 @@ class Meter:
     Args:
         models: by role.
         clock: of the device.
-        compiled: their compiled passes, of those that have any.
+        compiled: the compiled passes of the models that have any.
     """
 
     models: Mapping[str, PreTrainedModel]
     clock: Clock
     compiled: Mapping[str, CompiledModel] = field(default_factory=dict)
-    # Of all that has ended: name, start, end, how many others had ended when it began, what else is to be known of it.
-    # Plain tuples of small things: nothing is cheaper, and no tensor is kept alive.
+    # Finished spans: name, start, end, how many spans had finished at its start, note.
+    # Plain tuples are the cheapest record, and they keep no tensor alive.
     _log: list[tuple[str, Any, Any, int, Any]] = field(default_factory=list)
 
     @contextmanager
@@ -112,8 +112,8 @@ class Meter:
         with ExitStack() as stack:
             for role, model in self.models.items():
                 for module, note in ((model.base_model, _of_decoder), (model.get_output_embeddings(), _of_head)):
-                    # What a module's call asks first, as `Module.compile` has it. Neither its fast path nor dynamo,
-                    # which goes on to `forward`, minds that, as they would mind hooks or another `forward`.
+                    # What a module's call tests first, as in `Module.compile`. It affects neither the fast path nor
+                    # dynamo, which traces `forward`; forward hooks or a replaced `forward` would affect both.
                     call = self.timed(role, module._compiled_call_impl or module._call_impl, note)
                     stack.enter_context(_replaced(module, "_compiled_call_impl", call))
                 if (passes := self.compiled.get(role)) is not None:
@@ -126,7 +126,7 @@ class Meter:
 
     @contextmanager
     def call(self) -> Iterator[None]:
-        """Around one `generate`."""
+        """A context for one `generate` call."""
         first, start = len(self._log), self.clock.mark()
         yield
         end = self.clock.mark()
@@ -157,7 +157,7 @@ class Meter:
         return timed
 
     def _alone(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """A compiled pass that is not compiled after all calls modules, which are part of it."""
+        """Drop what modules record inside a compiled pass, which calls them where it runs eagerly."""
 
         def alone(*args: Any) -> Tensor:
             first = len(self._log)
@@ -169,7 +169,7 @@ class Meter:
 
     @property
     def forwards(self) -> list[Forward]:
-        """In their order."""
+        """All forwards, in order."""
         found: list[Forward] = []
         last: dict[str, Forward] = {}
         for role, _, _, _, seen in self._log:
@@ -191,15 +191,15 @@ class Meter:
         return sum(not any(drafted[first:end]) for first, end in steps)
 
     def count(self, name: str) -> int:
-        """Spans of a name that have ended."""
+        """Number of finished spans with this name."""
         return len(self._spans(name))
 
     def seconds(self, name: str) -> float:
-        """All spans of a name together."""
+        """Total seconds of the spans with this name."""
         return sum(self.clock.seconds(start, end) for start, end in self._spans(name))
 
     def starts(self, name: str) -> list[float]:
-        """Seconds from the first span of a name to each of them."""
+        """Seconds from the start of the first span with this name to the start of each."""
         spans = self._spans(name)
         return [self.clock.seconds(spans[0][0], start) for start, _ in spans]
 
@@ -209,7 +209,7 @@ class Meter:
 
 @contextmanager
 def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """An attribute of this object alone, until the block ends."""
+    """Replace an attribute of this object until the block ends."""
     own, before = vars(owner), vars(owner).get(name)
     own[name] = value
     try:
@@ -228,10 +228,10 @@ def _of_decoder(
     past_key_values: Any = None,
     **_: Any,
 ) -> tuple[Any, int]:
-    """Shape and keys of a pass; called behind it, when a transformers cache counts the pass's tokens."""
+    """Shape and keys of a pass; called after the pass, when a transformers cache includes its tokens."""
     if isinstance(attention_mask, Tensor):
         return input_ids.shape, attention_mask.shape[-1]
-    cache = past_key_values if cache is None else cache  # by the name that the model's `forward` has for it
+    cache = past_key_values if cache is None else cache  # the name of the argument depends on the model
     return input_ids.shape, 0 if cache is None else cache.get_seq_length()
 
 
@@ -262,7 +262,7 @@ class Timed:
 
 
 class TimedSession:
-    """See `Timed`."""
+    """The session of `Timed`."""
 
     def __init__(self, session: Any, meter: Meter) -> None:
         self._session = session

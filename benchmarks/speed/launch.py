@@ -9,8 +9,8 @@ returns a stored output, so only host time remains:
     graph      dynamo: guards, the graph's inputs, its epilogue; launching a real graph comes on top
     copy       copying the rows' hidden states
 
-Guards on modules can be dropped if the models do not change any more, see docs/speed.md; "no guards" measures the
-remainder. A plain pass launches everything op by op. One launch follows the other, with all it needs in the caches.
+Guards on modules can be dropped if the models are final, see docs/speed.md; "no guards" measures the
+remainder. An eager pass launches every operation. Launches run one after another, with warm caches.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from benchmarks.speed.options import prepared
 from benchmarks.speed.pairs import SHAPES, Loading, Pair, Shape, compiled, random_pair
 from benchmarks.speed.table import machine, rounded
 
-#: Which guards stay, `None` for all; what is plain has none.
+#: The guards that are kept, `None` for all; an eager pass has none.
 WAYS: dict[str, Any] = {
     "compiled": None,
     "no guards on modules": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     "no guards": lambda guards: [False] * len(guards),
     "plain": None,
 }
-#: Between which marks they are, of a compiled pass; the first is all that a plain one has.
+#: The parts between consecutive marks of a compiled pass; an eager one has the first part only.
 PARTS = {"whole": (0, -1), "inputs": (0, 1), "graph": (1, 2), "copy": (2, 3)}
 COLUMNS, BLOCK = 256, 20  # of the canvas; launches of a repetition
 SPAN = Span.of_rows([128 - 15], [128 + 100], [0], torch.device("cpu"))  # a prompt of 128 tokens, W = 16, M = 100
 
 
 class Ready:
-    """A backend whose graphs compute once."""
+    """A backend whose graphs compute once and return the stored output from then on."""
 
     def __call__(self, module: Callable[..., Any], example_inputs: Sequence[Any]) -> Callable[..., Any]:
         found: list[Any] = []
@@ -60,10 +60,10 @@ class Ready:
 def launcher(pair: Pair, role: str, way: str) -> Callable[[], list[float]]:
     """A function that launches a pass and returns the µs of its parts."""
     options = {} if WAYS[way] is None else {"options": {"guard_filter_fn": WAYS[way]}}
-    # A backend for each: without guards dynamo would take whatever graph there is of the same one.
+    # One backend each: without guards dynamo would reuse any graph of the same backend.
     sampler = (pair if way == "plain" else compiled(pair, backend=Ready(), **options)).sampler
     tokens, marks = torch.zeros(1, COLUMNS, dtype=torch.int64), list[float]()
-    state = SimpleNamespace(tokens=tokens, rows=tokens[:, 0], width=COLUMNS)  # as much of one as passes look at
+    state = SimpleNamespace(tokens=tokens, rows=tokens[:, 0], width=COLUMNS)  # the attributes that passes read
     passes = getattr(sampler, role).passes(state, is_cached=True)
     passes(tokens, Span.of_rows([0], SPAN.ends, [0], tokens.device))  # reads the prompt, which is not compiled
 
@@ -104,16 +104,16 @@ def main(arguments: Sequence[str]) -> int:
     found: dict[tuple[str, str], list[list[float]]] = {case: [] for case in launchers}
     for _ in range(options.repetitions):
         for case, launch in launchers.items():
-            found[case] += [launch() for _ in range(BLOCK + 2)][2:]  # the very first is compiled, the others warm up
+            found[case] += [launch() for _ in range(BLOCK + 2)][2:]  # the first launch compiles, the second warms up
     print(f"host µs, medians ± distance of the quartiles of {BLOCK * options.repetitions} launches", end="\n\n")
     print("one row's pass".ljust(42) + "".join(part.rjust(15) for part in PARTS))
-    told = []
+    records = []
     for (role, way), took in found.items():
         layers = pair.models[role].config.num_hidden_layers
         quartiles = [statistics.quantiles(values, n=4, method="inclusive") for values in zip(*took, strict=True)]
         cells = (f"{middle:.1f} ± {high - low:.1f}".rjust(15) for low, middle, high in quartiles)
         print(f"{role}, {layers} layers, {way}".ljust(42) + "".join(cells))
         us = {part: [rounded(value) for value in values] for part, values in zip(PARTS, quartiles, strict=False)}
-        told.append({"role": role, "layers": layers, "way": way, "us": us})
-    print("", json.dumps({**machine("cpu"), "launches": told}), sep="\n")
+        records.append({"role": role, "layers": layers, "way": way, "us": us})
+    print("", json.dumps({**machine("cpu"), "launches": records}), sep="\n")
     return 0

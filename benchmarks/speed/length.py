@@ -1,4 +1,4 @@
-"""Time of a step against the length that is committed: flat with a KV window, growing without one.
+"""Time of a step by committed length: constant with a KV window, growing without one.
 
     python -m benchmarks.speed length --out DIR [--layers N] [--lengths 128 1024 4096]
 
@@ -63,11 +63,11 @@ class Point:
 def points(
     pair: Pair, lengths: Sequence[int], kv_windows: Sequence[int | None], *, steps: int, device: str = "cpu"
 ) -> Iterator[Point]:
-    """`steps` steps of every length and KV window, the first one apart."""
+    """Measure `steps` steps of every length and KV window; the first one is measured apart."""
     clock = Clock(device)
     for prompt_length in lengths:
         for kv_window in kv_windows:
-            # Longer than the steps can write, so that no window is cut at the row's end.
+            # Longer than the steps can fill, so that no window is cut at the row's end.
             row = replace(pair, prompt_length=prompt_length, new_tokens=(steps + 2) * WINDOW_SIZE)
             setting = Setting("apd", 0.5, WINDOW_SIZE, kv_window)
             each = decoder(setting, row, Schedule(), lambda inputs: 0)
@@ -95,7 +95,7 @@ def points(
 
 
 def _after(steps: int, meter: Meter) -> StoppingCriteriaList:
-    """Ends a row at its first token of that step."""
+    """Ends a row at its first token of the given step."""
 
     def reached(ids: Tensor, scores: object, **_: object) -> bool:
         return meter.count("propose") >= steps

@@ -1,4 +1,4 @@
-"""Settings side by side: A B C A B C, each once without instruments and once with them, after a warm-up."""
+"""Measures settings in turn (A B C A B C), each once without and once with instruments, after a warm-up."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ QUALITY_BATCH = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The amount of measurement.
 
     Attributes:
         count: prompts.
         batch: rows of a call.
         repetitions: of every setting, at least 1.
-        quality_count: prompts whose answers are judged, where they can be.
+        quality_count: prompts whose answers are scored, if the pair has a scorer.
     """
 
     count: int
@@ -59,7 +59,7 @@ class Sample:
         drafter, verifier: forwards.
         propose: the strategy, forwards included; `None` where none runs.
         later: the steps behind each call's first, which reads the prompt; `None` where no strategy runs.
-        followed, followed_forwards: the steps that another one follows, without a call's setup and output, and the
+        followed, followed_forwards: the steps with a successor, without a call's setup and output, and the
             forwards in them; `None` where no strategy runs.
     """
 
@@ -80,7 +80,7 @@ class Result:
     """A setting on a pair.
 
     Attributes:
-        setting: which.
+        setting: the setting.
         tokens: new tokens of all rows, to the first stop token.
         row_forwards: drafter forwards of all rows while they were not done.
         steps: rounds of the loop, over all calls.
@@ -89,9 +89,9 @@ class Result:
         forwards: shapes of one metered repetition.
         floor: least seconds of these.
         peak_memory: bytes of the whole process (of the GPU, if it is one) at its highest in one repetition.
-        accuracy: share of right answers among `judged`; `None` where they cannot be judged.
-        judged: how many.
-        missed: steps whose drafter forward was not seen.
+        accuracy: share of right answers among `judged`; `None` without a scorer.
+        judged: number of scored answers.
+        missed: steps whose drafter forward was not recorded.
     """
 
     setting: Setting
@@ -108,7 +108,7 @@ class Result:
     missed: int = 0
 
     def median(self, of: Callable[[Sample], float | None]) -> float | None:
-        """Over the repetitions; `None` where a sample has none."""
+        """The median over the repetitions; `None` if a sample has no value."""
         values = [of(sample) for sample in self.samples]
         return None if None in values else statistics.median(value for value in values if value is not None)
 
@@ -139,7 +139,7 @@ def measure(
     device: str = "cpu",
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Result]:
-    """All settings on one pair, in one run. The second and later calls of a decoder are the ones that count."""
+    """Measure all settings on one pair in one run. The first call of each decoder is a warm-up."""
     schedule = schedule or Schedule()
     clock, rows = Clock(device), pair.rows(plan.count, plan.batch)
     lengths = _lengths(pair, rows, schedule)
@@ -187,13 +187,13 @@ def measure(
             result.forwards = meter.forwards
             result.floor = floor_seconds(sizes_of(models), meter.forwards, rates)
             drafted = sum(forward.role == "drafter" for forward in meter.forwards)
-            # A step computes rows of different widths in several forwards, so that their number would prove nothing.
+            # A step computes rows of different widths in several forwards, so their number is no check.
             result.missed = meter.unseen if strategic else result.steps - drafted
     return results
 
 
 def sizes_of(models: dict[str, PreTrainedModel]) -> dict[str, Size]:
-    """By role."""
+    """The sizes of each model, by role."""
     return {role: Size.of(model) for role, model in models.items()}
 
 
@@ -207,7 +207,7 @@ def _models(each: Decoder, pair: Pair) -> dict[str, PreTrainedModel]:
 
 
 def _lengths(pair: Pair, rows: Rows, schedule: Schedule) -> Callable[[Inputs], int]:
-    """Tokens for plain `generate()` in each call: as many as the longest row has, decoded one token per step."""
+    """Tokens for plain `generate()` in each call: the length of the longest row when decoded one token per step."""
     if not pair.trained:
         return lambda inputs: pair.new_tokens
     sequential = decoder(ONE_PER_STEP, pair, schedule, lambda inputs: pair.new_tokens)
@@ -226,7 +226,7 @@ def _counted(setting: Setting, answers: Sequence[Answers]) -> Result:
 
 
 def _judge(result: Result, pair: Pair, each: Decoder, plan: Plan) -> None:
-    """Accuracy over more prompts than are timed, in larger batches: a row's answer does not depend on its batch."""
+    """Accuracy over more prompts than are timed, in larger batches, since an answer does not depend on its batch."""
     if not pair.scored or isinstance(each, Autoregressive):
         return
     rows = pair.rows(plan.quality_count, QUALITY_BATCH)
@@ -247,8 +247,8 @@ class _PeakMemory:
         if self.is_cuda:
             torch.cuda.reset_peak_memory_stats()
             return self
-        with suppress(OSError):  # elsewhere than on Linux the peak is that since the process began
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        with suppress(OSError):  # outside Linux the peak counts from the start of the process
+            Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         return self
 
     def __exit__(self, *_: object) -> None:

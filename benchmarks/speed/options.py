@@ -14,14 +14,14 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
-    """What of a pair can be changed."""
+    """Add the options that change a pair."""
     parser.add_argument("--layers", type=int, metavar="N", help="most layers of a drafter with random weights")
     parser.add_argument("--prompt-length", type=int, metavar="N", help="tokens of a random prompt")
     parser.add_argument("--new-tokens", type=int, metavar="N", help="most tokens of an answer")
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
-    """Where it runs."""
+    """Add the options for the device."""
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(_DTYPES), help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument(
@@ -47,7 +47,7 @@ def prepared(options: argparse.Namespace) -> None:
 
 
 def loading_of(options: argparse.Namespace) -> Loading:
-    """How pairs are to be loaded."""
+    """The `Loading` of the options."""
     return Loading(
         device=options.device,
         dtype=_DTYPES.get(options.dtype),
@@ -59,7 +59,7 @@ def loading_of(options: argparse.Namespace) -> Loading:
 
 
 def pair_of(name: str, loading: Loading) -> Pair:
-    """See `pairs.load`; loading bars would only tear the table apart."""
+    """Load a pair, see `pairs.load`, without progress bars, which would break up the table."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

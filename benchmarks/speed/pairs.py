@@ -1,4 +1,4 @@
-"""The pairs that are measured: the included one, random weights in a shape, and checkpoints on disk."""
+"""The measured pairs: the included one, random weights in a given shape, and checkpoints on disk."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Inputs = dict[str, Any]  # `input_ids`, `attention_mask`, and the row seeds, of 
 
 @dataclass(frozen=True)
 class Shape:
-    """A random pair: arguments of two Qwen2 configurations, and what a call of it looks like.
+    """A random pair: arguments of two Qwen2 configurations, and the sizes of a call.
 
     Attributes:
         drafter, verifier: sizes, as in `Qwen2Config`.
         prompt_length: tokens of a prompt.
         new_tokens: of every answer; there is no stop token.
-        needs_gpu: too large for anything else.
+        needs_gpu: too large for a CPU.
     """
 
     drafter: dict[str, Any]
@@ -58,7 +58,7 @@ def _sizes(
 _ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 
 SHAPES: dict[str, Shape] = {
-    # For tests: nothing about its speed means anything.
+    # For tests; its speed is meaningless.
     "tiny": Shape(_sizes(32, 2, 2, 1, 64, 96, False), _sizes(16, 2, 2, 1, 32, 96, True), 6, 12),
     # 99.5M and 10.9M parameters.
     "100m": Shape(_sizes(768, 8, 12, 4, 2048, 32_000, False), _sizes(256, 4, 4, 2, 640, 32_000, True), 64, 32),
@@ -80,7 +80,7 @@ class Rows:
 
     Attributes:
         calls: inputs of each call, padded on the left.
-        instances: what the prompts ask, in their order; empty where no answer can be judged.
+        instances: the tasks of the prompts, in order; empty if there is no scorer.
     """
 
     calls: Sequence[Inputs]
@@ -89,7 +89,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pair:
-    """A drafter and a verifier, and what to ask them.
+    """A drafter, a verifier and their prompts.
 
     Attributes:
         name: as on the command line.
@@ -97,8 +97,8 @@ class Pair:
         trained: False for random weights, where the accepted counts are a schedule and no stop token ends a row.
         new_tokens: most tokens of an answer.
         prompt_length: tokens of a prompt, for random weights.
-        scored: whether the answers can be judged, by the tasks of the included pair.
-        note: what else must be said of it.
+        scored: whether the tasks of the included pair score the answers.
+        note: a remark for the table.
     """
 
     name: str
@@ -116,7 +116,7 @@ class Pair:
 
     @property
     def compiled(self) -> dict[str, CompiledModel]:
-        """The compiled passes by their role; none where they are plain."""
+        """The compiled passes by role; empty without compilation."""
         passes = {"drafter": self.sampler.drafter.compiled, "verifier": self.sampler.verifier.compiled}
         return {role: each for role, each in passes.items() if each is not None}
 
@@ -128,16 +128,16 @@ class Pair:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Of the drafter; random weights have none."""
+        """Stop tokens of the drafter; none for random weights."""
         ids = getattr(self.sampler.drafter.generation_config, "eos_token_id", None) if self.trained else None
         return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
     def to_stop(self, tokens: list[int]) -> list[int]:
-        """The tokens up to the first stop token; all where there is none."""
+        """The tokens up to and including the first stop token; all if there is none."""
         return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in self.stop_token_ids), tokens)
 
     def rows(self, count: int, batch: int, *, seed: int = 1) -> Rows:
-        """`count` prompts: tasks in turn, or random ids. The last call may have fewer than `batch` rows."""
+        """`count` prompts: the tasks in turn, or random ids. The last call may have fewer than `batch` rows."""
         if not self.trained:
             vocab_size = self.sampler.vocab_size - 1  # the mask is the last id
             generator = torch.Generator().manual_seed(seed)
@@ -161,7 +161,7 @@ class Pair:
 
 
 def _call(first: int, ids: Tensor, mask: Tensor) -> Inputs:
-    """A prompt's number is its seed, so that a schedule gives it the same counts in any batch."""
+    """The inputs of a call. A prompt's number is its seed, so a schedule gives it the same counts in any batch."""
     return {"input_ids": ids, "attention_mask": mask, "seed": list(range(first, first + len(ids)))}
 
 
@@ -173,7 +173,7 @@ class Loading:
         device: `"cpu"` or `"cuda"`.
         dtype: of the weights; `None`: float32 on a CPU, bfloat16 on a GPU.
         layers: most layers of a drafter with random weights.
-        prompt_length, new_tokens: instead of the pair's own.
+        prompt_length, new_tokens: override those of the pair.
         is_compiled: whether the forward passes are compiled, see `APDSampler.compile`.
     """
 
@@ -192,7 +192,7 @@ class Loading:
 
 
 def load(name: str, loading: Loading) -> Pair:
-    """A pair by its name, or from `DRAFTER_DIR:VERIFIER_DIR`.
+    """Load a pair by its name, or from `DRAFTER_DIR:VERIFIER_DIR`.
 
     Raises:
         ValueError: no such pair or directory, or a pair that needs a GPU.
@@ -256,7 +256,7 @@ def _random_model(sizes: dict[str, Any], loading: Loading, seed: int) -> PreTrai
     config = Qwen2Config(**sizes, pad_token_id=None, bos_token_id=None, eos_token_id=None)
     with torch.random.fork_rng(), torch.device(loading.device):
         torch.manual_seed(seed)
-        # As `load_drafter` and `load_verifier` would load it.
+        # As `load_drafter` and `load_verifier` load it.
         model = AutoModelForCausalLM.from_config(config, dtype=loading.weights, attn_implementation=GROUPED)
     return model.eval().requires_grad_(False)
 

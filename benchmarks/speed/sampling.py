@@ -1,10 +1,10 @@
-"""Time of a step outside the models against the way of sampling and the vocabulary.
+"""Time of a step outside the models by way of sampling and size of the vocabulary.
 
     python -m benchmarks.speed sampling [--vocab 2048 131072] [--batch 1] [--out DIR]
 
 Narrow models with random weights, whose marginals are almost flat: every token may win a draw and a nucleus holds nearly
-all of them, as of masks far from the frontier. M = 16, W = 16, accepted counts by the schedule. A step lasts until the next
-begins; "outside" is what is left of it without the decoders and their output layers.
+all of them, as at masks far from the frontier. M = 16, W = 16, accepted counts by the schedule. A step lasts until the
+next begins; "outside" is its time without the decoders and their output layers.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Point:
 
     Attributes:
         vocab_size: ids.
-        way: of `WAYS`.
+        way: a key of `WAYS`.
         rows: of the call.
-        ms_outside: milliseconds outside the models of a step that another one follows: mean of a call, median of the
+        ms_outside: milliseconds outside the models of a step with a successor: mean over a call, median over the
             calls.
-        ratio: of it over greedy decoding in the same repetition, median.
+        ratio: `ms_outside` over that of greedy decoding in the same repetition, median.
         ms_per_step: milliseconds of these steps, models included.
     """
 
@@ -61,7 +61,7 @@ class Point:
 
 
 def pair_of(vocab_size: int, loading: Loading) -> Pair:
-    """The narrow pair with this many ids."""
+    """The narrow pair with a vocabulary of this size."""
     tiny = SHAPES["tiny"]
     sizes = ({**of_model, "vocab_size": vocab_size} for of_model in (tiny.drafter, tiny.verifier))
     return random_pair(f"narrow, {vocab_size} ids", Shape(*sizes, prompt_length=32, new_tokens=96), loading)
@@ -75,14 +75,14 @@ def points(
     repetitions: int = 3,
     device: str = "cpu",
 ) -> Iterator[Point]:
-    """Every way of sampling in turn, `repetitions` times, after one call of each that warms up."""
+    """Run all ways of sampling in turn, `repetitions` times, after a warm-up call of each."""
     library = decoder(Setting("apd", 0.5, WINDOW_SIZE, KV_WINDOW), pair, Schedule(), lambda _: 0)
     assert isinstance(library, Library)
     knobs, [inputs] = library.knobs, pair.rows(rows, rows).calls
     clock = Clock(device)
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for call, (repetition, way) in enumerate(itertools.product(range(repetitions + 1), ways)):
-        inputs |= {"seed": list(range(call * rows, (call + 1) * rows))}  # noise that no call before has drawn
+        inputs |= {"seed": list(range(call * rows, (call + 1) * rows))}  # seeds that no earlier call used
         meter = Meter(pair.models, clock, pair.compiled)
         library.knobs = knobs | ways[way]
         with meter.attached(), meter.call():

@@ -1,7 +1,7 @@
-"""Accepted counts for random weights: all the work of a real rule, then numbers from a schedule.
+"""Accepted counts for random weights: a real rule does its work, then a schedule replaces its counts.
 
-Random models agree on nothing, so that every step would commit one token. With these rules a step costs what it costs
-and commits as many tokens as is claimed here; tokens per second then say what such a pair *would* do.
+Random models never agree, so every step would commit one token. With these rules a step has its real cost and commits
+the scheduled number of tokens; tokens per second are those of a trained pair with these counts.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """An acceptance rule that asks a real one, forgets what it said, and accepts what the schedule says.
+    """An acceptance rule that evaluates a real one, discards its result, and accepts by the schedule.
 
     Args:
         rule: does the work.
@@ -72,7 +72,7 @@ class Scheduled:
     def __call__(self, evidence: Evidence, /) -> Judgement:
         judgement = self.rule(evidence)
         commits = self.schedule.commits(evidence.state, evidence.window)
-        # Whatever the rule kept is in it, and nothing of it is left: no device may skip the rule's work.
+        # The rule's result enters with no effect, so that no compiler can skip its work.
         return Judgement(commits & (judgement.accept | commits))
 
 
@@ -81,7 +81,7 @@ class ScheduledThreshold(Threshold):
     """`Threshold` with the schedule's number of tokens, taken from the left.
 
     Args:
-        threshold: γ, whose work is done.
+        threshold: γ of the rule that is evaluated.
         schedule: the counts.
     """
 

@@ -1,4 +1,4 @@
-"""What is compared, and how each of it decodes a call."""
+"""The compared settings, and how each decodes a call."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ONE_PER_STEP = Setting("left-to-right")
 
 
 def compared() -> list[Setting]:
-    """APD with its main knobs, and everything that it is held against. The first is what ratios refer to."""
+    """APD with its main knobs, and the settings that it is compared with. Ratios refer to the first."""
     apd = [
         Setting("apd", weight, window, kv)
         for weight in (0.5, 0.7)
@@ -78,7 +78,7 @@ def compared() -> list[Setting]:
 
 
 def supports(setting: Setting, pair: Pair, device: str) -> str | None:
-    """Why a setting is left out, or `None`."""
+    """The reason why a setting is left out, or `None`."""
     if setting.strategy == "reference" and device != "cpu":
         return "the slow reference runs on a CPU only"
     return None
@@ -86,12 +86,12 @@ def supports(setting: Setting, pair: Pair, device: str) -> str | None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a call gave, per row.
+    """The result of a call, per row.
 
     Attributes:
         tokens: new ids, the stop token included.
         forwards: drafter passes while the row was not done.
-        steps: of the whole call: how often the loop went round.
+        steps: decode steps of the whole call.
     """
 
     tokens: Sequence[list[int]]
@@ -100,10 +100,10 @@ class Answers:
 
 
 class Decoder(Protocol):
-    """One setting on one pair."""
+    """One setting on one pair, ready to decode."""
 
     def decode(self, inputs: Inputs, meter: Meter | None = None) -> object:
-        """The call that is timed; the meter, where there is one, is attached."""
+        """The timed call, with the meter attached if there is one."""
 
     def answers(self, inputs: Inputs) -> Answers:
         """Repeat the call of `decode`, counting tokens and forwards."""
@@ -176,7 +176,7 @@ class Autoregressive:
 class Reference:
     """The step of `tests/reference.py`: one row after another, no cache, Python loops.
 
-    It knows no schedule. With random weights it is held to τ = 1, one token per step: its milliseconds per step can be
+    It supports no schedule. With random weights it runs at τ = 1, one token per step: its milliseconds per step can be
     compared, its tokens per step cannot.
     """
 
@@ -209,10 +209,10 @@ class Reference:
 
 @cache
 def reference_generate() -> Callable[..., tuple[list[int], list[int]]]:
-    """`reference_generate` of the tests, which are not a package.
+    """Load `reference_generate` from the tests, which are no package.
 
     Raises:
-        FileNotFoundError: there is no checkout around this file.
+        FileNotFoundError: this file is not in a checkout.
     """
     path = Path(__file__).resolve().parents[2] / "tests" / "reference.py"
     if not path.is_file():

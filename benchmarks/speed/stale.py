@@ -1,4 +1,4 @@
-"""Frozen keys and short windows: what they save, and how far they lead the included pair astray.
+"""Frozen keys and short windows: the columns that they save, and the accuracy that they cost the included pair.
 
     python -m benchmarks.speed.stale --out results     # five minutes on a shared core; --quick: seconds
     python -m benchmarks.speed.stale --help
@@ -39,7 +39,7 @@ __all__ = ["Point", "main", "measure"]
 KV_WINDOWS = (1, 2, 4, 8, 16, 32)
 REFRESHES = (None, 4, 8, 16, 32)
 WINDOW_SIZES = (4, 8, 16, 32, "auto")
-POSITIONS = 4  # of the window that are compared: those that a step can hope to commit
+POSITIONS = 4  # compared positions of a window: those that a step is likely to commit
 NEW_TOKENS = 32
 
 
@@ -132,7 +132,7 @@ EXACT = Setting()
 
 
 def settings() -> list[Setting]:
-    """Every cache, none last; then every window without a cache."""
+    """All caches, then no cache; then all windows without a cache."""
     caches = [Setting(kv_window=w, kv_refresh=n) for w in KV_WINDOWS for n in REFRESHES]
     return [*caches, EXACT, *(Setting(window_size=m) for m in WINDOW_SIZES)]
 
@@ -166,7 +166,7 @@ def measure(sampler: APDSampler, task: str, count: int, strategy: Strategy | Non
 
 
 def points(sampler: APDSampler, count: int, strategy: Strategy | None) -> Iterator[list[Point]]:
-    """Every setting on every task, the mean over the tasks last."""
+    """All settings on all tasks, each followed by the mean over the tasks."""
     for setting in settings():
         found = [measure(sampler, task, count, strategy, setting) for task in tasks.TASKS]
         yield [*found, mean(found)]
@@ -182,7 +182,7 @@ def mean(found: Sequence[Point]) -> Point:
 
 
 def table(found: Sequence[Point]) -> str:
-    """The settings over all tasks, and the accuracy on the two tasks that suffer most."""
+    """The settings over all tasks, and the accuracy on the two tasks that lose most."""
     accuracy = {(_setting(point), point.task): point.accuracy for point in found}
     lowest = {task: min(point.accuracy for point in found if point.task == task) for task in tasks.TASKS}
     worst = sorted(tasks.TASKS, key=lambda task: lowest[task] - accuracy[EXACT, task])[:2]

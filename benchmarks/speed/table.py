@@ -145,7 +145,7 @@ def _instrument_cost(result: Result) -> float:
 
 
 def _speedup(result: Result, baseline: Result) -> float:
-    """Repetition by repetition, so that what slowed down a part of the run slows down both."""
+    """The median of ratios per repetition, so that a slow phase of the run affects both sides."""
     per_second = zip(result.samples, baseline.samples, strict=True)
     return statistics.median(
         (result.tokens / ours.plain) / (baseline.tokens / theirs.plain) for ours, theirs in per_second
@@ -153,7 +153,7 @@ def _speedup(result: Result, baseline: Result) -> float:
 
 
 def rounded(value: float) -> float:
-    """To five digits."""
+    """Round to five digits."""
     return float(f"{value:.5g}")
 
 
@@ -165,15 +165,15 @@ def lines(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
 
 def body(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
     """A pair's table without its heading, for any batch sizes."""
-    told = []
+    text = []
     if not pair.trained:
         scheduled = next((e["accepted"] for e in found if e["accepted"].startswith("schedule")), None)
-        told.append(
+        text.append(
             f"ACCEPTED COUNTS ARE NOT THE MODELS': {scheduled}." if scheduled else "All counts are the models' own."
         )
-    told.append(_row(*(title for title, _ in _COLUMNS)))
+    text.append(_row(*(title for title, _ in _COLUMNS)))
     for entry in found:
-        told.append(
+        text.append(
             _row(
                 entry["label"],
                 _number(entry["tokens_per_second"], 1),
@@ -195,17 +195,17 @@ def body(pair: Pair, found: Sequence[dict[str, Any]]) -> list[str]:
             )
         )
     costs = [entry["instrument_cost"] for entry in found]
-    told.append(
+    text.append(
         f"Instruments cost {statistics.median(costs):+.1%}, median over the settings; at most {max(costs):+.1%}."
     )
     share = statistics.median(entry["cpu_ms_per_step"] / entry["ms_per_step"] for entry in found)
     if share < 0.9:
-        told.append(
+        text.append(
             f"This process had a core {share:.0%} of the time: compare settings; times and ×floor are stretched."
         )
     if unseen := [entry["label"] for entry in found if entry["drafter_ms"] is None]:
-        told.append(f"forwards that bypass the hooks, parts unknown: {', '.join(unseen)}")
-    return told
+        text.append(f"forwards that bypass the hooks, parts unknown: {', '.join(unseen)}")
+    return text
 
 
 def _row(*cells: str) -> str:
@@ -227,7 +227,7 @@ def _percent(value: float | None) -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What it was measured on."""
+    """The machine and the versions of a measurement."""
     return {
         "device": device if device == "cpu" else torch.cuda.get_device_name(device),
         "cpu": _cpu_model(),
@@ -240,14 +240,14 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def command(program: str, arguments: Sequence[str]) -> str:
-    """As it was typed, without `--out`: a place on one machine, which changes nothing that is measured."""
+    """The command as typed, without `--out`, which does not affect the measurement."""
     options = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     options.add_argument("--out")
     return " ".join([program, *options.parse_known_args(arguments)[1]])
 
 
 def rate_entries(rates: Rates) -> dict[str, Any]:
-    """In GB/s and Gflop/s."""
+    """The rates in GB/s and Gflop/s."""
     return {
         "bandwidth_gb_s": rounded(rates.bandwidth / 1e9),
         "bandwidth_in_cache_gb_s": {role: rounded(rate / 1e9) for role, rate in rates.resident.items()},

@@ -50,7 +50,7 @@ AUTO = replace(OURS, window_size="auto")
 NARROW = replace(OURS, window_size=16)
 SEQUENTIAL = Setting("left-to-right", None, WINDOW_SIZE, KV_WINDOW)
 
-#: Most × the floor, most × a step of one token, least gain of the batch.
+#: Bounds: most × the floor, most × a step of one token, least gain of the batch.
 MOST_FLOORS, MOST_STEPS, LEAST_GAIN = 1.5, 1.15, 5.0
 
 QUICK_TOKENS = 16
@@ -60,7 +60,7 @@ Case = tuple[str, Setting, int]  # path, setting, rows of a call
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the answers of two paths agree.
+    """Agreement of the answers of two paths.
 
     Attributes:
         label: name of the setting.
@@ -81,29 +81,29 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Target:
-    """A target, measured.
+    """A target and its measurement.
 
     Attributes:
         name: its letter.
         value: the measured ratio; `None` if not measured.
         limit: the bound on `value`.
         met: whether the bound holds; `None` if not judged.
-        told: value and limit in words.
+        summary: value and limit in words.
     """
 
     name: str
     value: float | None
     limit: float
     met: bool | None
-    told: str
+    summary: str
 
     def __str__(self) -> str:
         verdict = {True: "MET", False: "MISSED", None: "not judged"}[self.met]
-        return f"({self.name}) {verdict}: {self.told}"
+        return f"({self.name}) {verdict}: {self.summary}"
 
 
 def agreement(pair: Pair, other: Pair, setting: Setting, count: int, batch: int) -> Agreement:
-    """Of the answers to `count` prompts that the models themselves decide on, without a schedule; nothing is recorded."""
+    """The agreement of answers to `count` prompts without a schedule and without recording."""
     strategy = APD(setting.mixture_weight or 0.0, Coupling())
     found = []
     for inputs in pair.rows(count, batch).calls:
@@ -130,10 +130,10 @@ def verdicts(
     exact: bool,
     judged: bool,
 ) -> list[Target]:
-    """What was found against what is wanted.
+    """Compare the measurements with the targets.
 
     Args:
-        found: entries of the table by their cases.
+        found: entries of the table by case.
         path: the path that (a), (b) and (c) measure.
         floor_ms: least time of reading all weights once.
         bound_ms: for a step of (a), the least time of reading, and the least time of arithmetic.
@@ -185,12 +185,12 @@ def verdicts(
         f"{found['plain', OURS, rows]['ms_per_step'] / found['compiled', OURS, rows]['ms_per_step']:.2f} × (batch {rows})"
         for rows in (1, BATCH)
     )
-    told = "; ".join(
+    summary = "; ".join(
         f"{each.label} ×{each.batch}: {each.equal} of {each.tokens}, {each.same} of {each.prompts} answers the same"
         for each in agreements
     )
     wanted = "all wanted" if exact else "all wanted in float32 only"
-    text = f"{share:.2%} of the tokens are those of the plain path, {wanted} ({told}). A plain step takes {gains} as long."
+    text = f"{share:.2%} of the tokens are those of the plain path, {wanted} ({summary}). A plain step takes {gains} as long."
     return [*targets, Target("d", share, 1.0, share == 1 if exact else None, text)]
 
 
@@ -241,7 +241,7 @@ def main(arguments: Sequence[str]) -> int:
 
     progress(f"loading {options.pair}")
     plain = pair_of(options.pair, loading)
-    # First what matters most and has most to go wrong.
+    # The most important and most fragile case runs first.
     paths = ({"compiled": compiled(plain)} if options.compile else {}) | {"plain": plain}
     path = next(iter(paths))
     sizes = sizes_of(plain.models)
@@ -251,7 +251,7 @@ def main(arguments: Sequence[str]) -> int:
     for case in _cases(list(paths)):
         name, setting, rows = case
         progress(f"measuring {_label(case)}")
-        # One token per step is as many steps as tokens, all alike; answers of trained weights have lengths of their own.
+        # One token per step makes as many steps as tokens, all alike; the answers of trained weights differ in length.
         count = 1 if setting == SEQUENTIAL and not plain.trained else options.count
         plan = Plan(count, rows, options.repetitions, quality_count=options.count)
         [results[case]] = measure(paths[name], [setting], plan, rates, schedule=schedule, device=options.device)

@@ -1,4 +1,4 @@
-"""Quality and speed against the window M.
+"""Quality and speed by window M.
 
 python -m benchmarks.speed window --out DIR [--pair embedded] [--mixture-weight 0.5]
 """
@@ -27,7 +27,7 @@ _COLUMNS = ("window_size", "accuracy", "tokens_per_forward", "tokens_per_second"
 
 
 def understood(window_size: Any) -> bool:
-    """Whether the library knows such a window."""
+    """True if the library accepts this window size."""
     try:
         APDConfig(window_size=window_size)
     except (TypeError, ValueError):
@@ -36,7 +36,7 @@ def understood(window_size: Any) -> bool:
 
 
 def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
-    """Tokens per second by window, and accuracy above it where it is known."""
+    """Tokens per second by window, and accuracy above it if it is known."""
     figure = picture(6.5, 4)
     axes = figure.subplots()
     names = ["all" if entry["window_size"] is None else str(entry["window_size"]) for entry in found]

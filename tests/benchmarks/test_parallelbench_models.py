@@ -232,7 +232,7 @@ def test_an_interrupted_run_of_an_endpoint_goes_on(openai, tmp_path, capsys):
     ("arguments", "told"),
     [
         (["--endpoint", "http://h/v1"], "`endpoint` needs a `model`"),
-        (["--model", "m"], "`model` is for `endpoint`; the embedded pair takes none"),
+        (["--model", "m"], "`model` is for `endpoint`; the included pair takes none"),
         (["--endpoint", "h/v1", "--model", "m"], "must be a URL"),
         (["--endpoint", f"http://me:{KEY}@h/v1", "--model", "m"], "must not hold"),
         (["--endpoint", f"http://h/v1?key={KEY}", "--model", "m"], "must not hold"),

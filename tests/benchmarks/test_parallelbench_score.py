@@ -1,6 +1,7 @@
 """Scorers on the recorded cases of the official ones, and on what those do not cover."""
 
 import importlib.util
+import shutil
 
 import pytest
 from paths import SHARED
@@ -144,3 +145,9 @@ def test_bertscore_matches_tokens_by_cosine(tmp_path):
     got = text.bertscore(one, other, model=str(tmp_path), layer=2)
     assert got == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-5)
     assert text.bertscore(one, one, model=str(tmp_path), layer=2) == pytest.approx(1, abs=1e-5)
+
+    pickled = tmp_path / "pickled"
+    shutil.copytree(tmp_path, pickled, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save(encoder.state_dict(), pickled / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        text.bertscore(one, one, model=str(pickled), layer=2)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from apd import LeftToRight, Threshold
 from apd.decoding.acceptance import Coupling, Judgement
 from apd.decoding.step import APD
-from benchmarks.speed import sampling, targets
+from benchmarks.speed import sampling, targets, versus
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.batch import Sample, bare, summary
 from benchmarks.speed.floor import Rates, Size, floor_seconds, parts, weights_seconds, work
@@ -524,3 +524,12 @@ def test_bad_arguments_are_refused_with_the_remedy(arguments, message, capsys):
 def test_a_report_names_no_place_of_the_machine():
     for out in (["--out", "/home/me/runs"], ["--out=/home/me/runs"], []):
         assert command("speed", ["--pair", "tiny", *out, "--batch", "1", "8"]) == "speed --pair tiny --batch 1 8"
+
+
+def test_a_checkout_against_itself_decodes_the_same_tokens(capsys):
+    root = versus.__file__.rpartition("/benchmarks/")[0]
+    settings = ["--pair", "tiny", "--rounds", "1", "--batch", "2", "--ways", "APD M 16 W 16, temperature 1"]
+    assert main(["versus", "--base", root, *settings]) == 0
+    _, _, decoded, helped = capsys.readouterr().out.splitlines()
+    assert decoded.startswith("| tiny, batch 2, APD M 16 W 16, temperature 1 |") and decoded.count("→") == 3
+    assert helped.startswith("| `apd --help` |")

@@ -1,4 +1,4 @@
-"""The embedded pair's tasks, scorer, tokenizer and files."""
+"""The included pair's tasks, scorer, tokenizer and files."""
 
 import importlib.util
 import json

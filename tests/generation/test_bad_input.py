@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from pairs import STOP, trace_prompts, trace_sampler
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import GenerationConfig, Qwen2ForCausalLM, TopKLogitsWarper
 
 from apd import APDConfig, APDSampler, Confidence, LeftToRight
@@ -571,6 +573,23 @@ def test_a_wrapper_around_a_model_is_refused_with_how_to_unwrap_it(role):
         models = {"drafter": trace_sampler().drafter, "verifier": trace_sampler().verifier} | {role: one}
         with pytest.raises(TypeError, match=rf"`{role}` must be a transformers model .*{remedy}"):
             APDSampler(**models, spec="dream" if role == "drafter" else None)
+
+
+@pytest.fixture
+def process_group():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("role", ["drafter", "verifier"])
+def test_a_model_after_fully_shard_is_refused(role, process_group):
+    """It is still a transformers model, but its weights are DTensors: torch's own error comes with the first forward."""
+    mesh = init_device_mesh("cpu", (1,))
+    sharded = fully_shard(copy.deepcopy(getattr(trace_sampler(), role).model), mesh=mesh)
+    models = {"drafter": trace_sampler().drafter, "verifier": trace_sampler().verifier} | {role: sharded}
+    with pytest.raises(TypeError, match=rf"`{role}` must be a transformers model .* got FSDP.*full state dict"):
+        APDSampler(**models, spec="dream" if role == "drafter" else None)
 
 
 def test_sampling_arguments_without_do_sample_are_warned_of():

@@ -393,6 +393,28 @@ def test_a_part_of_a_run_equals_that_part_of_the_whole_run():
         list(trace_sampler().generate_many(trace_prompts()[:2], indices=[3, 3], max_new_tokens=4))
 
 
+@pytest.mark.parametrize("index", [1.0, "1", None, True, [1], torch.tensor(1.5), torch.tensor([1, 2])])
+def test_indices_that_are_no_whole_numbers_are_refused(index):
+    answers = trace_sampler().generate_many(trace_prompts()[:2], indices=[0, index], max_new_tokens=4)
+    with pytest.raises(TypeError, match="`indices` must be whole numbers, one per prompt, got "):
+        list(answers)
+
+
+@pytest.mark.parametrize("index", [-1, 1 << 63])
+def test_indices_out_of_range_are_refused(index):
+    with pytest.raises(ValueError, match=f"`indices` must be at least 0 and below 2\\^63, got {index}"):
+        list(trace_sampler().generate_many(trace_prompts()[:1], indices=[index], max_new_tokens=4))
+
+
+def test_indices_may_be_numbers_of_torch():
+    options = {"seed": 4, "max_new_tokens": 8, **SAMPLED}
+    plain = list(trace_sampler().generate_many(trace_prompts()[:2], indices=[7, 3], **options))
+    found = list(trace_sampler().generate_many(trace_prompts()[:2], indices=torch.tensor([7, 3]), **options))
+    assert [(answer.index, answer.tokens) for answer in found] == [(answer.index, answer.tokens) for answer in plain]
+    with pytest.raises(ValueError, match="`indices` must all be different, got 3 twice"):
+        list(trace_sampler().generate_many(trace_prompts()[:2], indices=torch.tensor([3, 3]), max_new_tokens=4))
+
+
 def test_words_that_the_tokenizer_does_not_know_are_warned_of(sampler):
     """The included pair answered nothing to "Hello world", without a word."""
     with pytest.warns(UserWarning, match="words that the tokenizer does not know"):

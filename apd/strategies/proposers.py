@@ -1,0 +1,262 @@
+"""Proposers: they guess the tokens that `Checked` lets the drafter check. A wrong guess costs time, never a token."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from apd.config import check_count, check_fraction
+from apd.decoding.pair import ModelPair
+from apd.decoding.probability import log_normalise, mix
+from apd.decoding.protocols import RowMemory
+from apd.decoding.sampling import Sampling
+from apd.decoding.state import DecodeState, to_device
+from apd.decoding.window import Window
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+#: What stands for "no guess" among guessed tokens.
+NO_GUESS = -1
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """The drafter's distributions at columns of the canvas that was accepted last.
+
+    Attributes:
+        columns: `b k` int64, consecutive, from each row's frontier on.
+        known: `b k` bool, False where there is no distribution: in rows that have had no pass yet, and behind the columns
+            that the pass has read.
+        tokens: `b k` int64, drawn from them with the keyed noise of their columns.
+        logits: `b k v` float32, log p_D up to a constant, before temperature and truncation.
+    """
+
+    columns: Tensor
+    known: Tensor
+    tokens: Tensor
+    logits: Tensor
+
+    def probs(self, tokens: Tensor) -> Tensor:
+        """p_D of these tokens, `b k` int64 → `b k` float32; 0 where nothing is known or there is no token."""
+        probs = log_normalise(self.logits).gather(-1, tokens.clamp(min=0)[..., None]).squeeze(-1).exp()
+        return probs.masked_fill(~self.known | (tokens < 0), 0.0)
+
+    def select(self, rows: Tensor) -> Marginals:
+        """The rows at these indices, `n` int64."""
+        return Marginals(*(each.index_select(0, rows) for each in self))
+
+    def first(self, width: int) -> Marginals:
+        """The first columns, at most `width`."""
+        return Marginals(*(each[:, :width] for each in self))
+
+    def widened(self, num_rows: int) -> Marginals:
+        """With further rows, of which nothing is known."""
+        return Marginals(*(pad(each, (*[0, 0] * (each.dim() - 1), 0, num_rows - len(each))) for each in self))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.columns, self.known, self.tokens, self.logits))
+
+
+class ProposerSession(RowMemory, Protocol):
+    """A proposer's memory for the length of one call."""
+
+    def propose(
+        self,
+        state: DecodeState,
+        window: Window,
+        marginals: Marginals | None,
+        pair: ModelPair,
+        sampling: Sampling,
+    ) -> Tensor:
+        """Guess the tokens of the window's columns.
+
+        Args:
+            state: the rows.
+            window: the columns, from each row's frontier on.
+            marginals: what the drafter's last pass says of the first columns of the window; `None` before its first pass.
+            pair: its verifier may be run, one token at a time; forwards are counted.
+            sampling: temperature, truncation and keyed noise. A proposer that draws with it agrees with the drafter more often.
+        Returns:
+            `b k` int64, k at most the width of the window; `NO_GUESS` where there is no guess.
+        """
+
+
+class Proposer(Protocol):
+    """Guesses tokens for `Checked`.
+
+    Attributes:
+        needs_verifier: True if the pair's verifier runs.
+        reads_marginals: True if it reads the drafter's marginals.
+    """
+
+    @property
+    def needs_verifier(self) -> bool: ...
+
+    @property
+    def reads_marginals(self) -> bool: ...
+
+    def open(self, state: DecodeState) -> ProposerSession:
+        """Start a session for these rows."""
+
+
+class Stateless:
+    """A proposer that remembers nothing, and is its own session. Subclasses define `propose`."""
+
+    needs_verifier = False
+    reads_marginals = False
+
+    def open(self, state: DecodeState) -> Self:
+        return self
+
+    def select(self, rows: Tensor) -> None:
+        pass
+
+    def join(self, state: DecodeState) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Mixture(Stateless):
+    """Draws from p_D^R · p_AR^(1−R), token by token, with the row's keyed noise.
+
+    p_D are the marginals of the drafter's last pass, p_AR is the verifier's distribution given the tokens before. Before
+    the first pass p_AR proposes alone.
+
+    Args:
+        mixture_weight: R in [0, 1]. 0 is the verifier alone; 1 is the drafter's own marginals and needs no verifier.
+    """
+
+    mixture_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
+
+    @property
+    def needs_verifier(self) -> bool:  # type: ignore[override]
+        return self.mixture_weight < 1
+
+    @property
+    def reads_marginals(self) -> bool:  # type: ignore[override]
+        return self.mixture_weight > 0
+
+    def propose(
+        self,
+        state: DecodeState,
+        window: Window,
+        marginals: Marginals | None,
+        pair: ModelPair,
+        sampling: Sampling,
+    ) -> Tensor:
+        if not self.needs_verifier:
+            if marginals is None:
+                return torch.full_like(window.columns, NO_GUESS)
+            return marginals.tokens.masked_fill(~marginals.known, NO_GUESS)[:, : window.columns.shape[1]]
+        stops = pair.support.processing.stop_token_ids
+        undecided = window.within(~window.gather(state.decided))
+        tokens = torch.where(window.inside, window.gather(state.tokens), NO_GUESS)
+        goes_on = torch.ones_like(state.done)
+        for j in range(window.columns.shape[1]):
+            goes_on = goes_on & window.inside[:, j]
+            wanted = goes_on & undecided[:, j]
+            if not goes_on.any():
+                break
+            if wanted.any():
+                drawn = self._draw(j, state, window, tokens, marginals, pair, sampling)
+                tokens[:, j] = torch.where(wanted, drawn, torch.where(goes_on, tokens[:, j], NO_GUESS))
+            goes_on = goes_on & ~torch.isin(tokens[:, j], stops)
+        return tokens
+
+    def _draw(
+        self,
+        j: int,
+        state: DecodeState,
+        window: Window,
+        tokens: Tensor,
+        marginals: Marginals | None,
+        pair: ModelPair,
+        sampling: Sampling,
+    ) -> Tensor:
+        """The tokens at position j, given those before it: `b` int64."""
+        here, single = _behind(state, window, tokens[:, :j])
+        noise = sampling.noise(here, single)
+
+        def sample(logits: Tensor, _: int) -> Tensor:
+            return sampling.sample(sampling.warp(logits[:, None]), noise).tokens[:, 0]
+
+        verified = pair.verify(here, single, torch.zeros_like(single.columns))[:, 0:1]
+        logits = pair.support.restrict(verified, here, single, sample)
+        if self.reads_marginals and marginals is not None and j < marginals.known.shape[1]:
+            mixture = mix(marginals.logits[:, j : j + 1], logits, self.mixture_weight)
+            logits = torch.where(marginals.known[:, j : j + 1, None], mixture, logits)
+        return sampling.sample(sampling.warp(logits), noise).tokens[:, 0]
+
+
+def _behind(state: DecodeState, window: Window, tokens: Tensor) -> tuple[DecodeState, Window]:
+    """The rows once the first `j` columns of the window hold `tokens` (`b j`), and the window of the next column."""
+    j = tokens.shape[1]
+    starts = [min(start + j, end - 1) for start, end in zip(window.starts, state.layout.end, strict=True)]
+    columns = to_device(starts, state.tokens.device)[:, None]
+    single = Window(columns, None, starts, [start + 1 for start in starts])
+    written = state.tokens
+    if j:
+        first = window.part(slice(0, j))
+        written = first.write(tokens, first.within(tokens >= 0), state.tokens)
+    return dataclasses.replace(state, tokens=written, frontier=columns[:, 0], steps=state.steps + j), single
+
+
+@dataclass(frozen=True)
+class PromptLookup(Stateless):
+    """Proposes what followed the last n tokens where they stood before in the row. It runs no model.
+
+    Args:
+        longest: the largest n that is looked up, at least 1; shorter ones are tried down to 1.
+
+    Source: prompt lookup decoding (Saxena 2023); `prompt_lookup_num_tokens` of transformers.
+    """
+
+    longest: int = 3
+
+    def __post_init__(self) -> None:
+        check_count("longest", self.longest, "It counts tokens")
+
+    def propose(
+        self,
+        state: DecodeState,
+        window: Window,
+        marginals: Marginals | None,
+        pair: ModelPair,
+        sampling: Sampling,
+    ) -> Tensor:
+        width = window.columns.shape[1]
+        guesses = []
+        for row, t in enumerate(window.starts):
+            ids = state.tokens[row, state.layout.padding[row] : t].tolist()
+            guess = self._continuation(ids)[:width]
+            guesses.append(guess + [NO_GUESS] * (width - len(guess)))
+        return to_device(guesses, state.tokens.device)
+
+    def _continuation(self, ids: Sequence[int]) -> list[int]:
+        """What followed the latest earlier occurrence of the longest matching end of `ids`."""
+        ids = list(ids)
+        for n in range(min(self.longest, len(ids) - 1), 0, -1):
+            end = ids[-n:]
+            for start in range(len(ids) - n - 1, -1, -1):
+                if ids[start : start + n] == end:
+                    return ids[start + n :]
+        return []
+
+
+#: Proposers by name.
+PROPOSERS: dict[str, Any] = {
+    "mixture": Mixture(),
+    "verifier": Mixture(0.0),
+    "drafter": Mixture(1.0),
+    "lookup": PromptLookup(),
+}

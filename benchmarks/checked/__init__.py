@@ -1,0 +1,1 @@
+"""What checked decoding gives: tokens, canvases and columns per drafter pass, beside how many answers stay what they were."""
