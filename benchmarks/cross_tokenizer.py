@@ -1,10 +1,10 @@
-"""Proposers with another tokenizer than the embedded drafter's: trains two, and measures how many of their guesses are right.
+"""Proposers with another tokenizer than the embedded drafter's: trains two, and compares their guesses with the verifier's.
 
 Both are causal LMs of 2 layers × 64 on the included tasks. One reads a byte-level BPE, one a SentencePiece-like Unigram
 with byte fallback; the drafter's tokenizer is word level, so no ids agree and words are split at other places.
 
     python -m benchmarks.cross_tokenizer train --out runs/cross     # about 4 minutes on one CPU core for each
-    python -m benchmarks.cross_tokenizer replay --out runs/cross    # tokens per step of each proposer
+    python -m benchmarks.cross_tokenizer compare --out runs/cross   # tokens per drafter forward with each proposer
 
 Checkpoints are made here and are not part of the repository.
 """
@@ -12,8 +12,6 @@ Checkpoints are made here and are not part of the repository.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
 import json
 import random
 import sys
@@ -26,22 +24,14 @@ import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    TemperatureLogitsWarper,
-)
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from apd import APDSampler
-from apd.decoding.sampling import Sampling
-from apd.decoding.state import DecodeState
-from apd.decoding.window import FixedWindow
 from apd.embedded import tasks
 from apd.models.text_proposer import TextProposer
+from apd.strategies import Checked, LeftToRight
 
-__all__ = ["KINDS", "load", "main", "train_tokenizer"]
+__all__ = ["KINDS", "accuracy", "compare", "load", "main", "train", "train_tokenizer"]
 
 #: Ids of a vocabulary; 256 of them are bytes.
 VOCAB_SIZE = 400
@@ -180,76 +170,43 @@ def accuracy(network: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, coun
     return found
 
 
-@torch.inference_mode()
-def replay(
-    proposer: TextProposer,
+def compare(
+    proposer: TextProposer | str,
     sampler: APDSampler,
     *,
-    width: int,
+    depth: int,
     count: int,
     chosen: Sequence[str] = tasks.TASKS,
     temperature: float = 0.0,
-    draws: bool = True,
 ) -> tuple[int, int, float]:
-    """Tokens and steps of an exact decode that commits right guesses and one more token, and the seconds of guessing.
-
-    The reference is the drafter's own sequence, one token per step. A step guesses the `width` tokens behind a row's
-    frontier; it commits those up to the first that differs from the reference, and the reference's token there.
+    """Tokens, drafter forwards and seconds of checked decoding, which gives the drafter's own tokens, one per step.
 
     Args:
-        proposer: what guesses.
+        proposer: what guesses, or the name of a proposer.
         sampler: drafter and tokenizer.
-        width: k, columns of a guess.
+        depth: guesses per step.
         count: held-out instances per task.
         chosen: the tasks.
         temperature: of the drafter; 0 is greedy.
-        draws: guesses are drawn with the drafter's noise; if False, they are the proposer's likeliest tokens.
+    Raises:
+        AssertionError: a token differs from the drafter's own.
     """
-    sampled = Sampling(LogitsProcessorList([TemperatureLogitsWarper(temperature or 1.0)]), greedy=False)
-    sampling = sampled if temperature and draws else Sampling(LogitsProcessorList(), greedy=True)
-    drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {}
-    tokens, steps, seconds = 0, 0, 0.0
+    tokens, forwards, seconds = 0, 0, 0.0
+    reference = LeftToRight(1)
     for task in chosen:
         prompts = [instance.prompt for instance in tasks.instances(task, count, seed=1)]
-        inputs = sampler.tokenizer(prompts, return_tensors="pt", padding=True)
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        rows = sampler.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=MAX_CANVAS,
-            strategy="left-to-right:1",
-            seed=list(range(len(ids))),
-            **drawing,
+        call: dict[str, Any] = {**sampler.tokenizer(prompts, return_tensors="pt", padding=True), "seed": 0}
+        call |= {"do_sample": True, "temperature": temperature} if temperature else {}
+        call |= {"max_new_tokens": MAX_CANVAS, "return_dict_in_generate": True}
+        sought = sampler.generate(**call, strategy=reference)
+        started = time.perf_counter()
+        found = sampler.generate(**call, strategy=Checked(reference, proposer, depth))
+        seconds += time.perf_counter() - started
+        assert torch.equal(found.sequences, sought.sequences), (
+            f"{task}: checked decoding must give the drafter's tokens"
         )
-        stop = sampler.tokenizer.eos_token_id
-        state = DecodeState.start(
-            ids,
-            max_new_tokens=rows.shape[1] - ids.shape[1],
-            mask_token_id=0,
-            padding=(mask == 0).sum(1),
-            seeds=torch.arange(len(ids)),
-        )
-        columns = torch.arange(rows.shape[1])
-        # A row ends behind its first stop token.
-        is_stop = (rows == stop) & (columns >= ids.shape[1])
-        behind = torch.where(is_stop.any(1), is_stop.long().argmax(1) + 1, rows.shape[1])
-        session = proposer.open(state)
-        while True:
-            state = dataclasses.replace(state, done=state.frontier >= behind)
-            if bool(state.done.all()):
-                break
-            window = FixedWindow(width).window(state)
-            started = time.perf_counter()
-            guesses = session.propose(state, window, None, None, sampling)
-            seconds += time.perf_counter() - started
-            right = (guesses == window.gather(rows)) & window.inside
-            committed = right.long().cumprod(1).sum(1) + 1
-            frontier = torch.where(state.done, state.frontier, torch.minimum(state.frontier + committed, behind))
-            tokens, steps = tokens + int((frontier - state.frontier).sum()), steps + int((~state.done).sum())
-            state = state.with_decided(
-                torch.where(columns < frontier[:, None], rows, state.tokens), columns < frontier[:, None]
-            )
-    return tokens, steps, seconds
+        tokens, forwards = tokens + int(found.new_tokens.sum()), forwards + int(found.drafter_forwards.sum())
+    return tokens, forwards, seconds
 
 
 def _draw(rng: random.Random) -> tuple[str, str]:
@@ -302,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, what in (
         ("train", "train tokenizers and models"),
         ("accuracy", "answers of the models alone"),
-        ("replay", "tokens per step of an exact decode with their guesses"),
+        ("compare", "tokens per drafter forward of checked decoding with their guesses"),
     ):
         command = commands.add_parser(name, help=what)
         command.add_argument("--out", type=Path, required=True, help="directory of the checkpoints")
@@ -310,48 +267,36 @@ def _parser() -> argparse.ArgumentParser:
         if name == "train":
             command.add_argument("--steps", type=int, default=2000)
             command.add_argument("--seed", type=int, default=0)
-        if name == "replay":
-            command.add_argument("--width", type=int, default=8, help="guesses per step")
+        if name == "compare":
+            command.add_argument("--depth", type=int, default=8, help="guesses per step")
             command.add_argument("--count", type=int, default=16, help="held-out instances per task")
             command.add_argument("--temperature", type=float, default=0.0, help="of the drafter; 0 is greedy")
     return parser
 
 
-def _print_replay(options: argparse.Namespace) -> None:
+def _print_comparison(options: argparse.Namespace) -> None:
     sampler = APDSampler.from_embedded()
-    native: Any = sampler.verifier
-    proposers = {"the verifier (the drafter's tokenizer)": (native.model, sampler.tokenizer)}
-    proposers |= {kind: load(options.out / kind) for kind in options.kind}
-    print(
-        f"Temperature {options.temperature:g}, {options.count} held-out instances per task, {options.width} guesses per step\n"
-    )
-    print("| proposer | healed | guesses | tokens per step | ms per row and guess |")
-    print("|---|---|---|---|---|")
-    for name, (model, tokenizer) in proposers.items():
-        for heal, draws in itertools.product((True, False), (True, False) if options.temperature else (False,)):
-            proposer = TextProposer(model, tokenizer, sampler.tokenizer, heal=heal)
-            if heal > proposer.heals:
-                continue
-            tokens, steps, seconds = replay(
-                proposer,
-                sampler,
-                width=options.width,
-                count=options.count,
-                temperature=options.temperature,
-                draws=draws,
-            )
-            print(
-                f"| {name} | {'yes' if heal else 'no'} | {'drawn' if draws else 'greedy'} | {tokens / steps:.2f} | "
-                f"{1000 * seconds / steps:.1f} |",
-                flush=True,
-            )
+    proposers: dict[str, TextProposer | str] = {"the verifier, by ids": "verifier"}
+    proposers["the verifier, by text"] = TextProposer(sampler.verifier, sampler.tokenizer, sampler.tokenizer)
+    for kind in options.kind:
+        model, tokenizer = load(options.out / kind)
+        proposers[kind] = TextProposer(model, tokenizer, sampler.tokenizer)
+        proposers[f"{kind}, not healed"] = TextProposer(model, tokenizer, sampler.tokenizer, heal=False)
+    print(f"Temperature {options.temperature:g}, {options.count} held-out instances per task, depth {options.depth}\n")
+    print("| proposer | tokens per drafter forward | seconds |")
+    print("|---|---|---|")
+    for name, proposer in proposers.items():
+        tokens, forwards, seconds = compare(
+            proposer, sampler, depth=options.depth, count=options.count, temperature=options.temperature
+        )
+        print(f"| {name} | {tokens / forwards:.2f} | {seconds:.1f} |", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "replay":
-            _print_replay(options)
+        if options.command == "compare":
+            _print_comparison(options)
             return 0
         for kind in options.kind:
             if options.command == "train":

@@ -70,6 +70,7 @@ class TextProposer:
 
     Attributes:
         needs_verifier: False; the pair's verifier is not used.
+        reads_marginals: False; the drafter's distributions are not used.
         is_cached: the model keeps keys from call to call, and reads rows together.
 
     Raises:
@@ -77,6 +78,7 @@ class TextProposer:
     """
 
     needs_verifier = False
+    reads_marginals = False
 
     def __init__(
         self,

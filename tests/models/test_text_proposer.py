@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import left_padded
 from states import state_of
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -23,13 +24,17 @@ from transformers import (
     TopKLogitsWarper,
 )
 
+from apd import APDSampler
 from apd.decoding.noise import DRAFT, keyed_gumbel
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.window import FixedWindow
+from apd.embedded.tasks import EXAMPLE_PROMPTS
 from apd.models.chat_turns import ChatTurns
+from apd.models.loading import as_drafter
 from apd.models.retokenized import Language
 from apd.models.text_proposer import TextProposer
+from apd.strategies import Checked, LeftToRight
 
 GREEDY = Sampling(LogitsProcessorList(), greedy=True)
 
@@ -367,3 +372,35 @@ def test_what_is_missing_is_named() -> None:
     state = rows_of([[5, 6]])
     with pytest.raises(TypeError, match="`translate` must give text, got NoneType"):
         guess(proposer.open(state), state, 2)
+
+
+@pytest.mark.parametrize("drafter_kind", KINDS)
+def test_checked_guesses_of_any_language_leave_the_sequential_tokens(drafter_kind: str) -> None:
+    """Whatever is guessed; random networks in float64, where a tie within rounding has a probability below 1e-9 per token."""
+    tokenizer = tokenizer_of(drafter_kind)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = type(random_lm(drafter_kind))(random_lm(drafter_kind).config).double().eval().requires_grad_(False)
+    network.config.is_causal = False
+    sampler = APDSampler(as_drafter(network, spec="dream", mask_token_id=2), None, tokenizer, mixture_weight=1)
+    prompts = [
+        tokenizer(text, add_special_tokens=False)["input_ids"][:length]
+        for text, length in zip(TEXTS, (3, 9), strict=False)
+    ]
+    for kind in KINDS:
+        proposer = TextProposer(random_lm(kind), tokenizer_of(kind), tokenizer)
+        drawing = {"do_sample": True, "temperature": 0.8} if kind in EXACT else {}
+        call = {**left_padded(prompts), "max_new_tokens": 5, "seed": 5, **drawing}
+        sought = sampler.generate(**call, strategy=LeftToRight(1))
+        assert torch.equal(sampler.generate(**call, strategy=Checked(LeftToRight(1), proposer, 2)), sought)
+
+
+def test_the_included_pair_takes_fewer_passes_with_checked_text() -> None:
+    sampler = APDSampler.from_embedded()
+    proposer = TextProposer(sampler.verifier, sampler.tokenizer, sampler.tokenizer)
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:4], return_tensors="pt", padding=True)
+    call = {**inputs, "max_new_tokens": 32, "return_dict_in_generate": True}
+    sought = sampler.generate(**call, strategy=LeftToRight(1))
+    found = sampler.generate(**call, strategy=Checked(LeftToRight(1), proposer, 8))
+    assert torch.equal(found.sequences, sought.sequences)
+    assert 3 * found.drafter_forwards.sum() < sought.drafter_forwards.sum()
