@@ -1,5 +1,8 @@
 """The canvases that `Checked` drafts in one pass, and the way that its reference goes through them.
 
+The *chain* is the likeliest canvas after 0, 1, 2, … steps of the reference. Other canvases may stand beside it. A step of
+the chain that adds certain tokens only needs no canvas to start from.
+
 Columns are counted from each row's frontier: `u` of them, up to the end of the row with most masks. A canvas is its row
 with some of the guessed tokens written, so the mask of the columns that are decided on it, `u` bool, says which one it is.
 """
@@ -32,29 +35,33 @@ class Guess:
         measure: `b u` float32, the reference's measure of each guessed token under the drafter's last marginals.
         measured: `b u` bool, False where there is no such measure.
         certain: `b u` bool, tokens that are taken without a check.
+        likely: `b u` bool, tokens that need no canvas of their own: certain ones, and those that will probably turn out to
+            be certain by the marginals of an earlier canvas of the pass.
     """
 
     tokens: Tensor
     measure: Tensor
     measured: Tensor
     certain: Tensor
+    likely: Tensor
 
 
 @dataclass(frozen=True)
 class Canvases:
-    """Guessed canvases of every row, those that are drafted and those that are passed over because all they add is certain.
+    """Guessed canvases of every row: g of them, first those of the chain, then others. Some are drafted.
 
     Attributes:
         state: the rows.
         columns: their undecided stretch, all columns from the frontier to the row's end: `b u`.
         base: `b u` bool, what is decided already, and columns behind the row's end.
         tokens: `b u` int64, see `Guess`.
-        decided: `b g u` bool, the decided columns of each of g canvases.
+        decided: `b g u` bool, the decided columns of each canvas.
         exists: `b g` bool; rows have different numbers of canvases.
-        guessed: `b` int64, steps that are guessed.
+        drafted: `b g` bool.
+        certain: `b k` bool, steps of the chain that add certain tokens only.
         depth: `b g` int64, steps of the reference from the current canvas.
-        index: `b g` int64, the number among the drafted canvases of the one to go on with: its own, or that of the next one
-            that is drafted.
+        index: `b g` int64, the number of each drafted canvas.
+        first: `b` int64, the first drafted canvas of the chain.
         rows, at: `n` int64, row and canvas of each drafted one.
         states: the drafted canvases as n rows.
         windows: the windows that the reference has on them.
@@ -66,42 +73,66 @@ class Canvases:
     tokens: Tensor
     decided: Tensor
     exists: Tensor
-    guessed: Tensor
+    drafted: Tensor
+    certain: Tensor
     depth: Tensor
     index: Tensor
+    first: Tensor
     rows: Tensor
     at: Tensor
     states: DecodeState
     windows: Window
 
+    def is_added(self, where: Tensor, rows: Tensor) -> Tensor:
+        """Whether every token that a step of the chain adds is in `where`.
+
+        Args:
+            where: `n u` bool.
+            rows: `n` int64.
+        Returns:
+            `n k` bool, for each step.
+        """
+        k = self.certain.shape[1]
+        adds = self.decided[:, 1 : k + 1] & ~self.decided[:, :k]
+        return (where[:, None] | ~adds[rows]).all(-1) & self.exists[rows, 1 : k + 1]
+
     def local(self, values: Tensor) -> Tensor:
-        """Values at the positions of the canvases' windows (`n m …`) at the columns of the rows: `n u …`, 0 elsewhere."""
+        """Values at the first positions of the canvases' windows (`n m`) at the columns of the rows: `n u`, 0 elsewhere."""
         size = self.tokens.shape[1]
-        position = self._positions().view(*values.shape[:2], *[1] * (values.dim() - 2)).expand_as(values)
-        return values.new_zeros(len(values), size + 1, *values.shape[2:]).scatter_(1, position, values)[:, :size]
+        position = self._positions(self.windows.columns[:, : values.shape[1]])
+        return values.new_zeros(len(values), size + 1).scatter_(1, position, values)[:, :size]
+
+    def guessed_at(self, columns: Tensor) -> Tensor:
+        """The guessed tokens at columns of the canvases: `n m` int64 → `n m` int64."""
+        return self.tokens[self.rows].gather(1, self._positions(columns).clamp(max=self.tokens.shape[1] - 1))
+
+    def before_next(self, visited: Tensor) -> Tensor:
+        """Positions of visited canvases that are left of the frontier of the row's next visited one: `n` bool → `n m` bool."""
+        far = self.state.width
+        key = self.rows * (2 * far) + self.states.frontier
+        end = torch.iinfo(key.dtype).max
+        later = torch.where(visited, key, end).flip(0).cummin(0).values.flip(0)
+        bound = pad(later[1:], (0, 1), value=end) - self.rows * (2 * far)
+        return visited[:, None] & self.windows.inside & (self.windows.columns < bound[:, None])
 
     def collect(self, values: Tensor, where: Tensor, otherwise: Tensor) -> Tensor:
         """Values of several canvases in one row, each column from the canvas that it is taken from.
 
         Args:
-            values: `n m …`, at the positions of the canvases' windows.
+            values: `n m …`, at the first positions of the canvases' windows.
             where: `n m` bool, what is taken; each column from one canvas at most.
             otherwise: `b u …`, the values of all other columns.
         """
-        size = self.tokens.shape[1]
-        slot = (self.rows[:, None] * size + self._positions()).masked_fill(~where, otherwise.shape[0] * size)
+        size, position = self.tokens.shape[1], self._positions(self.windows.columns[:, : where.shape[1]])
+        slot = (self.rows[:, None] * size + position).masked_fill(~where, otherwise.shape[0] * size)
         flat = pad(otherwise.flatten(0, 1), (*[0, 0] * (otherwise.dim() - 2), 0, 1))
         flat[slot.flatten()] = values.flatten(0, 1)
         return flat[:-1].view_as(otherwise)
 
-    def _positions(self) -> Tensor:
-        """The column of every position of the canvases' windows, counted from the row's frontier; u behind its end: `n m`."""
-        position = self.windows.columns - self.columns.columns[self.rows, :1]
-        return (
-            position
-            if self.windows.ragged is None
-            else position.masked_fill(~self.windows.ragged, self.tokens.shape[1])
-        )
+    def _positions(self, columns: Tensor) -> Tensor:
+        """Columns of the canvases, counted from the row's frontier; u behind the row's end: `n m` → `n m` int64."""
+        inside = self.windows.inside[:, : columns.shape[1]]
+        return (columns - self.columns.columns[self.rows, :1]).masked_fill(~inside, self.tokens.shape[1])
 
 
 @dataclass(frozen=True)
@@ -110,9 +141,9 @@ class Way:
 
     Attributes:
         visited: `n` bool.
-        last: `b` int64, the last one of each row, n counts all canvases.
-        tokens: `b u` int64, the tokens behind its decision.
-        decided: `b u` bool, the decided columns behind its decision.
+        last: `b` int64, the last one of each row, among the drafted ones.
+        tokens: `b u` int64, the tokens at the end of the way.
+        decided: `b u` bool, the decided columns there.
         steps: `b` int64, steps of the reference on the way.
     """
 
@@ -153,14 +184,15 @@ def guess_canvases(
     level = torch.arange(most + 1, device=base.device)
     exists = exists & (level <= depths[:, None])
 
-    guessed = exists.sum(1) - 1
-
-    # A canvas is passed over if the next one exists and adds certain tokens only.
+    # A canvas is left out if the next one exists and probably adds certain tokens only. The first one that is not followed by
+    # certain tokens is always drafted.
     adds = chain[:, 1:] & ~chain[:, :-1]
-    passed = (guess.certain[:, None] | ~adds).all(-1) & exists[:, 1:]
-    drafted = exists.clone()
-    drafted[:, :-1] &= ~passed
-    behind = torch.where(drafted, level, most + 1).flip(1).cummin(1).values.flip(1).clamp(max=most)
+    certain, likely = ((tokens[:, None] | ~adds).all(-1) & exists[:, 1:] for tokens in (guess.certain, guess.likely))
+    has_mask = exists & ~_is_done(chain, guess, pair)
+    start = pad(certain, (0, 1)).long().cumprod(1).sum(1, keepdim=True)
+    start = start.minimum(has_mask.sum(1, keepdim=True) - 1).clamp(min=0)
+    drafted = has_mask & (~pad(likely, (0, 1)) | (level == start))
+    drafted[:, 0] |= ~has_mask[:, 0]  # a finished row
 
     decided, depth = chain, level.expand(len(base), -1)
     if others:
@@ -176,10 +208,10 @@ def guess_canvases(
         equal = (decided[:, :, None] == decided[:, None]).all(-1) & exists[:, None]
         number = torch.arange(decided.shape[1], device=base.device)
         exists = exists & ~(equal & (number < number[:, None])).any(-1)
-        drafted = torch.cat([drafted, exists[:, most + 1 :]], 1)
-        behind = torch.cat([behind, number[most + 1 :].expand(len(base), -1)], 1)
+        drafted = torch.cat([drafted, (exists & ~_is_done(decided, guess, pair))[:, most + 1 :]], 1)
     rows, at = drafted.nonzero(as_tuple=True)
-    index = (drafted.flatten().cumsum(0) - 1).view_as(drafted).gather(1, behind)
+    index = (drafted.flatten().cumsum(0) - 1).view_as(drafted)
+    first = index.gather(1, start).squeeze(1)
 
     mine = Window(columns.columns[rows], columns.inside[rows], (), ())
     states = state.select(rows)
@@ -189,9 +221,8 @@ def guess_canvases(
         mine.write(written, mine.inside, states.decided),
     )
     windows = pair.policy.window(states)
-    return Canvases(
-        state, columns, base, guess.tokens, decided, exists, guessed, depth, index, rows, at, states, windows
-    )
+    parts = (base, guess.tokens, decided, exists, drafted, certain, depth, index, first, rows, at, states, windows)
+    return Canvases(state, columns, *parts)
 
 
 def _prefixes(guess: Guess, base: Tensor, pair: ModelPair, depth: int) -> tuple[Tensor, Tensor]:
@@ -199,10 +230,9 @@ def _prefixes(guess: Guess, base: Tensor, pair: ModelPair, depth: int) -> tuple[
     place = torch.arange(base.shape[1], device=base.device)
     level = torch.arange(depth + 1, device=base.device)[:, None]
     chain = base[:, None] | (place < level)
-    # A canvas exists if it has a mask, if every token on it is guessed, and if none of them ends the row.
-    ends = torch.isin(guess.tokens, pair.support.processing.stop_token_ids)
-    missing = (guess.tokens == NO_GUESS) | ends
-    exists = ~(missing[:, None] & (place < level)).any(-1) & ~chain.all(-1)
+    # A canvas exists if every token on it is guessed, and if the one before it has a mask.
+    missing = (guess.tokens == NO_GUESS)[:, None] & (place < level)
+    exists = ~missing.any(-1) & ~pad(_is_done(chain, guess, pair)[:, :-1], (1, 0))
     exists[:, 0] = True
     return chain, exists
 
@@ -243,52 +273,71 @@ def _simulated(
                 1, columns.columns
             )
             after = here | adds
-            goes_on = exists & adds.any(1) & ~_is_done(after, guess, pair)
+            goes_on = exists & adds.any(1)
             if rank == 0:
                 following, follows = after, goes_on
             else:
                 others.append((after, goes_on, step + 1))
             candidate = candidate & ~chosen
-        here, exists = following, follows
+        here, exists = following, follows & ~_is_done(following, guess, pair)
         chain.append(here)
-        there.append(exists)
+        there.append(follows)
     if breadth > 1:
         left, exists = base, torch.ones_like(state.done)
         for step in range(depth):
             first = ~left & ((~left).cumsum(1) == 1)
             exists = exists & (usable & first).any(1)
             left = left | first
-            others.append((left, exists & ~_is_done(left, guess, pair), step + 1))
+            others.append((left, exists, step + 1))
+            exists = exists & ~_is_done(left, guess, pair)
     return torch.stack(chain, 1), torch.stack(there, 1), others
 
 
 def _is_done(decided: Tensor, guess: Guess, pair: ModelPair) -> Tensor:
-    """Whether these decided columns (`b u` bool) leave nothing to decode: no mask, or none before a stop token: `b` bool."""
-    settled = (~decided).cumsum(1) == 0
-    ends = torch.isin(guess.tokens, pair.support.processing.stop_token_ids) & settled
-    return decided.all(1) | ends.any(1)
+    """Whether these decided columns leave nothing to decode: no mask, or none before a stop token: `b … u` → `b …` bool."""
+    settled = (~decided).cumsum(-1) == 0
+    ends = torch.isin(guess.tokens, pair.support.processing.stop_token_ids)
+    ends = ends.view(len(ends), *[1] * (decided.dim() - 2), -1) & settled
+    return decided.all(-1) | ends.any(-1)
 
 
-def follow(canvases: Canvases, decision: Proposal, *, counts_steps: bool) -> Way:
+def follow(canvases: Canvases, decision: Proposal, *, counts_steps: bool, certain: Tensor | None = None) -> Way:
     """The way of the reference through the canvases.
 
     Args:
         decision: what it decides on each drafted canvas.
         counts_steps: a canvas is the reference's only if it was reached in as many steps as it was drafted for.
+        certain: `n u` bool, guessed tokens that are certain by a canvas' own marginals; `None`: none.
     """
-    rows, at = canvases.rows, canvases.at
+    rows, at, k = canvases.rows, canvases.at, canvases.certain.shape[1]
     chosen = canvases.local(decision.chosen & canvases.windows.inside)
     tokens = torch.where(chosen, canvases.local(decision.tokens), canvases.tokens[rows])
     decided = canvases.decided[rows, at] | chosen
+    steps = canvases.depth[rows, at] + 1
+
+    # The canvas that each decision leads to, if there is one.
     agrees = (tokens == canvases.tokens[rows]).all(1) & chosen.any(1)
     agrees = agrees & ~((decision.fault != VALID) & decision.decisive).any(1)
     leads = (decided[:, None] == canvases.decided[rows]).all(-1) & canvases.exists[rows] & agrees[:, None]
     if counts_steps:
-        leads = leads & (canvases.depth[rows] == canvases.depth[rows, at][:, None] + 1)
+        leads = leads & (canvases.depth[rows] == steps[:, None])
     arrives, target = leads.long().max(1)
-    following = torch.where(arrives > 0, canvases.index[rows, target], -1)
 
-    last = canvases.index[:, 0]
+    # Along the chain it goes on over certain tokens, up to a canvas that is drafted.
+    passes = canvases.certain[rows]
+    if certain is not None:
+        passes = passes | canvases.is_added(certain, rows)
+    level = torch.arange(k + 1, device=rows.device)
+    halts = (canvases.drafted[rows, : k + 1] | ~pad(passes, (0, 1))) & (level >= target[:, None])
+    target = torch.where(target <= k, halts.long().argmax(1), target)
+    goes_on = (arrives > 0) & canvases.drafted[rows, target]
+    following = torch.where(goes_on, canvases.index[rows, target], -1)
+    ends_there = ((arrives > 0) & ~goes_on)[:, None]
+    tokens = torch.where(ends_there, canvases.tokens[rows], tokens)
+    decided = torch.where(ends_there, canvases.decided[rows, target], decided)
+    steps = torch.where(ends_there[:, 0], canvases.depth[rows, target], steps)
+
+    last = canvases.first
     visited = torch.zeros_like(rows, dtype=torch.bool).index_fill_(0, last, True)
     for _ in range(canvases.decided.shape[1]):
         further = following[last]
@@ -296,4 +345,4 @@ def follow(canvases: Canvases, decision: Proposal, *, counts_steps: bool) -> Way
             break
         last = torch.where(further >= 0, further, last)
         visited = visited.index_fill(0, last, True)
-    return Way(visited, last, tokens[last], decided[last], canvases.depth[rows, at][last] + 1)
+    return Way(visited, last, tokens[last], decided[last], steps[last])

@@ -29,7 +29,7 @@ from torch.nn.functional import pad
 
 from apd.config import check_count, check_fraction
 from apd.decoding.commit import Proposal
-from apd.decoding.pair import CanvasPair, Draft, ModelPair, concatenate
+from apd.decoding.pair import CanvasPair, Draft, Drafts, ModelPair, concatenate
 from apd.decoding.probability import log_normalise
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
@@ -110,23 +110,31 @@ class Checked:
         return CheckedSession(self, state)
 
 
-#: For `num_checked="auto"`: the most steps that are guessed, the passes' weight in the estimate after one more pass, and
-#: the right and wrong guesses that every row starts with.
-_MOST_CHECKED, _MEMORY, _FIRST_COUNTS = 32, 0.7, (4.0, 1.0)
+#: For `num_checked="auto"`: the most steps that are guessed, and the weight of earlier passes after one more.
+_MOST_CHECKED, _MEMORY = 24, 0.8
+
+#: Marginals count for nothing behind a token that had a lower probability: they tell little of what follows it.
+_UNEXPECTED = 0.5
+
+#: The probability of a guess whose proposer gives none.
+_UNKNOWN = 0.5
 
 
 class CheckedSession:
     """The proposer's memory, and the drafter's marginals of the canvas that was accepted last.
 
     Attributes:
-        counts: `b 2` float32, right guesses and passes that met a wrong one, of which later ones count more.
+        expected: `b` bool, False where the marginals are those of a canvas whose own next token was unlikely.
+        misses: `b 2` float32, how many wrong guesses were met and how many were expected by the proposer's probabilities;
+            later passes count more.
     """
 
     def __init__(self, strategy: Checked, state: DecodeState) -> None:
         self.strategy = strategy
         self.proposer = strategy.guesses_tokens.open(state)
         self.marginals: Marginals | None = None
-        self.counts = torch.tensor(_FIRST_COUNTS, device=state.tokens.device).repeat(len(state.rows), 1)
+        self.misses = torch.ones(len(state.rows), 2, device=state.tokens.device)
+        self.expected = torch.ones_like(state.done)
         self.most = _MOST_CHECKED if strategy.num_checked == "auto" else strategy.num_checked
         self.keeps_marginals = (
             strategy.guesses_tokens.reads_marginals or strategy.certainty < 1 or not strategy.left_to_right
@@ -136,12 +144,17 @@ class CheckedSession:
         reference = self.strategy.reference
 
         # 1. Propose.
-        depths = self._depths(state, window)
-        guess = self._guess(state, window, int(depths.max()), pair, sampling)
+        guess, probs = self._guess(state, window, pair, sampling)
 
         # 2. Guess.
         canvases = guess_canvases(
-            reference, state, guess, pair, sampling, depths=depths, breadth=self.strategy.breadth
+            reference,
+            state,
+            guess,
+            pair,
+            sampling,
+            depths=self._depths(guess, probs, state, window),
+            breadth=self.strategy.breadth,
         )
 
         # 3. Check.
@@ -149,32 +162,43 @@ class CheckedSession:
         decision = reference.propose(canvases.states, canvases.windows, drafter, sampling)
 
         # 4. Follow.
-        way = follow(canvases, decision, counts_steps=sampling.redraw or reference.counts_steps)
+        certain, marginals = None, None
+        if self.strategy.certainty < 1:
+            marginals = self._own_marginals(canvases, drafter, sampling)
+            certain = canvases.local(
+                marginals.probs(canvases.guessed_at(marginals.columns)) >= self.strategy.certainty
+            )
+        counts_steps = sampling.redraw or reference.counts_steps
+        way = follow(canvases, decision, counts_steps=counts_steps, certain=certain)
 
         # 5. Commit.
-        proposal = self._proposal(canvases, decision, way, pair, sampling)
-        self.marginals = None
-        right = way.steps - 1
-        self.counts = _MEMORY * self.counts + torch.stack([right, right < canvases.guessed], 1)
-        if self.keeps_marginals:
-            self.marginals = self._marginals_behind(canvases, way, drafter, sampling)
+        proposal = self._proposal(canvases, decision, way, marginals, pair, sampling)
+        self._count(canvases, way, probs)
+        self.marginals = self._marginals_behind(canvases, way, drafter, sampling) if self.keeps_marginals else None
+        if marginals is not None:
+            self.expected = self._is_expected(canvases, decision, way, marginals)
         return proposal
 
-    def _guess(self, state: DecodeState, window: Window, depth: int, pair: ModelPair, sampling: Sampling) -> Guess:
-        """The proposer's tokens, and what the last marginals say of them, by column from the frontier on."""
-        ends = [min(t + depth, end) for t, end in zip(state.layout.frontier, state.layout.end, strict=True)]
+    def _guess(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> tuple[Guess, Tensor]:
+        """The proposer's tokens, what the last marginals say of them, and how sure it is of each: by column, `b u`."""
+        ends = [min(t + self.most, end) for t, end in zip(state.layout.frontier, state.layout.end, strict=True)]
         near = Window.of_rows(state, ends)
         size = max(end - t for t, end in zip(state.layout.frontier, state.layout.end, strict=True))
         # The row with the widest window may have left.
         marginals = None if self.marginals is None else self.marginals.first(window.columns.shape[1])
-        tokens = self.proposer.propose(state, near, marginals, pair, sampling)
+        tokens, probs = self.proposer.propose(state, near, marginals, pair, sampling)
+        if probs is None:
+            probs = torch.full(tokens.shape, _UNKNOWN, device=tokens.device)
         tokens = pad(tokens, (0, size - tokens.shape[1]), value=NO_GUESS)
+        probs = pad(probs, (0, size - probs.shape[1]), value=_UNKNOWN)
         known = Window.of_rows(state, state.layout.end)
         tokens = torch.where(known.within(known.gather(state.decided)), known.gather(state.tokens), tokens)
         measure = torch.zeros(tokens.shape, device=tokens.device)
-        measured = certain = torch.zeros_like(tokens, dtype=torch.bool)
+        measured = certain = likely = torch.zeros_like(tokens, dtype=torch.bool)
         if marginals is None:
-            return Guess(tokens, measure, measured, certain)
+            if self.strategy.certainty < 1:
+                likely = probs >= self.strategy.certainty
+            return Guess(tokens, measure, measured, certain, likely), probs
         width = marginals.tokens.shape[1]
         rest = (0, size - width)
         measured = pad(marginals.known, rest)
@@ -191,20 +215,47 @@ class CheckedSession:
             )
             measure = pad(self.strategy.reference.measure(draft, part), rest)
         if self.strategy.certainty < 1:
-            certain = pad(marginals.probs(tokens[:, :width]) >= self.strategy.certainty, rest)
-        return Guess(tokens, measure, measured, certain)
+            # A new row has no marginals; there the proposer's own probabilities say what will probably be certain.
+            expected = pad(marginals.probs(tokens[:, :width]), rest)
+            certain = (expected >= self.strategy.certainty) & self.expected[:, None]
+            likely = torch.where(measured, expected, probs) >= self.strategy.certainty
+        return Guess(tokens, measure, measured, certain, likely), probs
 
-    def _depths(self, state: DecodeState, window: Window) -> Tensor:
-        """K of each row: `b` int64."""
+    def _depths(self, guess: Guess, probs: Tensor, state: DecodeState, window: Window) -> Tensor:
+        """K of each row: `b` int64. `probs` is `b u`, how sure the proposer is of each token."""
         if self.strategy.num_checked != "auto":
-            return torch.full_like(state.steps, int(self.strategy.num_checked))
-        # If each guess is right with probability a, k of them commit 1 + a + … + a^k tokens.
-        rate = (self.counts[:, 0] / self.counts.sum(1))[:, None]
-        k = torch.arange(1, _MOST_CHECKED + 1, device=rate.device)
-        tokens = 1 + (rate**k).cumsum(1)
-        columns = to_device(window.ends, rate.device)[:, None] - state.padding[:, None]
-        cost = self.strategy.pass_columns + (k + 1) * columns * self.strategy.breadth
-        return (tokens / cost).argmax(1) + 1
+            return torch.full_like(state.steps, self.most)
+        # k guesses commit one token and as many more as are right in a row: 1 + a_1 + a_1 a_2 + …
+        right = (1 - (1 - probs[:, : self.most]) * (self.misses[:, :1] / self.misses[:, 1:])).clamp(0, 1)
+        tokens = 1 + pad(right.cumprod(1).cumsum(1), (1, 0))
+        columns = to_device(window.ends, probs.device)[:, None] - state.padding[:, None]
+        drafted = 1 + pad((~guess.likely[:, : self.most]).cumsum(1), (1, 0)) * self.strategy.breadth
+        cost = self.strategy.pass_columns + drafted * columns
+        return (tokens / cost).argmax(1)
+
+    def _is_expected(self, canvases: Canvases, decision: Proposal, way: Way, marginals: Marginals) -> Tensor:
+        """Whether the tokens that the last canvas of each row added were likely by its own marginals: `b` bool."""
+        probs = marginals.probs(decision.tokens[:, : marginals.tokens.shape[1]])
+        added = (decision.chosen & canvases.windows.inside)[:, : probs.shape[1]]
+        return ((probs >= _UNEXPECTED) | ~added).all(1)[way.last]
+
+    def _count(self, canvases: Canvases, way: Way, probs: Tensor) -> None:
+        """Count wrong guesses that were met, and those that were to be expected among the guesses that were checked."""
+        right = way.steps - 1
+        met = (right < canvases.exists[:, : canvases.certain.shape[1] + 1].sum(1) - 1).float()
+        checked = torch.arange(probs.shape[1], device=probs.device) < (right + met)[:, None]
+        expected = ((1 - probs) * checked).sum(1)
+        self.misses = 1 - _MEMORY + _MEMORY * self.misses + torch.stack([met, expected], 1)
+
+    def _own_marginals(self, canvases: Canvases, drafter: CanvasPair, sampling: Sampling) -> Marginals:
+        """What the pass says of the next columns of every canvas: rows are canvases here."""
+        window = canvases.windows.part(slice(0, min(self.most + 1, canvases.windows.columns.shape[1])))
+        n, width = window.columns.shape
+        number = torch.arange(n, device=window.columns.device)
+        position = torch.arange(width, device=number.device).expand(n, -1)
+        return _marginals(
+            drafter.draft_again(number, position, canvases.states, window, sampling), window.columns, window.inside
+        )
 
     def _marginals_behind(
         self, canvases: Canvases, way: Way, drafter: CanvasPair, sampling: Sampling
@@ -217,7 +268,7 @@ class CheckedSession:
         )
         window = drafter.policy.window(after)
         if self.strategy.left_to_right:
-            window = window.part(slice(0, self.most))
+            window = window.part(slice(0, self.most + 1))
         if not window.columns.shape[1]:
             return None
         seen = canvases.windows
@@ -226,18 +277,19 @@ class CheckedSession:
         position = columns_seen - starts[0][:, None]
         known = window.within(columns_seen < starts[1][:, None])
         position = position.clamp(0, seen.columns.shape[1] - 1)
-        drafts = [draft for _, draft in drafter.draft_again(way.last, position, after, window, sampling)]
-        return Marginals(
-            columns_seen,
-            known & ~concatenate([draft.fault for draft in drafts]),
-            concatenate([draft.tokens for draft in drafts]),
-            concatenate([draft.logits for draft in drafts]),
-        )
+        drafts = drafter.draft_again(way.last, position, after, window, sampling)
+        return _marginals(drafts, columns_seen, known)
 
     def _proposal(
-        self, canvases: Canvases, decision: Proposal, way: Way, pair: ModelPair, sampling: Sampling
+        self,
+        canvases: Canvases,
+        decision: Proposal,
+        way: Way,
+        marginals: Marginals | None,
+        pair: ModelPair,
+        sampling: Sampling,
     ) -> Proposal:
-        """Everything that was decided on the way, as one proposal."""
+        """Everything that was decided on the way, as one proposal; `marginals` are the canvases' own."""
         state, rows = canvases.state, canvases.rows
         ends = list(state.layout.frontier)
         for row, end in zip(rows.tolist(), canvases.windows.ends, strict=True):
@@ -251,24 +303,30 @@ class CheckedSession:
         decisive = canvases.local(decision.decisive & canvases.windows.inside)[way.last][:, columns]
         fault = canvases.local(decision.fault)[way.last][:, columns]
 
-        # Of a token that no canvas has checked, the last marginals are all that is known.
+        # Of a token that no canvas has checked, the canvas before it is all that is known, or else the last pass.
         def recorded(values: Tensor | None, unchecked: Callable[[Marginals], Tensor]) -> Tensor | None:
             if values is None:
                 return None
-            otherwise = values.new_zeros(*canvases.tokens.shape, *values.shape[2:])
-            if self.marginals is not None and self.strategy.certainty < 1:
-                known = unchecked(self.marginals.first(otherwise.shape[1]))
-                otherwise[:, : known.shape[1]] = known
-            return canvases.collect(values, decision.chosen & way.visited[:, None], otherwise)[:, columns]
+            gathered = values.new_zeros(*canvases.tokens.shape, *values.shape[2:])
+            if self.marginals is not None and marginals is not None:
+                known = unchecked(self.marginals.first(gathered.shape[1]))
+                gathered[:, : known.shape[1]] = known
+            if marginals is not None:
+                own = unchecked(marginals)
+                own = own.expand(*own.shape[:2], *values.shape[2:])
+                gathered = canvases.collect(own, canvases.before_next(way.visited)[:, : own.shape[1]], gathered)
+            return canvases.collect(values, decision.chosen & way.visited[:, None], gathered)[:, columns]
 
-        def probs(marginals: Marginals) -> Tensor:
-            return marginals.probs(canvases.tokens[:, : marginals.tokens.shape[1]])[..., None]
+        def probs(of: Marginals) -> Tensor:
+            return of.probs(
+                canvases.guessed_at(of.columns) if of is marginals else canvases.tokens[:, : of.tokens.shape[1]]
+            )[..., None]
 
-        def logits(marginals: Marginals) -> Tensor:
-            return log_normalise(marginals.logits)
+        def logits(of: Marginals) -> Tensor:
+            return log_normalise(of.logits)
 
-        def scores(marginals: Marginals) -> Tensor:
-            return sampling.warp(logits(marginals)).dense(pair.support.vocab_size)
+        def scores(of: Marginals) -> Tensor:
+            return sampling.warp(logits(of)).dense(pair.support.vocab_size)
 
         return Proposal(
             tokens=tokens,
@@ -286,13 +344,22 @@ class CheckedSession:
 
     def select(self, rows: Tensor) -> None:
         self.proposer.select(rows)
-        self.counts = self.counts.index_select(0, rows)
+        self.misses = self.misses.index_select(0, rows)
+        self.expected = self.expected.index_select(0, rows)
         if self.marginals is not None:
             self.marginals = self.marginals.select(rows)
 
     def join(self, state: DecodeState) -> None:
         self.proposer.join(state)
-        first = self.counts.new_tensor(_FIRST_COUNTS).repeat(len(state.rows) - len(self.counts), 1)
-        self.counts = torch.cat([self.counts, first])
+        self.expected = pad(self.expected, (0, len(state.rows) - len(self.expected)), value=True)
+        self.misses = pad(self.misses, (0, 0, 0, len(state.rows) - len(self.misses)), value=1.0)
         if self.marginals is not None:
             self.marginals = self.marginals.widened(len(state.rows))
+
+
+def _marginals(drafts: Drafts, columns: Tensor, known: Tensor) -> Marginals:
+    parts = [draft for _, draft in drafts]
+    known = known & ~concatenate([draft.fault for draft in parts])
+    return Marginals(
+        columns, known, concatenate([draft.tokens for draft in parts]), concatenate([draft.logits for draft in parts])
+    )

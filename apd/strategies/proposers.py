@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from apd.config import check_count, check_fraction
 from apd.decoding.pair import ModelPair
-from apd.decoding.probability import log_normalise, mix
+from apd.decoding.probability import gather_tokens, log_normalise, mix
 from apd.decoding.protocols import RowMemory
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
@@ -64,6 +64,19 @@ class Marginals:
         return iter((self.columns, self.known, self.tokens, self.logits))
 
 
+class Proposed(NamedTuple):
+    """Guessed tokens, and how sure the proposer is of them.
+
+    Attributes:
+        tokens: `b k` int64, `NO_GUESS` where there is no guess.
+        probs: `b k` float32, an estimate of the probability that the drafter draws the token; `None`: unknown. It only
+            decides how many guesses are worth a canvas (`num_checked="auto"`).
+    """
+
+    tokens: Tensor
+    probs: Tensor | None = None
+
+
 class ProposerSession(RowMemory, Protocol):
     """A proposer's memory for the length of one call."""
 
@@ -74,7 +87,7 @@ class ProposerSession(RowMemory, Protocol):
         marginals: Marginals | None,
         pair: ModelPair,
         sampling: Sampling,
-    ) -> Tensor:
+    ) -> Proposed:
         """Guess the tokens of the window's columns.
 
         Args:
@@ -84,7 +97,7 @@ class ProposerSession(RowMemory, Protocol):
             pair: its verifier may be run, one token at a time; forwards are counted.
             sampling: temperature, truncation and keyed noise. A proposer that draws with it agrees with the drafter more often.
         Returns:
-            `b k` int64, k at most the width of the window; `NO_GUESS` where there is no guess.
+            Guesses of the window's first k columns.
         """
 
 
@@ -153,14 +166,17 @@ class Mixture(Stateless):
         marginals: Marginals | None,
         pair: ModelPair,
         sampling: Sampling,
-    ) -> Tensor:
+    ) -> Proposed:
         if not self.needs_verifier:
             if marginals is None:
-                return torch.full_like(window.columns, NO_GUESS)
-            return marginals.tokens.masked_fill(~marginals.known, NO_GUESS)[:, : window.columns.shape[1]]
+                return Proposed(torch.full_like(window.columns, NO_GUESS))
+            drawn = marginals.first(window.columns.shape[1])
+            tokens = drawn.tokens.masked_fill(~drawn.known, NO_GUESS)
+            return Proposed(tokens, drawn.probs(tokens))
         stops = pair.support.processing.stop_token_ids
         undecided = window.within(~window.gather(state.decided))
         tokens = torch.where(window.inside, window.gather(state.tokens), NO_GUESS)
+        probs = torch.ones(tokens.shape, device=tokens.device)
         goes_on = torch.ones_like(state.done)
         for j in range(window.columns.shape[1]):
             goes_on = goes_on & window.inside[:, j]
@@ -168,10 +184,10 @@ class Mixture(Stateless):
             if not goes_on.any():
                 break
             if wanted.any():
-                drawn = self._draw(j, state, window, tokens, marginals, pair, sampling)
+                drawn, probs[:, j] = self._draw(j, state, window, tokens, marginals, pair, sampling)
                 tokens[:, j] = torch.where(wanted, drawn, torch.where(goes_on, tokens[:, j], NO_GUESS))
             goes_on = goes_on & ~torch.isin(tokens[:, j], stops)
-        return tokens
+        return Proposed(tokens, probs)
 
     def _draw(
         self,
@@ -182,8 +198,8 @@ class Mixture(Stateless):
         marginals: Marginals | None,
         pair: ModelPair,
         sampling: Sampling,
-    ) -> Tensor:
-        """The tokens at position j, given those before it: `b` int64."""
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens at position j, given those before it, and their untempered probabilities: `b` each."""
         here, single = _behind(state, window, tokens[:, :j])
         noise = sampling.noise(here, single)
 
@@ -195,7 +211,8 @@ class Mixture(Stateless):
         if self.reads_marginals and marginals is not None and j < marginals.known.shape[1]:
             mixture = mix(marginals.logits[:, j : j + 1], logits, self.mixture_weight)
             logits = torch.where(marginals.known[:, j : j + 1, None], mixture, logits)
-        return sampling.sample(sampling.warp(logits), noise).tokens[:, 0]
+        drawn = sampling.sample(sampling.warp(logits), noise).tokens
+        return drawn[:, 0], gather_tokens(log_normalise(logits), drawn).exp()[:, 0]
 
 
 def _behind(state: DecodeState, window: Window, tokens: Tensor) -> tuple[DecodeState, Window]:
@@ -233,14 +250,14 @@ class PromptLookup(Stateless):
         marginals: Marginals | None,
         pair: ModelPair,
         sampling: Sampling,
-    ) -> Tensor:
+    ) -> Proposed:
         width = window.columns.shape[1]
         guesses = []
         for row, t in enumerate(window.starts):
             ids = state.tokens[row, state.layout.padding[row] : t].tolist()
             guess = self._continuation(ids)[:width]
             guesses.append(guess + [NO_GUESS] * (width - len(guess)))
-        return to_device(guesses, state.tokens.device)
+        return Proposed(to_device(guesses, state.tokens.device))
 
     def _continuation(self, ids: Sequence[int]) -> list[int]:
         """What followed the latest earlier occurrence of the longest matching end of `ids`."""
