@@ -144,7 +144,8 @@ class ColumnCache(Cache):
     def __init__(self, model: PreTrainedModel, num_rows: int, num_columns: int) -> None:
         self.argument = cache_argument(model.base_model.__class__)
         self.target = WriteTarget(num_rows, num_columns)
-        super().__init__(layers=[self.layer_class(self.target) for _ in range(model.config.num_hidden_layers)])
+        text_config = model.config.get_text_config(decoder=True)
+        super().__init__(layers=[self.layer_class(self.target) for _ in range(text_config.num_hidden_layers)])
 
     @property
     def num_readable(self) -> int:
