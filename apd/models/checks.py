@@ -108,14 +108,19 @@ def check_layers(config: PreTrainedConfig) -> None:
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Refuse a model with bidirectional attention.
+    """Refuse a model with bidirectional attention. Towers for images or sound do not count.
 
     Raises:
-        ValueError: the config or an attention module has `is_causal=False`.
+        ValueError: the config or an attention module of the decoder has `is_causal=False`, or the model has an encoder.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The verifier must be a causal model, but this {type(model).__name__} has an encoder, whose text it continues. "
+            "Give a causal model with the drafter's tokenizer."
+        )
     # Encoders with a causal head, such as BERT, have `is_causal=False` on their attention modules only.
     is_causal = getattr(model.config, "is_causal", True) and all(
-        getattr(module, "is_causal", True) for module in model.modules()
+        getattr(module, "is_causal", True) for module in (model.get_decoder() or model).modules()
     )
     if not is_causal:
         raise ValueError(

@@ -7,7 +7,7 @@ convolutional layers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-from apd.decoding.state import DecodeState, to_device
+from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 from apd.models.cache import cache_argument
 from apd.models.transformer import check_evaluating, input_device
@@ -64,14 +64,7 @@ class OwnCacheSession:
             for number, (row, padding, start, end) in enumerate(rows):
                 ids = canvas[number : number + 1, padding : end - 1]  # the last drafted token scores nothing
                 parts.append(row.logits(ids, end - start, self.again) if end > start else None)
-        like = next(part for part in parts if part is not None)
-        width = draft.shape[1]
-        # Made outside of inference mode, so the caller gets an ordinary tensor.
-        whole = torch.zeros(len(parts), width, like.shape[-1], dtype=like.dtype, device=like.device)
-        for number, part in enumerate(parts):
-            if part is not None:
-                whole[number, : len(part)] = part
-        return whole.to(draft.device)
+        return stacked(parts, draft)
 
     def select(self, rows: Tensor) -> None:
         self.rows = [self.rows[row] for row in rows.tolist()]
@@ -214,7 +207,7 @@ _REWINDABLE = {
 
 
 class WholeRowSession:
-    """No memory: each pass computes all rows from their first tokens. Fillers are on the right, where causal models ignore them.
+    """No memory: each pass computes all rows from their first tokens, rows of one length at a time and without padding.
 
     Args:
         model: a causal LM in evaluation mode.
@@ -227,27 +220,37 @@ class WholeRowSession:
 
     def logits(self, state: DecodeState, window: Window, draft: Tensor) -> Tensor:
         check_evaluating(self.model, [("", self.model)], "verifier")
-        canvas, device = window.fill(draft, state.tokens), draft.device
-        paddings = state.layout.padding
-        firsts = [start - 1 - padding for start, padding in zip(window.starts, paddings, strict=True)]
-        lengths = [end - 1 - padding for end, padding in zip(window.ends, paddings, strict=True)]
-        width = max(lengths)
-        padding, first, length = to_device([paddings, firsts, lengths], device)[..., None].unbind()
-        places = torch.arange(width, device=device).expand(len(canvas), -1)
-        ids = canvas.gather(1, (places + padding).clamp(max=canvas.shape[1] - 1)).masked_fill(places >= length, 0)
-        num_logits = width - min(firsts)
-        limit: Mapping[str, int] = {"logits_to_keep": num_logits} if self.limits_logits else {}
+        canvas = window.fill(draft, state.tokens).to(input_device(self.model))
+        by_length: dict[tuple[int, int], list[int]] = {}
+        edges = zip(state.layout.padding, window.starts, window.ends, strict=True)
+        for row, (padding, start, end) in enumerate(edges):
+            if end > start:
+                by_length.setdefault((end - 1 - padding, end - start), []).append(row)
+        parts: list[Tensor | None] = [None] * len(canvas)
         with torch.inference_mode():
-            logits = self.model(input_ids=ids.to(input_device(self.model)), use_cache=False, **limit).logits
-        at = first - min(firsts) + torch.arange(draft.shape[1], device=device)
-        at = at.clamp(max=num_logits - 1).to(logits.device)[..., None]
-        return logits[:, -num_logits:].gather(1, at.expand(-1, -1, logits.shape[-1])).to(device)
+            for (length, num_logits), rows in by_length.items():
+                ids = torch.stack([canvas[row, window.ends[row] - 1 - length : window.ends[row] - 1] for row in rows])
+                limit = {"logits_to_keep": num_logits} if self.limits_logits else {}
+                logits = self.model(input_ids=ids, use_cache=False, **limit).logits[:, -num_logits:]
+                for row, part in zip(rows, logits, strict=True):
+                    parts[row] = part
+        return stacked(parts, draft)
 
     def select(self, rows: Tensor) -> None:
         pass
 
     def join(self, state: DecodeState) -> None:
         pass
+
+
+def stacked(parts: Sequence[Tensor | None], draft: Tensor) -> Tensor:
+    """Logits of rows, `n v` each or `None`, in one tensor `b m v`. Not made in inference mode: the caller may write to it."""
+    like = next(part for part in parts if part is not None)
+    whole = torch.zeros(*draft.shape, like.shape[-1], dtype=like.dtype, device=like.device)
+    for row, part in enumerate(parts):
+        if part is not None:
+            whole[row, : len(part)] = part
+    return whole.to(draft.device)
 
 
 def takes(model: PreTrainedModel, argument: str) -> bool:

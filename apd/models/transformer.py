@@ -149,7 +149,7 @@ def forward_inputs(
         block_size: see `TransformersModel`.
         cache: its target must be set to `span`; `None` without a cache.
     """
-    num_cached, reach = None if cache is None else cache.num_readable, layer_reach(model.config)
+    num_cached, reach = (None, WHOLE_ROW) if cache is None else (cache.num_readable, cache.reach)
 
     def mask_of(reach: Reach) -> Tensor | None:
         return attention_mask(span.mask(num_cached, block_size, reach), model)
@@ -157,24 +157,6 @@ def forward_inputs(
     masks = mask_of(reach) if isinstance(reach, Reach) else {kind: mask_of(each) for kind, each in reach.items()}
     inputs = {"input_ids": span.ids(tokens), "attention_mask": masks, "use_cache": False}
     return inputs | {"position_ids": span.positions} | ({} if cache is None else {cache.argument: cache})
-
-
-def layer_reach(config: PreTrainedConfig) -> Reach | dict[str, Reach]:
-    """How far back the layers attend, by the rule of transformers' `create_masks_for_generate`.
-
-    Returns:
-        One `Reach` for all layers; or one per type of layer if the config names types with different ones, because such a
-        model takes its masks by layer type.
-    """
-    config = config.get_text_config(decoder=True)
-    window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        return Reach(window=window) if window is not None else Reach(chunk=chunk)
-    limited = {"sliding_attention": Reach(window=window), "chunked_attention": Reach(chunk=chunk)}
-    if limited.keys().isdisjoint(types):
-        return WHOLE_ROW
-    return {kind: limited.get(kind, WHOLE_ROW) for kind in ("full_attention", *types)}
 
 
 def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from toy import tiny_pair
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
 from apd import APDSampler
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 from apd.models.loading import as_verifier, load_verifier, verifier_config
 from apd.models.span import Reach, Span
 from benchmarks.architectures import LENGTHS, shrunk, tiny_model, worst_difference
@@ -154,7 +156,7 @@ def test_what_is_not_causal_is_refused():
     bert = BertConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     with pytest.raises(ValueError, match="attends both ways"):
         as_verifier(BertLMHeadModel(bert).eval())
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration attends both ways"):
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration has an encoder"):
         as_verifier(T5ForConditionalGeneration(shrunk(T5Config(), d_kv=8)).eval())
 
 
@@ -182,3 +184,33 @@ def test_a_mask_reaches_as_far_back_as_a_layer(reach, is_level):
             ]
             assert mask[row, 0, query - starts[row]].tolist() == seen
     assert mask.any(-1).all()  # fillers, too: their outputs stay finite
+
+
+@pytest.mark.parametrize("kind", ["convolutions", "gated delta rule", "ALiBi", "state space, token by token"])
+def test_a_row_that_goes_on_by_single_tokens_runs_each_of_them_once(kind):
+    """And a way back by n tokens runs few more than n again: states are saved at more and more distant columns."""
+    model, again = verifier_of(kind).model, 16
+    widths: list[int] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        state = DecodeState.start(torch.arange(60)[None] % 50 + 4, max_new_tokens=140, mask_token_id=0)
+        session = verifier_of(kind).open(state)
+
+        def run(frontier: int) -> int:
+            """The tokens that are run for the token at this column."""
+            widths.clear()
+            decided = torch.arange(state.width)[None] < frontier
+            at = state.with_decided(torch.where(decided, 7, 0), decided)
+            session.logits(at, Window.of_rows(at, [frontier + 1]), torch.full((1, 1), 5))
+            return sum(widths)
+
+        assert run(60) == 60
+        assert {run(frontier) for frontier in range(61, 190)} == {1}
+        for distance in (1, 5, 20, 60):
+            frontier = 190 - distance
+            assert run(frontier) <= 2 * distance + 2 * again
+            assert {run(each) for each in range(frontier + 1, 190)} <= {1}
+    finally:
+        hook.remove()
