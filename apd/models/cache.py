@@ -109,13 +109,14 @@ class ColumnLayer(CacheLayerMixin):
 
 @functools.cache
 def cache_argument(model_class: type[PreTrainedModel]) -> str:
-    """Name of the `forward` argument that takes the cache: `cache` from transformers 5.24 on, `past_key_values` before.
+    """Name of the `forward` argument that takes the cache: `cache` from transformers 5.24 on, before that `past_key_values`,
+    or `cache_params` for models with recurrent layers only.
 
     Raises:
         ValueError: `forward` takes neither.
     """
     arguments = inspect.signature(model_class.forward).parameters
-    for name in ("cache", "past_key_values"):
+    for name in ("cache", "past_key_values", "cache_params"):
         if name in arguments:
             return name
     raise ValueError(
