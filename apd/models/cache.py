@@ -15,10 +15,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from apd.models.span import Span
+from apd.models.span import WHOLE_ROW, Reach, Span
 
 
 @dataclass
@@ -109,19 +109,38 @@ class ColumnLayer(CacheLayerMixin):
 
 @functools.cache
 def cache_argument(model_class: type[PreTrainedModel]) -> str:
-    """Name of the `forward` argument that takes the cache: `cache` from transformers 5.24 on, `past_key_values` before.
+    """Name of the `forward` argument that takes the cache: `cache` from transformers 5.24 on, before that `past_key_values`,
+    or `cache_params` for models with recurrent layers only.
 
     Raises:
         ValueError: `forward` takes neither.
     """
     arguments = inspect.signature(model_class.forward).parameters
-    for name in ("cache", "past_key_values"):
+    for name in ("cache", "past_key_values", "cache_params"):
         if name in arguments:
             return name
     raise ValueError(
         f"The model must take its keys and values as `cache` or `past_key_values`, but {model_class.__name__}.forward "
         f"takes {', '.join(f'`{name}`' for name in arguments if name != 'self')}. Choose a decoder that keeps a cache."
     )
+
+
+def layer_reach(config: PreTrainedConfig) -> Reach | dict[str, Reach]:
+    """How far back the layers attend, by the rule of transformers' `create_masks_for_generate`.
+
+    Returns:
+        One `Reach` for all layers; or one per type of layer if the config names types with different ones, because such a
+        model takes its masks by layer type.
+    """
+    config = config.get_text_config(decoder=True)
+    window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return Reach(window=window) if window is not None else Reach(chunk=chunk)
+    limited = {"sliding_attention": Reach(window=window), "chunked_attention": Reach(chunk=chunk)}
+    if limited.keys().isdisjoint(types):
+        return WHOLE_ROW
+    return {kind: limited.get(kind, WHOLE_ROW) for kind in ("full_attention", *types)}
 
 
 class ColumnCache(Cache):
@@ -133,7 +152,8 @@ class ColumnCache(Cache):
         num_columns: columns of the batch, l.
 
     Attributes:
-        argument: name of the `forward` argument that takes the cache; looked up here because torch.compile cannot trace it.
+        argument: name of the `forward` argument that takes the cache.
+        reach: how far back the layers attend. Both are looked up here because torch.compile cannot trace it.
 
     Raises:
         ValueError: the model's `forward` takes no cache.
@@ -143,8 +163,10 @@ class ColumnCache(Cache):
 
     def __init__(self, model: PreTrainedModel, num_rows: int, num_columns: int) -> None:
         self.argument = cache_argument(model.base_model.__class__)
+        self.reach = layer_reach(model.config)
         self.target = WriteTarget(num_rows, num_columns)
-        super().__init__(layers=[self.layer_class(self.target) for _ in range(model.config.num_hidden_layers)])
+        text_config = model.config.get_text_config(decoder=True)
+        super().__init__(layers=[self.layer_class(self.target) for _ in range(text_config.num_hidden_layers)])
 
     @property
     def num_readable(self) -> int:

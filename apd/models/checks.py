@@ -1,23 +1,18 @@
 """Checks of loaded models and of a pair's vocabularies. Each raises an error that names the remedy."""
 
-import inspect
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from apd.kinds import ID, misfit
 from apd.models.attention import GROUPED
-from apd.models.span import Span
-from apd.models.transformer import EagerPasses, attention_mask, input_device
 
 __all__ = [
     "check_causal",
     "check_complete",
-    "check_decoder",
     "check_implementation",
     "check_layers",
     "check_vocabularies",
@@ -100,7 +95,7 @@ def check_implementation(name: str | None) -> None:
 
 
 def check_layers(config: PreTrainedConfig) -> None:
-    """Refuse layers whose cache cannot be rewound: sliding windows and recurrent states.
+    """Refuse a drafter with layers that do not attend to the whole sequence: sliding windows and recurrent states.
 
     Raises:
         ValueError: a layer does not attend to the whole sequence.
@@ -114,76 +109,25 @@ def check_layers(config: PreTrainedConfig) -> None:
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Refuse a model with bidirectional attention.
+    """Refuse a model with bidirectional attention. Towers for images or sound do not count.
 
     Raises:
-        ValueError: the config or an attention module has `is_causal=False`.
+        ValueError: the config or an attention module of the decoder has `is_causal=False`, or the model has an encoder.
     """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The verifier must be a causal model, but this {type(model).__name__} has an encoder, whose text it continues. "
+            "Give a causal model with the drafter's tokenizer."
+        )
     # Encoders with a causal head, such as BERT, have `is_causal=False` on their attention modules only.
     is_causal = getattr(model.config, "is_causal", True) and all(
-        getattr(module, "is_causal", True) for module in model.modules()
+        getattr(module, "is_causal", True) for module in (model.get_decoder() or model).modules()
     )
     if not is_causal:
         raise ValueError(
             f"The verifier must be a causal model, but this {type(model).__name__} attends both ways. Give a causal "
             "model with the drafter's tokenizer, the drafter's own model, or none with mixture_weight=1."
         )
-
-
-def check_decoder(model: PreTrainedModel) -> None:
-    """Refuse a verifier whose cache cannot be rewound, or that scores ragged rows otherwise than each row alone.
-
-    Runs the model on 8 tokens.
-
-    Raises:
-        ValueError: the model has a recurrent state, sliding windows, an unsupported attention implementation, no
-            `position_ids`, or logits that its base model and output layer do not give.
-    """
-    if getattr(model, "_is_stateful", False):
-        raise ValueError(
-            f"The verifier's cache must be rewindable, but {type(model).__name__} keeps a recurrent state. Choose a "
-            "model that has attention only."
-        )
-    check_implementation(model.config._attn_implementation)
-    check_layers(model.config)
-    _check_computation(model)
-
-
-@torch.no_grad()
-def _check_computation(model: PreTrainedModel) -> None:
-    """Compare cached passes over ragged rows, followed by the output layer, with the model's logits for each row alone.
-
-    Some models change the output layer's logits (Gemma 2 caps them, Cohere scales them), others build their own causal
-    mask (GPT-Neo, ALiBi). No common config field says so; only a forward pass shows it.
-    """
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        raise ValueError(
-            f"The verifier must take `position_ids`, which {type(model).__name__} does not. Choose a model with "
-            "rotary or learned positions."
-        )
-    rows = [[1, 0, 1, 1, 0], [0, 1, 0]]
-    tokens = torch.tensor([[0] * (5 - len(row)) + row for row in rows], device="cpu")
-    paddings = [5 - len(row) for row in rows]
-    passes = EagerPasses(model, block_size=1, cache_shape=(len(rows), 5), role="verifier")
-    parts = []
-    for starts, ends in ((paddings, [4, 3]), ([4, 3], [5, 5])):
-        span = Span.of_rows(starts, ends, paddings, tokens.device)
-        hidden = passes(tokens, span)
-        parts.append((span.real.expand(len(rows), -1), model.get_output_embeddings()(hidden)))
-    for i, row in enumerate(rows):
-        ours = torch.cat([logits[i][real[i].to(logits.device)] for real, logits in parts])
-        ids = torch.tensor([row], device=input_device(model))
-        mask = None  # a causal model builds its own mask
-        if getattr(model.config, "is_causal", True) is False:
-            causal = torch.ones(1, 1, len(row), len(row), dtype=torch.bool, device=ids.device).tril_()
-            mask = attention_mask(causal, model)
-        alone = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0]
-        if (ours.to(alone.device) - alone).abs().max() > 2e-2 * alone.abs().max():
-            raise ValueError(
-                f"The verifier must score rows of different lengths in one batch as it scores each alone, which "
-                f"{type(model).__name__} does not: it scales its logits, or has a mask or positions of its own. Choose "
-                "another model, such as a Qwen or Llama with the drafter's tokenizer."
-            )
 
 
 #: Largest difference in embedding rows that is taken for padding to a round size.

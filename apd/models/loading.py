@@ -33,7 +33,6 @@ from apd.models.checkpoint import TOKENIZER, Checkpoint
 from apd.models.checks import (
     check_causal,
     check_complete,
-    check_decoder,
     check_implementation,
     check_layers,
     need_mask,
@@ -42,6 +41,7 @@ from apd.models.checks import (
 from apd.models.drafter import MaskedDiffusionDrafter, check_mask_token
 from apd.models.families import FAMILIES, ModelSpec, RawConfig, family_names, recognise, resolve_spec
 from apd.models.verifier import CausalVerifier
+from apd.models.ways import find_way
 
 #: Arguments that place a large model on several devices, as in transformers.
 PLACING_ARGUMENTS = ("max_memory", "offload_folder", "offload_buffers")
@@ -181,12 +181,13 @@ def load_verifier(
 ) -> CausalVerifier:
     """Load a causal verifier from a directory or the hub.
 
-    transformers must support the model, and every layer must attend to the whole sequence. Arguments are as in
-    `load_drafter`, without `SPLITTING_ARGUMENTS`.
+    Any causal LM that transformers supports, in the fastest way that is exact for it (`apd.models.ways`). One whose cache
+    cannot go back is run without a cache, and a warning says what that costs. Arguments are as in `load_drafter`, without
+    `SPLITTING_ARGUMENTS`.
 
     Raises:
-        ValueError: a diffusion model, a model that transformers does not support, unsupported attention, an adapter,
-            pickled weights, or a damaged file.
+        ValueError: a diffusion model, a model that transformers does not support, unsupported attention, a model that is not
+            causal or needs more than token ids, an adapter, pickled weights, or a damaged file.
         TypeError: an unknown argument.
         OSError: no weights, or only pickled ones.
     """
@@ -204,9 +205,7 @@ def load_verifier(
         attn_implementation=attn_implementation,
         **placing,
     )
-    check_causal(model)
-    check_decoder(model)
-    return CausalVerifier(model)
+    return _wrap_verifier(model)
 
 
 def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
@@ -225,7 +224,6 @@ def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
         )
     with _naming_config(checkpoint):
         config = AutoConfig.from_pretrained(checkpoint.path, trust_remote_code=False, **checkpoint.hub)
-    check_layers(config)
     # transformers reads this file with the weights, and its errors name neither file nor field.
     checkpoint.read_json("generation_config.json", GENERATION)
     return config
@@ -393,16 +391,25 @@ def as_verifier(model: PreTrainedModel | Verifier, drafter: Drafter | None = Non
         drafter: the drafter. Its bidirectional model may be the verifier too, because the verifier's passes get a causal
             mask.
     Raises:
-        ValueError: another bidirectional model, or unsupported layers or attention.
+        ValueError: another bidirectional model, one that needs more than token ids, or unsupported attention.
         TypeError: `model` is neither a transformers model nor a `Verifier`.
     """
     if isinstance(model, PreTrainedModel) and not _is_sharded(model):
-        if model is not getattr(drafter, "model", None):
-            check_causal(model)
-        check_decoder(model)
-        return CausalVerifier(model)
+        return _wrap_verifier(model, is_drafter=model is getattr(drafter, "model", None))
     _check_protocol(model, "verifier")
     return model
+
+
+def _wrap_verifier(model: PreTrainedModel, *, is_drafter: bool = False) -> CausalVerifier:
+    """A verifier from a model.
+
+    Args:
+        is_drafter: whether the model is the drafter's own, which need not be causal.
+    """
+    if not is_drafter:
+        check_causal(model)
+    check_implementation(model.config._attn_implementation)
+    return CausalVerifier(model, find_way(model))
 
 
 def _is_sharded(model: PreTrainedModel) -> bool:

@@ -17,6 +17,22 @@ PASS_OVERHEAD_COLUMNS = 128
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far back a layer attends. Positions count from the row's first real token.
+
+    Attributes:
+        window: w: the token at position j attends to positions i > j − w; `None` for no sliding window.
+        chunk: c: to positions i with i // c = j // c; `None` for no chunks.
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+
+
+WHOLE_ROW = Reach()
+
+
+@dataclass(frozen=True)
 class Span:
     """The columns `start … end − 1` of every row. Fillers on the right make all rows as wide as the widest.
 
@@ -84,22 +100,23 @@ class Span:
         """Cache entries of the columns, `b q`, or `1 q` if level, int64; fillers go to entry `num_columns`, behind the last."""
         return self.columns if self.is_level else self.columns.masked_fill(~self.real, num_columns)
 
-    def mask(self, num_cached: int | None, block_size: int | None) -> Tensor | None:
+    def mask(self, num_cached: int | None, block_size: int | None, reach: Reach = WHOLE_ROW) -> Tensor | None:
         """The attention mask, `b 1 q k` bool (True attends); `None` if every column attends to every key.
 
         The column at position j attends to real keys before the row's end; with blocks of b, only to positions i with
-        i // b ≤ j // b.
+        i // b ≤ j // b; and only to keys within `reach`.
 
         Args:
             num_cached: number of cached columns: keys are columns 0 … `num_cached` − 1; `None`: keys are the span's columns.
             block_size: b. 1 is causal, `None` bidirectional, other values are block-causal.
+            reach: how far back a layer attends.
         """
-        if self.edges is None and block_size is None:
+        if self.edges is None and block_size is None and reach == WHOLE_ROW:
             return None
-        if self.edges is None and block_size == 1:
+        if self.edges is None and block_size == 1 and reach.chunk is None:
             before, num_keys = (0, self.width) if num_cached is None else (self.starts[0], num_cached)
             mask = torch.ones(1, 1, self.width, num_keys, dtype=torch.bool, device=self.columns.device)
-            return mask.tril_(before)
+            return mask.tril_(before) if reach.window is None else mask.tril_(before).triu_(before - reach.window + 1)
         ends, paddings = (max(self.ends), 0) if self.edges is None else (self.edges[1], self.edges[2])
         keys = self.columns if num_cached is None else torch.arange(num_cached, device=self.columns.device)[None]
         seen = ((keys >= paddings) & (keys < ends))[:, None]
@@ -108,6 +125,14 @@ class Span:
             if block_size > 1:
                 key, query = ((columns - paddings) // block_size for columns in (key, query))
             seen = seen & (key[:, None, :] <= query[:, :, None])
+        if reach != WHOLE_ROW:
+            # A filler far behind the row's end would reach no key at all, and its output would be NaN.
+            query = self.columns if self.edges is None else torch.minimum(self.columns, self.edges[1] - 1)
+            if reach.window is not None:
+                seen = seen & (keys[:, None, :] > query[:, :, None] - reach.window)
+            if reach.chunk is not None:
+                key, query = ((columns - paddings) // reach.chunk for columns in (keys, query))
+                seen = seen & (key[:, None, :] == query[:, :, None])
         return seen.expand(-1, self.width, -1)[:, None]
 
     def groups(self) -> list[list[int]]:

@@ -14,7 +14,7 @@ from apd.decoding.protocols import RowMemory
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.models.cache import ColumnCache
-from apd.models.span import Span
+from apd.models.span import WHOLE_ROW, Reach, Span
 
 
 class TransformersModel:
@@ -32,7 +32,7 @@ class TransformersModel:
         self.model = model
         self.block_size = block_size
         self.compiled: PassFactory | None = None
-        self.vocab_size: int = model.config.vocab_size
+        self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
         self.max_length = max_positions(model.config)
 
     @property
@@ -105,7 +105,7 @@ class EagerPasses:
             # Spares each operation autograd's bookkeeping. Only the output layer reads the hidden states, outside of this
             # mode, so everything computed from its logits is an ordinary tensor.
             with torch.inference_mode():
-                hidden = self.model.base_model(**inputs).last_hidden_state
+                hidden = self.forward(inputs)
             if rows is None:
                 return hidden
             if whole is None:
@@ -113,6 +113,10 @@ class EagerPasses:
             whole[rows.to(hidden.device), : hidden.shape[1]] = hidden
         assert whole is not None
         return whole
+
+    def forward(self, inputs: dict[str, Any]) -> Tensor:
+        """The last hidden states for these arguments of the model's forward: `n q d`."""
+        return self.model.base_model(**inputs).last_hidden_state
 
     def inputs(self, tokens: Tensor, span: Span, rows: Tensor | None = None) -> dict[str, Any]:
         """Arguments of the model's forward for this span: ids `n q`, mask `n 1 q k`, positions `n q`, the cache.
@@ -123,8 +127,7 @@ class EagerPasses:
         """
         if self.cache is not None:
             self.cache.set_target(span, rows)
-        inputs = forward_inputs(self.model, tokens, span, self.block_size, self.cache)
-        return {name: each.to(self.device) if isinstance(each, Tensor) else each for name, each in inputs.items()}
+        return on_device(forward_inputs(self.model, tokens, span, self.block_size, self.cache), self.device)
 
     def select(self, rows: Tensor) -> None:
         if self.cache is not None:
@@ -147,9 +150,25 @@ def forward_inputs(
         block_size: see `TransformersModel`.
         cache: its target must be set to `span`; `None` without a cache.
     """
-    mask = span.mask(None if cache is None else cache.num_readable, block_size)
-    inputs = {"input_ids": span.ids(tokens), "attention_mask": attention_mask(mask, model), "use_cache": False}
+    num_cached, reach = (None, WHOLE_ROW) if cache is None else (cache.num_readable, cache.reach)
+
+    def mask_of(reach: Reach) -> Tensor | None:
+        return attention_mask(span.mask(num_cached, block_size, reach), model)
+
+    masks = mask_of(reach) if isinstance(reach, Reach) else {kind: mask_of(each) for kind, each in reach.items()}
+    inputs = {"input_ids": span.ids(tokens), "attention_mask": masks, "use_cache": False}
     return inputs | {"position_ids": span.positions} | ({} if cache is None else {cache.argument: cache})
+
+
+def on_device(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The same arguments, tensors and dictionaries of tensors moved to `device`."""
+    moved = dict(inputs)
+    for name, each in inputs.items():
+        if isinstance(each, Tensor):
+            moved[name] = each.to(device)
+        elif isinstance(each, dict):
+            moved[name] = on_device(each, device)
+    return moved
 
 
 def check_evaluating(model: PreTrainedModel, modules: Iterable[tuple[str, nn.Module]], role: str) -> None:
@@ -190,6 +209,7 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     Some rope types change the angles of all rows of a batch, but not of cached keys, when the longest row exceeds a limit:
     "longrope" beyond `original_max_position_embeddings`, "dynamic" beyond `max_position_embeddings`.
     """
+    config = config.get_text_config(decoder=True)
     limit: int | None = getattr(config, "max_position_embeddings", None)
     parameters = getattr(config, "rope_parameters", None) or {}
     by_layer_type = [each for each in parameters.values() if isinstance(each, Mapping)]

@@ -31,12 +31,13 @@ from apd.config import check_count, check_fraction
 from apd.decoding.commit import Proposal
 from apd.decoding.pair import CanvasPair, Draft, Drafts, ModelPair, concatenate
 from apd.decoding.probability import log_normalise
+from apd.decoding.returned import name_of
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.strategies.base import Unmasking
 from apd.strategies.canvases import Canvases, Guess, Way, follow, guess_canvases
-from apd.strategies.proposers import NO_GUESS, PROPOSERS, Marginals, Proposer
+from apd.strategies.proposers import NO_GUESS, PROPOSERS, UNKNOWN, Marginals, Proposer, checked_guesses
 from apd.strategies.unmasking import LeftToRight
 
 _SEQUENTIAL = LeftToRight(1)
@@ -116,9 +117,6 @@ _MOST_CHECKED, _MEMORY = 24, 0.8
 #: Marginals count for nothing behind a token that had a lower probability: they tell little of what follows it.
 _UNEXPECTED = 0.5
 
-#: The probability of a guess whose proposer gives none.
-_UNKNOWN = 0.5
-
 
 class CheckedSession:
     """The proposer's memory, and the drafter's marginals of the canvas that was accepted last.
@@ -186,11 +184,10 @@ class CheckedSession:
         size = max(end - t for t, end in zip(state.layout.frontier, state.layout.end, strict=True))
         # The row with the widest window may have left.
         marginals = None if self.marginals is None else self.marginals.first(window.columns.shape[1])
-        tokens, probs = self.proposer.propose(state, near, marginals, pair, sampling)
-        if probs is None:
-            probs = torch.full(tokens.shape, _UNKNOWN, device=tokens.device)
+        proposed = self.proposer.propose(state, near, marginals, pair, sampling)
+        tokens, probs = checked_guesses(proposed, name_of(self.proposer, "propose"), near, pair)
         tokens = pad(tokens, (0, size - tokens.shape[1]), value=NO_GUESS)
-        probs = pad(probs, (0, size - probs.shape[1]), value=_UNKNOWN)
+        probs = pad(probs, (0, size - probs.shape[1]), value=UNKNOWN)
         known = Window.of_rows(state, state.layout.end)
         tokens = torch.where(known.within(known.gather(state.decided)), known.gather(state.tokens), tokens)
         measure = torch.zeros(tokens.shape, device=tokens.device)

@@ -15,6 +15,7 @@ from apd.config import check_count, check_fraction
 from apd.decoding.pair import ModelPair
 from apd.decoding.probability import gather_tokens, log_normalise, mix
 from apd.decoding.protocols import RowMemory
+from apd.decoding.returned import check_returned
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: What stands for "no guess" among guessed tokens.
 NO_GUESS = -1
+
+#: The probability of a guess whose proposer gives none.
+UNKNOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class ProposerSession(RowMemory, Protocol):
         marginals: Marginals | None,
         pair: ModelPair,
         sampling: Sampling,
-    ) -> Proposed:
+    ) -> Proposed | Tensor:
         """Guess the tokens of the window's columns.
 
         Args:
@@ -97,8 +101,30 @@ class ProposerSession(RowMemory, Protocol):
             pair: its verifier may be run, one token at a time; forwards are counted.
             sampling: temperature, truncation and keyed noise. A proposer that draws with it agrees with the drafter more often.
         Returns:
-            Guesses of the window's first k columns.
+            Guesses of the window's first k columns; tokens alone where their probabilities are unknown.
         """
+
+
+def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: ModelPair) -> tuple[Tensor, Tensor]:
+    """A proposer's tokens and probabilities, `b k` each. Ids that cannot be drawn are no guess.
+
+    Args:
+        proposed: what it returned; a bare tensor is tokens.
+        by: name of the method, for the message.
+        window: the columns that it was asked for.
+
+    Raises:
+        TypeError, ValueError: another shape or dtype.
+    """
+    tokens, probs = proposed if isinstance(proposed, Proposed) else (proposed, None)
+    rows, width = window.columns.shape
+    check_returned(tokens, by, (rows, None), torch.int64)
+    if probs is None:
+        probs = torch.full(tokens.shape, UNKNOWN, device=tokens.device)
+    check_returned(probs, f"{by}().probs", tuple(tokens.shape), torch.float32)
+    tokens, probs = tokens[:, :width], probs[:, :width]
+    can_be_drawn = (tokens >= 0) & (tokens < pair.support.vocab_size) & (tokens != pair.mask_token_id)
+    return tokens.masked_fill(~can_be_drawn, NO_GUESS), probs
 
 
 class Proposer(Protocol):
@@ -170,9 +196,9 @@ class Mixture(Stateless):
         if not self.needs_verifier:
             if marginals is None:
                 return Proposed(torch.full_like(window.columns, NO_GUESS))
-            drawn = marginals.first(window.columns.shape[1])
-            tokens = drawn.tokens.masked_fill(~drawn.known, NO_GUESS)
-            return Proposed(tokens, drawn.probs(tokens))
+            near = marginals.first(window.columns.shape[1])
+            tokens = near.tokens.masked_fill(~near.known, NO_GUESS)
+            return Proposed(tokens, near.probs(tokens))
         stops = pair.support.processing.stop_token_ids
         undecided = window.within(~window.gather(state.decided))
         tokens = torch.where(window.inside, window.gather(state.tokens), NO_GUESS)
