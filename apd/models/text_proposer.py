@@ -18,10 +18,10 @@ from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.models.chat_turns import ChatTurns, Translate, without_special_tokens
-from apd.models.checks import check_decoder
 from apd.models.retokenized import WORD_STARTS, Continuation, Language, Strings
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses, Projection, TransformersModel, max_positions
+from apd.models.ways import try_ways
 
 __all__ = ["TextProposer"]
 
@@ -402,11 +402,8 @@ def _keeps_keys(model: Any) -> bool:
     """True if the model keeps the keys of every token, so that some can be replaced, and can read ragged rows."""
     if not isinstance(model, PreTrainedModel):
         return False
-    try:
-        check_decoder(model)
-    except ValueError:
-        return False
-    return True
+    way, _ = try_ways(model)
+    return way == "columns"
 
 
 def _end_ids(model: Any, tokenizer: Any, size: int) -> frozenset[int]:
