@@ -1,0 +1,239 @@
+"""Checked decoding beside its law (`tests/laws/test_checked.py`): what it counts, records and refuses."""
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from pairs import left_padded
+from torch import Tensor
+from toy import tiny_pair, toy
+from transformers import StoppingCriteria
+
+from apd import EXAMPLE_PROMPTS, APDSampler
+from apd.strategies import KLASS, WINO, Checked, Confidence, LeftToRight, Mixture, Threshold
+from apd.strategies.proposers import NO_GUESS, Proposed, Stateless
+from apd.strategies.registry import parse
+
+DRAFTER, VERIFIER = tiny_pair(3, vocab=20)
+DRAFTER.model.double(), VERIFIER.model.double()
+SAMPLER = APDSampler(DRAFTER, VERIFIER)
+CALL: dict[str, Any] = {
+    **left_padded([[3, 4], [5], [6, 7, 8, 9]], pad=0),
+    "max_new_tokens": 14,
+    "eos_token_id": [1],
+    "pad_token_id": 0,
+    "do_sample": True,
+    "top_k": 0,
+    "seed": [1, 2, 3],
+    "return_dict_in_generate": True,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Told(Stateless):
+    """Proposes given tokens, `b n` int64 from the end of the prompt on; `NO_GUESS` anywhere."""
+
+    tokens: Tensor
+    probs: float | None = None
+
+    def propose(self, state: Any, window: Any, marginals: Any, pair: Any, sampling: Any) -> Proposed:
+        at = (window.columns - state.prompt_end[:, None]).clamp(0, self.tokens.shape[1] - 1)
+        tokens = self.tokens[state.rows].gather(1, at)
+        return Proposed(tokens, None if self.probs is None else torch.full(tokens.shape, self.probs))
+
+
+def sequential(**changes: Any) -> Any:
+    return SAMPLER.generate(**CALL | changes, strategy=LeftToRight(1))
+
+
+def answer(output: Any) -> Tensor:
+    width = CALL["input_ids"].shape[1]
+    new = torch.full((3, CALL["max_new_tokens"]), 2)
+    new[:, : output.sequences.shape[1] - width] = output.sequences[:, width:]
+    return new
+
+
+@pytest.mark.parametrize("depth", [1, 3, 20])
+def test_right_guesses_take_one_pass_for_one_more_token_than_are_guessed(depth: int) -> None:
+    sought = sequential()
+    found = SAMPLER.generate(**CALL, strategy=Checked(proposer=Told(answer(sought)), num_checked=depth))
+    assert torch.equal(found.sequences, sought.sequences)
+    passes = [math.ceil(n / (depth + 1)) for n in sought.new_tokens.tolist()]
+    assert found.drafter_forwards.tolist() == passes
+    assert all(passes[i] <= n <= (depth + 1) * passes[i] for i, n in enumerate(found.canvases.tolist()))
+    assert torch.equal(sought.canvases, sought.drafter_forwards)
+
+
+@pytest.mark.parametrize("tokens", [NO_GUESS, 2, 19, 10_000])
+def test_wrong_guesses_and_none_and_ids_that_cannot_be_drawn_cost_no_pass(tokens: int) -> None:
+    guesses = torch.full((3, 14), tokens)
+    sought = sequential()
+    found = SAMPLER.generate(**CALL, strategy=Checked(proposer=Told(guesses), num_checked=5))
+    assert torch.equal(found.sequences, sought.sequences)
+    assert (found.drafter_forwards <= sought.drafter_forwards).all()
+    if tokens != 2:  # 19 is the mask
+        assert torch.equal(found.canvases, found.drafter_forwards)
+
+
+def test_recorded_probabilities_and_scores_are_the_references() -> None:
+    sought = sequential(output_scores=True, output_logits=True)
+    found = SAMPLER.generate(**CALL | {"output_scores": True, "output_logits": True}, strategy=Checked())
+    for mine, its in zip(found.trace, sought.trace, strict=True):
+        assert torch.allclose(torch.tensor(mine.drafter_probs), torch.tensor(its.drafter_probs), atol=1e-5)
+    for name in ("scores", "logits"):
+        for mine, its in zip(getattr(found, name), getattr(sought, name), strict=True):
+            assert torch.allclose(mine, its, atol=1e-4)
+
+
+class Calls(StoppingCriteria):
+    """Stops a row at its sixth token behind the prompt, and writes down what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
+        self.seen.append(input_ids[0].tolist())
+        return len(input_ids[0]) >= 9
+
+
+def test_stopping_criteria_see_the_sequential_history_once() -> None:
+    seen = []
+    for strategy in (LeftToRight(1), Checked()):
+        calls = Calls()
+        SAMPLER.generate(**CALL, strategy=strategy, stopping_criteria=[calls])
+        seen.append(sorted(calls.seen))
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("refresh", [None, 4])
+@pytest.mark.parametrize("size", [None, 5])
+def test_canvases_share_the_keys_of_a_cache(refresh: int | None, size: int | None) -> None:
+    cache = {"kv_refresh": refresh, "window_size": size}
+    whole = CALL | cache | {"kv_window": 100}  # every pass computes whole rows, so nothing is frozen
+    sought = SAMPLER.generate(**whole, strategy=LeftToRight(1))
+    assert torch.equal(sought.sequences, SAMPLER.generate(**whole, strategy=Checked()).sequences)
+    frozen = CALL | cache | {"kv_window": 2}
+    nothing = Told(torch.full((3, 14), NO_GUESS))
+    sought = SAMPLER.generate(**frozen, strategy=LeftToRight(1))
+    assert torch.equal(sought.sequences, SAMPLER.generate(**frozen, strategy=Checked(proposer=nothing)).sequences)
+    assert SAMPLER.generate(**frozen, strategy=Checked()).new_tokens.min() > 0
+
+
+def test_what_is_certain_is_taken_without_a_canvas() -> None:
+    sought = sequential()
+    told = Told(answer(sought), probs=1.0)
+    checked = SAMPLER.generate(**CALL, strategy=Checked(proposer=told))
+    trusted = SAMPLER.generate(**CALL, strategy=Checked(proposer=told, certainty=0.0))
+    assert torch.equal(trusted.sequences, checked.sequences)
+    assert trusted.canvases.sum() < checked.canvases.sum()
+    assert all(0 <= p <= 1 for row in trusted.trace for p in row.drafter_probs)
+    wrong = Told(torch.full((3, 14), 2), probs=1.0)
+    believed = SAMPLER.generate(**CALL, strategy=Checked(proposer=wrong, certainty=0.0)).sequences
+    assert (believed == 2).sum() > (sought.sequences == 2).sum()
+
+
+def test_a_number_of_guesses_that_follows_what_is_right_costs_fewer_canvases() -> None:
+    wrong = Told(torch.full((3, 14), 2), probs=0.9)
+    fixed = SAMPLER.generate(**CALL, strategy=Checked(proposer=wrong))
+    auto = SAMPLER.generate(**CALL, strategy=Checked(proposer=wrong, num_checked="auto"))
+    assert torch.equal(fixed.sequences, auto.sequences)
+    assert auto.canvases.sum() < fixed.canvases.sum()
+
+
+def test_streams_give_the_references_text() -> None:
+    sampler = APDSampler.from_embedded()
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:2], return_tensors="pt", padding=True)
+    texts = []
+    for strategy in ("left-to-right:1", "checked", "checked:0.9,K=auto"):
+        chunks = list(sampler.stream(**inputs, max_new_tokens=12, strategy=strategy))
+        texts.append(["".join(chunk.text for chunk in chunks if chunk.row == row) for row in range(2)])
+    assert texts[0] == texts[1] and all(texts[0])
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"reference": KLASS()}, "`reference` must be an `Unmasking` strategy without memory"),
+        ({"reference": WINO()}, "`reference` must be an `Unmasking` strategy without memory"),
+        ({"proposer": "oracle"}, "`proposer` must be one of 'mixture'"),
+        ({"proposer": 3}, "`proposer` must have a method `open`"),
+        ({"num_checked": 0}, "`num_checked` must be at least 1"),
+        ({"num_checked": "many"}, "`num_checked` must be a whole number"),
+        ({"certainty": 1.5}, "`certainty` must be in"),
+        ({"breadth": 0}, "`breadth` must be at least 1"),
+        ({"pass_columns": 0}, "`pass_columns` must be at least 1"),
+    ],
+)
+def test_parameters_outside_their_range_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        Checked(**wrong)
+
+
+def test_a_window_that_follows_the_last_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="`window_size` must be a number or None with Checked"):
+        SAMPLER.generate(**CALL | {"window_size": "auto"}, strategy=Checked())
+
+
+class Narrow(Stateless):
+    def propose(self, *arguments: Any) -> Any:
+        return torch.zeros(1, dtype=torch.int32)
+
+
+def test_a_proposer_that_returns_something_else_is_named() -> None:
+    with pytest.raises(TypeError, match="Narrow"):
+        SAMPLER.generate(**CALL, strategy=Checked(proposer=Narrow()))
+
+
+def test_a_drafter_that_computes_one_canvas_only_is_named() -> None:
+    class Single:
+        def __init__(self) -> None:
+            self.inner = toy().drafter
+            self.vocab_size, self.mask_token_id = self.inner.vocab_size, self.inner.mask_token_id
+            self.max_length, self.device = None, self.inner.device
+
+        def open(self, state: Any) -> "Single":
+            return self
+
+        def logits(self, state: Any, window: Any) -> Tensor:
+            return self.inner.logits(state, window)
+
+        def select(self, rows: Any) -> None: ...
+        def join(self, state: Any) -> None: ...
+
+    with pytest.raises(TypeError, match="canvas_logits"):
+        APDSampler(Single(), mixture_weight=1.0).generate(
+            torch.zeros(1, 1, dtype=torch.int64), max_new_tokens=4, strategy=Checked(proposer="drafter")
+        )
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("spec", "strategy"),
+    [
+        ("checked", Checked()),
+        ("checked:0.9", Checked(certainty=0.9)),
+        ("checked:c=.9,K=auto", Checked(certainty=0.9, num_checked="auto")),
+        ("checked:K=4,R=0.7", Checked(num_checked=4, proposer=Mixture(0.7))),
+        ("checked:proposer=drafter/threshold:0.8", Checked(Threshold(0.8), "drafter")),
+        ("checked:breadth=2/confidence:1", Checked(Confidence(1), breadth=2)),
+    ],
+)
+def test_names_say_what_is_checked(spec: str, strategy: Checked) -> None:
+    setting = parse(spec)
+    assert setting.strategy == strategy
+    assert parse(setting.spec).strategy == strategy and parse(setting.spec).spec == setting.spec
+
+
+@pytest.mark.parametrize(
+    "spec", ["checked/klass:0.9", "checked/apd", "checked:K=none", "checked:R=2", "threshold:1/2"]
+)
+def test_names_that_mean_nothing_are_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match=r"checked|strategy|K must be|R"):
+        parse(spec)
