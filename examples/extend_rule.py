@@ -28,7 +28,7 @@ class Typical:
 
 
 @dataclass(frozen=True)
-class Checked:
+class Plausible:
     """Accept x where the verifier gives it at least probability γ. Needs one number per token, no vocabulary."""
 
     threshold: float = 0.1
@@ -41,7 +41,7 @@ class Checked:
 def main() -> None:
     sampler = APDSampler.from_embedded()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
-    for rule in (Typical(), Checked()):
+    for rule in (Typical(), Plausible()):
         output = sampler.generate(**inputs, max_new_tokens=32, acceptance=rule, return_dict_in_generate=True)
         print(f"{rule}: {float(output.tokens_per_forward.mean()):.1f} tokens per drafter forward")
         print(sampler.tokenizer.decode(output.trace[0].tokens, skip_special_tokens=True))

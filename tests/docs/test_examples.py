@@ -75,6 +75,13 @@ def test_extend_window(capsys: pytest.CaptureFixture[str]) -> None:
     assert everything[0] <= half[0] <= eight[0] and eight[1] < half[1] < everything[1]
 
 
+def test_extend_proposer(capsys: pytest.CaptureFixture[str]) -> None:
+    same, *counts = run("extend_proposer", capsys)
+    assert same == "the same tokens: True"
+    alone, checked = [[int(n) for n in re.findall(r"(\d+) ", line)] for line in counts]
+    assert alone[0] == alone[1] == alone[2] == checked[0] and checked[1] * 2 < alone[1] and checked[2] >= checked[1]
+
+
 def test_extend_model(capsys: pytest.CaptureFixture[str]) -> None:
     """Two exact models of a chain sample the chain: 16,000 transitions, each share within .05 of the exact one."""
     lines = run("extend_model", capsys)

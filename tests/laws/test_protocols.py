@@ -66,7 +66,7 @@ RULES: list[AcceptanceRule] = [
     Coupling(0.2, correction=True),
     Rejection(),
     skeleton("rule").Typical(),
-    skeleton("rule").Checked(0.02),
+    skeleton("rule").Plausible(0.02),
 ]
 POLICIES: list[WindowPolicy] = [
     AllMasks(),

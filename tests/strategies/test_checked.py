@@ -1,4 +1,4 @@
-"""Checked decoding beside its law (`tests/laws/test_checked.py`): what it counts, records and refuses."""
+"""Checked decoding beside its law (`tests/laws/test_laws_checked.py`): what it counts, records and refuses."""
 
 import dataclasses
 import math
