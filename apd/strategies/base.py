@@ -62,6 +62,8 @@ class Unmasking(Memoryless):
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         """The candidates that `choose` selects, with shape and dtype checked: `b m` bool. Arguments as in `choose`."""
+        if not candidate.shape[1]:  # finished rows only
+            return candidate
         chosen = self.choose(measure, candidate, state, window, sampling)
         check_returned(chosen, name_of(self, "choose"), tuple(candidate.shape), torch.bool)
         return chosen & candidate

@@ -60,6 +60,9 @@ class Checked:
         pass_columns: for `"auto"`, the fixed cost of a drafter pass, in columns. Reading all weights takes a GPU as long as
             computing about 128 columns; on a CPU, columns are all that counts.
 
+    Attributes:
+        adapts_window: False, since a window that follows the last step is unknown for guessed steps.
+
     Raises:
         TypeError, ValueError: a parameter is outside its range, or `reference` keeps a memory.
     """
@@ -91,13 +94,13 @@ class Checked:
         check_count("pass_columns", self.pass_columns, "It counts columns")
 
     @property
-    def guesses_tokens(self) -> Proposer:
+    def guesser(self) -> Proposer:
         """The proposer as an object."""
         return PROPOSERS[self.proposer] if isinstance(self.proposer, str) else self.proposer
 
     @property
     def needs_verifier(self) -> bool:
-        return self.guesses_tokens.needs_verifier
+        return self.guesser.needs_verifier
 
     @property
     def left_to_right(self) -> bool:
@@ -129,14 +132,12 @@ class CheckedSession:
 
     def __init__(self, strategy: Checked, state: DecodeState) -> None:
         self.strategy = strategy
-        self.proposer = strategy.guesses_tokens.open(state)
+        self.proposer = strategy.guesser.open(state)
         self.marginals: Marginals | None = None
         self.misses = torch.ones(len(state.rows), 2, device=state.tokens.device)
         self.expected = torch.ones_like(state.done)
         self.most = _MOST_CHECKED if strategy.num_checked == "auto" else strategy.num_checked
-        self.keeps_marginals = (
-            strategy.guesses_tokens.reads_marginals or strategy.certainty < 1 or not strategy.left_to_right
-        )
+        self.keeps_marginals = strategy.guesser.reads_marginals or strategy.certainty < 1 or not strategy.left_to_right
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
         reference = self.strategy.reference

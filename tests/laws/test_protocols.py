@@ -283,6 +283,14 @@ def row(frontier: int, padding: int, commit_rate: float) -> DecodeState:
 
 
 @pytest.mark.parametrize("strategy", MEMORYLESS, ids=repr)
+def test_of_finished_rows_nothing_is_chosen(strategy: Unmasking) -> None:
+    state = state_of(torch.zeros(2, 6, dtype=torch.int64), torch.ones(2, 6, dtype=torch.bool), prompt_end=3)
+    window = AllMasks().window(state)
+    nothing = torch.zeros(window.columns.shape)
+    assert not strategy.chosen(nothing, nothing.bool(), state, window, Sampling(LogitsProcessorList(), True)).any()
+
+
+@pytest.mark.parametrize("strategy", MEMORYLESS, ids=repr)
 def test_choose_is_a_pure_function_of_any_batch_of_canvases(strategy: Unmasking) -> None:
     """Canvases with holes, of rows that are elsewhere, the last one done: choosing for all is choosing for each."""
     assert strategy.open(row(3, 0, 1.0)) is strategy
