@@ -90,12 +90,13 @@ class NeuralDrafterSession:
                 "`kv_window` must be None with a compiled sampler and several canvases per pass, got "
                 f"{self.kv_window}: their number changes from pass to pass. Leave out `compile()` or `kv_window`."
             )
-        firsts = [i for i, row in enumerate(rows.tolist()) if i == 0 or row != int(rows[i - 1])]
+        of_row = rows.tolist()
+        firsts = [i for i, row in enumerate(of_row) if i == 0 or row != of_row[i - 1]]
         first = dataclasses.replace(
             window, starts=[window.starts[i] for i in firsts], ends=[window.ends[i] for i in firsts]
         )
         span = self.next_span(state.select(to_device(firsts, device)), first)
-        hidden = packed_hidden_states(self.passes, state, rows, span, list(window.ends), window.columns - shift)
+        hidden = packed_hidden_states(self.passes, state, rows, span, window.ends, window.columns - shift)
         return Projection(self.head, hidden, device)
 
     def next_span(self, state: DecodeState, window: Window) -> Span:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from apd.models.transformer import EagerPasses, attention_mask
 
 
 def packed_hidden_states(
-    passes: EagerPasses, states: DecodeState, rows: Tensor, span: Span, ends: list[int], columns: Tensor
+    passes: EagerPasses, states: DecodeState, rows: Tensor, span: Span, ends: Sequence[int], columns: Tensor
 ) -> Tensor:
     """Last hidden states of several canvases per row, from one pass over all of them.
 
@@ -52,16 +53,16 @@ def packed_hidden_states(
     within = torch.arange(total, device=device) - (width.cumsum(0) - width)[canvas]
     column, row, place = start[canvas] + within, rows[canvas], offset[canvas] + within
     is_first = offset[canvas] == 0
-    first_width = to_device([ends[of_row.index(each)] - span.starts[each] for each in range(num_rows)], device)
+    firsts = [of_row.index(each) for each in range(num_rows)]
+    first_width = to_device([widths[first] for first in firsts], device)
     slot = torch.where(is_first, column, first_spare + place - first_width[row])
 
-    # The same, row by row; fillers repeat the row's first canvas, and are written behind the last slot.
+    # Row by row; fillers repeat the row's first canvas, and are written behind the last slot.
     def packed(values: Tensor, filler: Any) -> Tensor:
         return torch.full((num_rows, size), filler, device=device).index_put_((row, place), values)
 
-    firsts = to_device([of_row.index(each) for each in range(num_rows)], device)[:, None]
     asks = packed(canvas, -1)
-    asks = torch.where(asks < 0, firsts, asks)
+    asks = torch.where(asks < 0, to_device(firsts, device)[:, None], asks)
     padding = to_device(list(span.paddings), device)[:, None]
     position = packed(column, 0) - padding
     keys = torch.arange(num_slots, device=device)
