@@ -80,12 +80,14 @@ class Counts:
         tokens: generated up to and including the stop token, or scored.
         drafter_forwards: drafter passes of unfinished rows.
         verifier_forwards: verifier passes of unfinished rows; 0 for scored texts.
+        canvases: what the drafter computed in its passes: one canvas of a row, or several with `Checked`.
     """
 
     requests: int = 0
     tokens: int = 0
     drafter_forwards: int = 0
     verifier_forwards: int = 0
+    canvases: int = 0
 
     @property
     def tokens_per_forward(self) -> float:
@@ -93,11 +95,19 @@ class Counts:
         forwards = self.drafter_forwards or self.verifier_forwards
         return self.tokens / forwards if forwards else math.nan
 
-    def add(self, requests: int, tokens: int, drafter_forwards: int, verifier_forwards: int = 0) -> None:
+    def add(
+        self,
+        requests: int,
+        tokens: int,
+        drafter_forwards: int,
+        verifier_forwards: int = 0,
+        canvases: int | None = None,
+    ) -> None:
         self.requests += requests
         self.tokens += tokens
         self.drafter_forwards += drafter_forwards
         self.verifier_forwards += verifier_forwards
+        self.canvases += drafter_forwards if canvases is None else canvases
 
 
 class APDLM(TemplateLM):
@@ -344,7 +354,7 @@ class APDLM(TemplateLM):
                     i = place[answer.index]
                     answers[i] = postprocess_generated_text(answer.text or "", stops, None)
                     self.generated[requests[i].task_name or "no task"].add(
-                        1, len(answer.tokens), answer.drafter_forwards, answer.verifier_forwards
+                        1, len(answer.tokens), answer.drafter_forwards, answer.verifier_forwards, answer.canvases
                     )
                     self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
                     bar.update()
@@ -449,9 +459,26 @@ class APDLM(TemplateLM):
         lines = []
         if self.generated:
             table = MarkdownTableWriter()
-            table.headers = "Task,Answers,Tokens,Drafter forwards,Tokens per forward,Verifier forwards".split(",")
+            names = (
+                "Task",
+                "Answers",
+                "Tokens",
+                "Drafter forwards",
+                "Tokens per forward",
+                "Canvases",
+                "Verifier forwards",
+            )
+            table.headers = list(names)
             table.value_matrix = [
-                [task, c.requests, c.tokens, c.drafter_forwards, f"{c.tokens_per_forward:.2f}", c.verifier_forwards]
+                (
+                    task,
+                    c.requests,
+                    c.tokens,
+                    c.drafter_forwards,
+                    f"{c.tokens_per_forward:.2f}",
+                    c.canvases,
+                    c.verifier_forwards,
+                )
                 for task, c in self.generated.items()
             ]
             lines.append(table.dumps())

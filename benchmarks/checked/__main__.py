@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import TASKS, Instance, instances, is_right
 from apd.sampler import APDSampler
 from apd.strategies.registry import parse
@@ -141,7 +142,8 @@ class Columns:
 
 def tokens_per_second(sampler: APDSampler, spec: str, samples: Sequence[Instance], temperature: float) -> float:
     """New tokens per second of one thread's time, one prompt at a time."""
-    return (lambda tally: tally.tokens / tally.seconds)(decode(sampler, spec, samples, temperature, 1, 0))
+    tally = decode(sampler, spec, samples, temperature, batch_size=1, seed=0)
+    return tally.tokens / tally.seconds
 
 
 def rows(
@@ -207,13 +209,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the tables there, as tab-separated files")
+    parser.add_argument(
+        "--dtype", default="float32", help="of both models; with bfloat16 more scores tie within rounding"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_pretrained(str(DRAFTER_DIR), str(VERIFIER_DIR), dtype=options.dtype)
     samples = [sample for task in TASKS for sample in instances(task, options.count, options.seed)]
     for temperature in options.temperature:
-        print(f"\nT {temperature:g}, {options.count} instances of each of {len(TASKS)} tasks", flush=True)
+        print(
+            f"\nT {temperature:g}, {options.count} instances of each of {len(TASKS)} tasks, {options.dtype}",
+            flush=True,
+        )
         lines = []
         for cells in rows(sampler, options, samples, temperature):
             lines.append("\t".join(cells))
