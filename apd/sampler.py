@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeGuard, overload
 
 import torch
 from torch import Tensor
@@ -34,10 +34,12 @@ from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
 from apd.generation.support import refuse_for, refuse_unknown
-from apd.models.checks import check_vocabularies
 from apd.models.families import ModelSpec
 from apd.models.loading import as_drafter, as_verifier
-from apd.models.pairs import PAIR_OPTIONS, load_pair
+from apd.models.pairs import PAIR_OPTIONS, load_pair, shared_vocab_size
+from apd.models.text_proposer import TextProposer
+from apd.models.verifier import CausalVerifier
+from apd.strategies.checked import Checked
 from apd.strategies.registry import apd_of, settle
 
 
@@ -59,8 +61,14 @@ class APDSampler:
             tokenizer's.
         verifier_tokenizer: compared with `tokenizer`, id by id, if both are given.
         strategy: decode with this instead of APD unless a call says otherwise; an object or a short name, see
-            `apd.strategies.registry`.
+            `apd.strategies.registry`. With `Checked` and both tokenizers, a transformers verifier may have another
+            vocabulary than the drafter, see `proposer`.
         **knobs: single knobs that override `config`.
+
+    Attributes:
+        proposer: `None` if the two models share a vocabulary. Else a `TextProposer` of the verifier, which `Checked` uses in
+            place of every proposer that would run the verifier; `verifier` is `None`, and strategies that need one are
+            refused.
 
     Raises:
         ValueError: models or vocabularies do not match, or a knob is out of range.
@@ -94,14 +102,21 @@ class APDSampler:
         self.tokenizer: Any = tokenizer
         self.kernels = PLAIN
         self.vocab_size = self.drafter.vocab_size
+        self.proposer: TextProposer | None = None
         if self.verifier is not None:
-            self.vocab_size = check_vocabularies(
+            shared = shared_vocab_size(
                 self.drafter.vocab_size,
                 self.verifier.vocab_size,
                 tokenizer,
                 verifier_tokenizer,
                 mask_token_id=self.drafter.mask_token_id,
+                may_differ=_only_guesses(self.strategy) and isinstance(self.verifier, CausalVerifier),
             )
+            if shared is None:
+                self.proposer = TextProposer(self.verifier, verifier_tokenizer, tokenizer)
+                self.verifier = None
+            else:
+                self.vocab_size = shared
 
     @classmethod
     def from_pretrained(
@@ -117,13 +132,14 @@ class APDSampler:
         attn_implementation: str | None = None,
         revision: str | None = None,
         verifier_revision: str | None = None,
+        strategy: Strategy | str | None = None,
         **knobs_or_loading: Any,
     ) -> APDSampler:
         """Load drafter, verifier and tokenizers from directories or hub ids; never remote code, never pickles.
 
         Args:
             drafter: a diffusion LM of a supported family (`apd.FAMILIES`).
-            verifier: a causal LM with the same tokenizer.
+            verifier: a causal LM with the same tokenizer; with `strategy=Checked()`, with any tokenizer.
             config: the knobs.
             spec: overrides the family that `config.json` names.
             mask_token_id: overrides the mask id of config and tokenizer.
@@ -132,18 +148,21 @@ class APDSampler:
             attn_implementation: `"sdpa"`, `"eager"` or `"grouped_sdpa"`, the default where heads share keys.
             revision: branch, tag or commit of the drafter.
             verifier_revision: branch, tag or commit of the verifier.
+            strategy: as in `APDSampler`.
             **knobs_or_loading: single knobs that override `config`; and as in transformers `token`, `cache_dir`,
                 `local_files_only`, `force_download`, for both models `max_memory`, `offload_folder`, `offload_buffers`,
                 for the drafter alone `tp_plan` or `distributed_config` (under torchrun; give every process the same `seed`) and
                 `quantization_config`.
 
         Raises:
-            ValueError: the vocabularies differ, a file is damaged, or `load_drafter` or `load_verifier` refuses a model.
+            ValueError: the vocabularies differ and the strategy needs a shared one, a file is damaged, or `load_drafter` or `load_verifier` refuses a model.
             OSError: no weights in safetensors.
             TypeError: an unknown argument.
         """
         own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
-        refuse_unknown(knobs_or_loading, [*KNOBS, *PAIR_OPTIONS, *own], "from_pretrained()")
+        refuse_unknown(knobs_or_loading, [*KNOBS, *PAIR_OPTIONS, *own, "strategy"], "from_pretrained()")
+        knobs = {name: knobs_or_loading.pop(name) for name in KNOBS if name in knobs_or_loading}
+        chosen, config = settle(strategy, config or APDConfig(), knobs)  # before anything is loaded
         pair = load_pair(
             drafter,
             verifier,
@@ -154,7 +173,8 @@ class APDSampler:
             attn_implementation=attn_implementation,
             revision=revision,
             verifier_revision=verifier_revision,
-            **{name: knobs_or_loading.pop(name) for name in PAIR_OPTIONS if name in knobs_or_loading},
+            vocabularies_may_differ=_only_guesses(chosen),
+            **knobs_or_loading,
         )
         return cls(
             pair.drafter,
@@ -162,7 +182,7 @@ class APDSampler:
             pair.tokenizer,
             config,
             verifier_tokenizer=pair.verifier_tokenizer,
-            **knobs_or_loading,
+            strategy=chosen,
         )
 
     @classmethod
@@ -397,6 +417,8 @@ class APDSampler:
         """The arguments of a call, its knobs among them, checked and ready for a prompt."""
         knobs = {name: kwargs.pop(name) for name in KNOBS if name in kwargs}
         chosen, config = settle(strategy, self.config, knobs, default=self.strategy)
+        if self.proposer is not None and _only_guesses(chosen):
+            chosen = replace(chosen, proposer=self.proposer)
         return Resolver(self, chosen or apd_of(config), config, **kwargs)
 
     def _open(self, request: Request, rows: Tensor | None = None, *, record_probs: bool = True) -> DecodeLoop:
@@ -413,3 +435,8 @@ class APDSampler:
             record_probs=record_probs,
             kernels=self.kernels,
         )
+
+
+def _only_guesses(strategy: Strategy | None) -> TypeGuard[Checked]:
+    """True if the strategy runs the verifier, and nothing but the time depends on what the verifier says."""
+    return isinstance(strategy, Checked) and strategy.needs_verifier

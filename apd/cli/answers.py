@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 
 import torch
 
@@ -16,18 +15,20 @@ from apd.sampler import APDSampler
 
 
 def load(arguments: argparse.Namespace, config: APDConfig) -> APDSampler:
-    """The pair that the options name.
+    """The pair that the options name, with their knobs and strategy.
 
     Raises:
         UsageError: the device does not exist.
         ValueError: there is no tokenizer.
     """
     if arguments.drafter is None:
-        return APDSampler.from_embedded(**asdict(config))
+        return APDSampler.from_embedded(config, strategy=arguments.strategy)
     if str(arguments.device_map).startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device-map must be a device of this machine, got {arguments.device_map}. Try cpu.")
     loading = {name: vars(arguments)[name] for name in LOADING}
-    sampler = APDSampler.from_pretrained(arguments.drafter, arguments.verifier, **loading, **asdict(config))
+    sampler = APDSampler.from_pretrained(
+        arguments.drafter, arguments.verifier, config=config, strategy=arguments.strategy, **loading
+    )
     if sampler.tokenizer is None:
         raise ValueError(f"{arguments.drafter} has no tokenizer files. Put the tokenizer's files beside the weights.")
     return sampler
@@ -50,7 +51,6 @@ def decode(
         ordered=arguments.output == STANDARD,
         seed=arguments.seed,
         on_error=on_error,
-        strategy=arguments.strategy,
         max_new_tokens=arguments.max_new_tokens,
         do_sample=arguments.do_sample,
         **options,

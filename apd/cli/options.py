@@ -67,7 +67,9 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     models = generate.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
     models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, DiffuCoder, LLaDA, ...)")
     models.add_argument(
-        "--verifier", metavar="PATH", help="small causal LM of the same vocabulary; not needed at R = 1"
+        "--verifier",
+        metavar="PATH",
+        help="small causal LM of the same vocabulary, or of any with --strategy checked; not needed at R = 1",
     )
     models.add_argument("--dtype", help="float32, bfloat16, ... (default: float32 on a CPU)")
     models.add_argument(
@@ -102,7 +104,7 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
         "--strategy",
         type=_strategy,
         metavar="SPEC",
-        help="for comparison, decode in another way, such as left-to-right, confidence:2, threshold:0.9 or "
+        help="for comparison, decode in another way, such as checked, left-to-right, confidence:2, threshold:0.9 or "
         "blocks:8/confidence:2; an unknown name lists all",
     )
     return generate

@@ -86,12 +86,14 @@ class Models(Protocol):
 
     Attributes:
         drafter, verifier: the models.
+        proposer: what guesses text where the two have different vocabularies; else `None`.
         tokenizer: finds stop strings; its stop and pad ids count where the drafter's generation config has none.
         vocab_size: ids below it exist in both models.
     """
 
     drafter: Drafter
     verifier: Verifier | None
+    proposer: Any
     tokenizer: Any
     vocab_size: int
 
@@ -130,6 +132,12 @@ class Resolver:
         self.models, self.strategy, self.config = models, strategy, config
         self.tokenizer = models.tokenizer if tokenizer is None else tokenizer
         self.generation = generation = effective_config(generation_config, _defaults(models), kwargs)
+        if strategy.needs_verifier and models.proposer is not None:
+            raise ValueError(
+                f"`strategy` must be `Checked`, or run the drafter alone, where drafter and verifier have different "
+                f"vocabularies, got {strategy!r}: APD's mixture, and every strategy that reads the verifier's probabilities, "
+                "needs a shared one. Leave `strategy` out, or choose a verifier with the drafter's tokenizer."
+            )
         if strategy.needs_verifier and models.verifier is None:
             raise ValueError(
                 f"`verifier` must be given with {strategy!r}, got None. Name a causal LM with the drafter's tokenizer; "

@@ -22,7 +22,7 @@ from apd.models.loading import (
 )
 from apd.models.verifier import CausalVerifier
 
-__all__ = ["PAIR_OPTIONS", "LoadedPair", "load_pair"]
+__all__ = ["PAIR_OPTIONS", "LoadedPair", "load_pair", "shared_vocab_size"]
 
 #: Options of `load_pair` that are passed on to transformers.
 PAIR_OPTIONS = (*HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS)
@@ -48,12 +48,14 @@ def load_pair(
     attn_implementation: str | None = None,
     revision: str | None = None,
     verifier_revision: str | None = None,
+    vocabularies_may_differ: bool = False,
     **options: Any,
 ) -> LoadedPair:
     """Load drafter, verifier and tokenizers; configurations and vocabularies are checked before weights are read.
 
     Args:
         drafter, verifier, …, verifier_revision: as in `APDSampler.from_pretrained`.
+        vocabularies_may_differ: take a verifier with another vocabulary, if both checkpoints have a tokenizer.
         **options: `HUB_ARGUMENTS` and `PLACING_ARGUMENTS` for both models, `SPLITTING_ARGUMENTS` for the drafter.
 
     Raises:
@@ -72,8 +74,13 @@ def load_pair(
     if verifier is not None:
         vocab_size = verifier_config(verifier, **verifier_hub).get_text_config(decoder=True).vocab_size
         verifier_tokenizer = load_tokenizer(verifier, **verifier_hub)
-        check_vocabularies(
-            config.vocab_size, vocab_size, tokenizer, verifier_tokenizer, mask_token_id=config.mask_token_id
+        shared_vocab_size(
+            config.vocab_size,
+            vocab_size,
+            tokenizer,
+            verifier_tokenizer,
+            mask_token_id=config.mask_token_id,
+            may_differ=vocabularies_may_differ,
         )
 
     loaded = load_drafter(drafter, **family, device_map=device_map, **shared, **splitting, **drafter_hub)
@@ -83,3 +90,39 @@ def load_pair(
             device_map = loaded.device  # the verifier stays whole, on the device of this process's part of the drafter
         loaded_verifier = load_verifier(verifier, device_map=device_map, **shared, **verifier_hub)
     return LoadedPair(loaded, loaded_verifier, tokenizer, verifier_tokenizer)
+
+
+def shared_vocab_size(
+    drafter_vocab_size: int,
+    verifier_vocab_size: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    verifier_tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    mask_token_id: int,
+    may_differ: bool,
+) -> int | None:
+    """The number of ids that the two models share; `None` if their vocabularies differ and may do so.
+
+    Args:
+        may_differ: the verifier only guesses text, which needs both tokenizers and no shared ids.
+        drafter_vocab_size, …, mask_token_id: as in `check_vocabularies`.
+
+    Raises:
+        ValueError: the vocabularies differ, and must not or a tokenizer is missing.
+    """
+    try:
+        return check_vocabularies(
+            drafter_vocab_size, verifier_vocab_size, tokenizer, verifier_tokenizer, mask_token_id=mask_token_id
+        )
+    except ValueError as error:
+        tokenizers = {"drafter": tokenizer, "verifier": verifier_tokenizer}
+        missing = " and ".join(role for role, found in tokenizers.items() if found is None)
+        if may_differ and not missing:
+            return None
+        if may_differ:
+            remedy = (
+                f"Models without a shared vocabulary have only text in common: give the tokenizer of the {missing}."
+            )
+        else:
+            remedy = "With both tokenizers, `strategy=Checked()` takes a transformers verifier of any vocabulary."
+        raise ValueError(f"{error} {remedy}") from None

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from apd.decoding.noise import Noise
+from apd.decoding.pair import ModelPair
 from apd.decoding.probability import Scores
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
@@ -21,6 +22,7 @@ from apd.models.chat_turns import ChatTurns, Translate, without_special_tokens
 from apd.models.retokenized import WORD_STARTS, Continuation, Language, Strings
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses, Projection, TransformersModel, max_positions
+from apd.models.verifier import CausalVerifier
 from apd.models.ways import try_ways
 
 __all__ = ["TextProposer"]
@@ -50,8 +52,11 @@ class TextProposer:
     - Sampling. With temperature, a proposer's token that the drafter has, too, gets the drafter's keyed noise: where both
       models agree, the guess is what the drafter draws. Other tokens get the mean of the noise, since noise of their own
       would only make guesses less probable; where they are the likely ones, the likeliest token is taken.
-    - Cache. Each row keeps the keys of its tokens up to the first that re-tokenizing changed. Models whose memory
-      cannot be taken back (recurrent or sliding layers) compute whole rows, one at a time.
+    - Cache. Each row keeps the keys of its tokens up to the first that re-tokenizing changed, behind a sliding window too.
+      Other models (recurrent layers, positions that are not rotary or learned, scaled or capped logits) compute whole
+      rows, one at a time.
+    - Counts. Every pass is a verifier forward: one for each token that the proposer writes, for all rows together. Where
+      rows are computed one at a time, the forwards of all rows for their next token count as one.
 
     The host reads all tokens: a call makes a host sync, and one for each token that the proposer writes.
 
@@ -71,7 +76,8 @@ class TextProposer:
     Attributes:
         needs_verifier: False; the pair's verifier is not used.
         reads_marginals: False; the drafter's distributions are not used.
-        is_cached: the model keeps keys from call to call, and reads rows together.
+        is_cached: the model keeps keys from call to call, and reads rows together. Found by running the model on a few
+            tokens, or given by the `way` of a `CausalVerifier`.
 
     Raises:
         TypeError: a tokenizer is missing, or, in a call, `translate` gives something else than text.
@@ -111,7 +117,7 @@ class TextProposer:
         known = self.drafter_language.by_text
         spanning = [i for text, i in self.language.by_text.items() if text not in known] if self.heals else []
         self.spanning = Strings(self.language.strings(spanning), spanning)
-        self.is_cached = _keeps_keys(self.model)
+        self.is_cached = model.way == "columns" if isinstance(model, CausalVerifier) else _keeps_keys(self.model)
         if max_length is None and isinstance(self.model, PreTrainedModel):
             max_length = max_positions(self.model.config)
         self.max_length = max_length
@@ -119,6 +125,9 @@ class TextProposer:
         self.leading = self.language.leading
         first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.first = [] if first is None else [first]  # what stands for no text at all
+
+    def __repr__(self) -> str:
+        return f"TextProposer({type(self.model).__name__})"
 
     def open(self, state: DecodeState) -> TextSession:
         return TextSession(self, len(state.rows))
@@ -153,13 +162,16 @@ class TextSession:
         self.read: _Reader = (_CachedReader if proposer.is_cached else _Reader)(proposer, num_rows)
 
     @torch.no_grad()
-    def propose(self, state: DecodeState, window: Window, marginals: Any, pair: Any, sampling: Sampling) -> Tensor:
+    def propose(
+        self, state: DecodeState, window: Window, marginals: Any, pair: ModelPair, sampling: Sampling
+    ) -> Tensor:
         """A guess for each column of the window, `b k` int64; −1 where there is none.
 
         Args:
             state: the rows.
             window: k columns from each row's frontier.
-            marginals, pair: not used.
+            marginals: not used.
+            pair: counts a verifier forward for each pass over the rows.
             sampling: how the drafter's tokens are drawn.
         """
         layout = state.layout
@@ -173,6 +185,7 @@ class TextSession:
             draw = _Draw(self.proposer, sampling, noise, row)
             rows[row] = _Row(self.proposer, tokens[row][first:frontier], count, draw)
         while reading := {row: (each.ids, each.num_read) for row, each in rows.items() if each.is_open}:
+            pair.verifier_forwards += 1
             for row, logits in zip(reading, self.read(reading), strict=True):
                 rows[row].take(logits)
         guesses = torch.full(window.columns.shape, -1, dtype=torch.int64, device="cpu")

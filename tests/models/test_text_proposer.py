@@ -48,9 +48,16 @@ def rows_of(committed: Sequence[Sequence[int]], room: int = 40, prompts: int = 0
     return state_of(tokens, decided.expand_as(tokens), prompt_end=padding + prompts, padding=padding)
 
 
-def guess(session: Any, state: DecodeState, k: int, sampling: Sampling = GREEDY) -> list[list[int]]:
+def counting() -> Any:
+    """What a proposer uses of a `ModelPair`: the count of forwards."""
+    return SimpleNamespace(verifier_forwards=0)
+
+
+def guess(
+    session: Any, state: DecodeState, k: int, sampling: Sampling = GREEDY, *, pair: Any = None
+) -> list[list[int]]:
     """The guesses of each row before the first −1; behind it there are only −1s."""
-    guesses = session.propose(state, FixedWindow(k).window(state), None, None, sampling)
+    guesses = session.propose(state, FixedWindow(k).window(state), None, pair or counting(), sampling)
     assert guesses.dtype == torch.int64 and guesses.shape[0] == len(state.rows)
     found = []
     for row in guesses.tolist():
@@ -339,29 +346,74 @@ def test_rows_longer_than_the_model_reads_are_read_from_their_end() -> None:
     guess(short.open(state), state, 60)
 
 
-def test_a_model_with_sliding_layers_runs_without_a_cache() -> None:
-    tokenizer = tokenizer_of("byte_bpe")
+def sliding_lm(window: int | None) -> MistralForCausalLM:
+    """A random model in float64 that attends to the last `window` tokens in each of its two layers."""
     config = MistralConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tokenizer_of("unigram")),
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=1,
+        num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        sliding_window=4,
+        sliding_window=window,
+        initializer_range=0.4,
         eos_token_id=1,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = MistralForCausalLM(config).eval()
-    proposer = TextProposer(model, tokenizer, tokenizer)
-    assert not proposer.is_cached
-    ids = tokenizer(TEXTS[0])["input_ids"]
-    state = rows_of([ids[:9], ids[:20]])
-    session = proposer.open(state)
-    session.join(state)
-    session.select(torch.tensor([0, 1]))
-    assert all(guess(session, state, 3))
+        return MistralForCausalLM(config).double().eval().requires_grad_(False)
+
+
+def test_behind_a_sliding_window_a_cached_model_guesses_what_it_does_without_a_cache() -> None:
+    drafter, speech, rng = tokenizer_of("byte_bpe"), tokenizer_of("unigram"), random.Random(1)
+    models = {window: sliding_lm(window) for window in (4, None)}
+    cached = TextProposer(models[4], speech, drafter)
+    assert cached.is_cached
+    # A bare callable is run over whole rows.
+    whole, wide = (
+        TextProposer(lambda input_ids, each=each: each(input_ids=input_ids), speech, drafter)
+        for each in models.values()
+    )
+    assert not whole.is_cached
+    ids = [drafter(text)["input_ids"] for text in TEXTS[:2]]
+    rows = [ids[0][:9], ids[1][:20]]
+    session, are_wider_alike = cached.open(rows_of(rows)), []
+    for _ in range(6):
+        state = rows_of(rows)
+        found = guess(session, state, 5)
+        assert found == guess(whole.open(state), state, 5)
+        are_wider_alike.append(found == guess(wide.open(state), state, 5))
+        # The guess is taken, or the row goes back behind where the window began, and on in another way.
+        for row, tokens in zip(rows, found, strict=True):
+            row += [token for token in tokens if token != drafter.eos_token_id]
+            del row[max(1, len(row) - rng.choice([0, 1, 8])) :]
+            row += rng.choice(ids)[: rng.randrange(3)]
+    assert not all(are_wider_alike)  # the window matters
+
+
+def test_every_pass_over_the_rows_is_a_verifier_forward() -> None:
+    drafter, speech = tokenizer_of("byte_bpe"), tokenizer_of("unigram")
+    ids = [drafter(text)["input_ids"] for text in TEXTS[:2]]
+    state, widths = rows_of([ids[0][:9], ids[1][:20]]), []
+    network = random_lm("unigram")
+
+    def model(input_ids: Tensor) -> Any:
+        widths.append(input_ids.shape[1])
+        return network(input_ids=input_ids)
+
+    one_by_one, together = TextProposer(model, speech, drafter), TextProposer(network, speech, drafter)
+    assert together.is_cached and not one_by_one.is_cached
+    counts = []
+    for proposer in (one_by_one, together):
+        pair, session = counting(), proposer.open(state)
+        guess(session, state, 5, pair=pair)
+        counts.append(pair.verifier_forwards)
+        done = dataclasses.replace(state, done=torch.tensor([True, True]))
+        guess(session, done, 5, pair=pair)
+        assert pair.verifier_forwards == counts[-1]  # nothing to guess, no pass
+    # Row by row, a pass is one forward of each row that still goes on: as many passes as the longest row has.
+    assert counts[0] == counts[1]
+    assert counts[0] < len(widths) <= 2 * counts[0]
 
 
 def test_what_is_missing_is_named() -> None:
