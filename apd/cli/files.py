@@ -197,6 +197,7 @@ def _result(answer: Generated, prompt: str, run: str) -> Row:
         "new_tokens": len(answer.tokens),
         "drafter_forwards": answer.drafter_forwards,
         "verifier_forwards": answer.verifier_forwards,
+        "canvases": answer.canvases,
         "tokens_per_forward": round(answer.tokens_per_forward, 3),
         "finish": answer.finish,
         "run": run,

@@ -69,8 +69,10 @@ def _answer_prompt(sampler: APDSampler, arguments: argparse.Namespace) -> None:
         out.print(mark(pieces(answer.tokens, answer.trace.steps, spell), colour=colour), soft_wrap=True)
     else:
         print(str(answer.text).strip())
+    several = answer.canvases > answer.drafter_forwards
+    canvases = f", {answer.canvases} canvases" if several else ""
     print(
         f"{number(len(answer.tokens), 'token')}, {number(answer.drafter_forwards, 'drafter forward')} "
-        f"({answer.tokens_per_forward:.1f} tokens each), {number(answer.verifier_forwards, 'verifier forward')}",
+        f"({answer.tokens_per_forward:.1f} tokens each), {number(answer.verifier_forwards, 'verifier forward')}{canvases}",
         file=sys.stderr,
     )

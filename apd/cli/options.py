@@ -25,8 +25,8 @@ Answer one prompt, or every line of a file.
 
 --input holds one {"prompt": "..."} per line. --output gets one line per prompt, in the order
 of the input: index (of the input's line, from 0), prompt, text, new_tokens, drafter_forwards,
-verifier_forwards, tokens_per_forward, finish ("stop" or "length"), and run, a fingerprint
-of the settings. Until the end, answers are in OUTPUT.part-*; after an interruption the same
+verifier_forwards, canvases, tokens_per_forward, finish ("stop" or "length"), and run, a
+fingerprint of the settings. Until the end, answers are in OUTPUT.part-*; after an interruption the same
 command continues. As a file, - is standard input or output; answers go there in order, and
 nothing is continued. Started by `accelerate launch` or `torchrun`, every process decodes its
 share. With --do-sample, prompt i has the seed mix(SEED, i): its answer depends neither on its

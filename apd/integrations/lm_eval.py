@@ -37,7 +37,7 @@ from apd.integrations.scoring import sequential_logprobs
 from apd.kinds import FLAG, REAL, TEXTS, misfit
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
-from apd.strategies import LeftToRight
+from apd.strategies import Checked, LeftToRight
 from apd.strategies.registry import settle
 from apd.text import check_text
 
@@ -180,7 +180,7 @@ class APDLM(TemplateLM):
             if strategy is not None:
                 raise ValueError("`tokens_per_step` names a strategy, got `strategy` too. Give one of them.")
             strategy = LeftToRight(_count("tokens_per_step", tokens_per_step))
-        settle(strategy, APDConfig(), {})  # refuses an unknown strategy before models are loaded
+        settled, _ = settle(strategy, APDConfig(), {})  # refuses an unknown strategy before models are loaded
         self.strategy = strategy
         self.batch_size = _count("batch_size", batch_size)
         default = 32 if pair else 256
@@ -194,6 +194,8 @@ class APDLM(TemplateLM):
             wanted = arguments.get("device_map", None if device is None else _present(device))
             arguments["device_map"] = self._place(wanted, on_cpu=pair is not None and wanted is None)
             if drafter is not None:
+                # An exact strategy takes a verifier of another vocabulary.
+                arguments |= {"strategy": settled} if isinstance(settled, Checked) else {}
                 sampler = APDSampler.from_pretrained(drafter, verifier, **arguments)
         self.sampler: APDSampler = sampler or APDSampler.from_embedded(**arguments)
         if self.sampler.tokenizer is None:

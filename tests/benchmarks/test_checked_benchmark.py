@@ -5,7 +5,9 @@ import pytest
 from benchmarks.checked.__main__ import main
 
 
-def test_the_table_says_how_many_answers_are_equal_and_what_a_pass_computes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_how_many_answers_are_equal_and_what_a_pass_computes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     specs = ["left-to-right:1", "checked:proposer=drafter", "one-step"]
     assert main(["--count", "1", "--temperature", "0", "--quiet", "--alone", "2", "--strategies", *specs]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
