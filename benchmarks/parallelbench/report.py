@@ -60,7 +60,8 @@ class Equal:
     Attributes:
         task: or the mean over tasks.
         reference: accuracy of the best strategy that decodes one token per step.
-        apd, checked, rival: setting and its cell, the fastest within a point of the reference; `None` if there is none.
+        apd, checked, rival: setting and its cell, the fastest within a point of the reference, of equally fast ones that
+            with the fewest canvases; `None` if there is none.
             A checked strategy is none of the rivals, whatever it checks: it computes several canvases per pass.
     """
 
@@ -217,7 +218,7 @@ def _equal(task: str, points: Sequence[Point]) -> Equal:
 
     def fastest(belongs: Callable[[Setting], bool]) -> tuple[str, Cell] | None:
         found = [(setting.spec, cell) for setting, cell in enough if belongs(setting)]
-        return max(found, key=lambda pair: pair[1].tpf, default=None)
+        return max(found, key=lambda pair: (pair[1].tpf, -pair[1].canvases_per_pass), default=None)
 
     return Equal(
         task,

@@ -82,6 +82,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *_grid("apd:R={},rejection", (0.3, 0.5, 0.7)),
         *_CHECKED,
         "checked:0.95,K=auto",
+        "checked/entropy-bound:0.01",
     ),
     # A quick overview, in a minute.
     "few": (

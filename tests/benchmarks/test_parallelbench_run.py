@@ -259,11 +259,12 @@ def test_report_of_a_made_up_run(tmp_path):
     assert report.oracles["apd"]["average"].accuracy == 100
 
 
-def with_checked(tmp_path):
+def with_checked(tmp_path, specs=("checked:1/threshold:0.9",), canvases=(5,)):
     """The made-up run, and checked threshold decoding: as right as the rival, at 8 tokens and 5 canvases per pass."""
     made_up(tmp_path)
     rows = [
-        record("checked:1/threshold:0.9", task, i, forwards=1, verifier=1, canvases=5)
+        record(spec, task, i, forwards=1, verifier=1, canvases=number)
+        for spec, number in zip(specs, canvases, strict=True)
         for task in ("copy", "shuffle")
         for i in range(4)
     ]
@@ -280,6 +281,11 @@ def test_checked_is_no_rival(tmp_path):
     assert plain.equal[-1].checked is plain.equal[-1].checked_ratio is None
     assert (mean.apd, mean.rival, mean.ratio) == (plain.equal[-1].apd, plain.equal[-1].rival, plain.equal[-1].ratio)
     assert report.oracles == plain.oracles
+
+
+def test_of_equally_fast_settings_the_one_with_the_fewest_canvases_is_reported(tmp_path):
+    report = with_checked(tmp_path, specs=("checked:1", "checked:0.9", "checked:0.8"), canvases=(6, 2, 3))
+    assert {equal.checked[0] for equal in report.equal} == {"checked:0.9"}
 
 
 def test_canvases_stand_beside_the_speeds_of_checked_alone(tmp_path):
