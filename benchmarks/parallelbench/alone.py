@@ -32,6 +32,7 @@ class Answer:
         new_tokens: up to and including the stop token; `None`: the endpoint did not report it.
         drafter_forwards: passes; `None`: unknown.
         verifier_forwards: passes of a causal LM; `None`: unknown.
+        canvases: that the drafter computed; `None`: unknown.
         finish: `"stop"`, `"length"`, or the endpoint's own word.
     """
 
@@ -40,6 +41,7 @@ class Answer:
     new_tokens: int | None
     drafter_forwards: int | None
     verifier_forwards: int | None
+    canvases: int | None
     finish: str
 
 
@@ -143,6 +145,7 @@ class CausalLM:
             new_tokens=len(tokens),
             drafter_forwards=0,
             verifier_forwards=len(tokens),
+            canvases=0,
             finish="length" if length is None else "stop",
         )
 
@@ -214,7 +217,7 @@ class Endpoint:
             raise self._failed(messages, f"got a reply without choices[0].message: {shown[:200]}") from None
         usage = getattr(reply, "usage", None)
         tokens = getattr(usage, "completion_tokens", None)
-        return Answer(number, text, tokens, None, None, finish or "unknown")
+        return Answer(number, text, tokens, None, None, None, finish or "unknown")
 
     def _failed(self, messages: Any, what: str) -> RuntimeError:
         """The error with the prompt; the key is removed in case the server repeats it."""

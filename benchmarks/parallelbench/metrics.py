@@ -9,6 +9,8 @@ pass. A row is done when every position up to its first stop token is decided. T
 
 The published ones credit the padding behind the stop token. Published samplers also go on until the whole answer field
 is decided, ours stop at the stop token, for every strategy alike: their passes are more than ours, never fewer.
+A pass counts as one however many canvases of the row the drafter computes in it: one, except with `checked`. So the
+canvases per pass stand beside every speed.
 Accuracy is in percent everywhere.
 """
 
@@ -27,6 +29,7 @@ __all__ = [
     "Point",
     "aup",
     "average",
+    "canvases",
     "forwards",
     "oracle",
     "parallelisability",
@@ -49,6 +52,7 @@ class Cell:
         strict: accuracy by the strict scorer.
         tpf, tps_mean_ratio, tps_ratio_of_means: see the module.
         drafter_forwards, verifier_forwards, new_tokens, seconds: per sample.
+        canvases_per_pass: Σ canvases / Σ drafter passes; 1 where the verifier decodes alone.
     """
 
     n: int
@@ -61,6 +65,7 @@ class Cell:
     tps_ratio_of_means: float
     drafter_forwards: float
     verifier_forwards: float
+    canvases_per_pass: float
     new_tokens: float
     seconds: float
 
@@ -77,6 +82,11 @@ class Point:
 def forwards(record: Record) -> int:
     """Drafter passes; verifier passes where the verifier decoded alone."""
     return record["drafter_forwards"] or record["verifier_forwards"]
+
+
+def canvases(record: Record) -> int:
+    """Canvases of the row that the drafter computed; one per pass in records that do not tell."""
+    return record.get("canvases", record["drafter_forwards"])
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:
@@ -96,6 +106,7 @@ def summarise(records: Sequence[Record]) -> Cell:
     low, high = wilson(sum(record["score"] for record in records), n)
     passes = mean(forwards)
     tokens = mean(lambda record: record["new_tokens"])
+    drafted = mean(lambda record: record["drafter_forwards"])
     return Cell(
         n=n,
         accuracy=100 * mean(lambda record: record["score"]),
@@ -105,8 +116,9 @@ def summarise(records: Sequence[Record]) -> Cell:
         tpf=tokens / passes,
         tps_mean_ratio=mean(lambda record: record["max_new_tokens"] / forwards(record)),
         tps_ratio_of_means=mean(lambda record: record["max_new_tokens"]) / passes,
-        drafter_forwards=mean(lambda record: record["drafter_forwards"]),
+        drafter_forwards=drafted,
         verifier_forwards=mean(lambda record: record["verifier_forwards"]),
+        canvases_per_pass=mean(canvases) / drafted if drafted else 1.0,
         new_tokens=tokens,
         seconds=mean(lambda record: record["seconds"]),
     )

@@ -84,7 +84,8 @@ function draw() {
     hover(g, () => html`<b>oracle over ${o.of}</b><br>${numbers(o.cells[task])}`, null);
   }
 }
-const numbers = c => html`${fixed(c.accuracy, 1)} % right [${fixed(c.low, 1)}, ${fixed(c.high, 1)}], n = ${c.n}<br>${fixed(c.tpf)} tokens per forward<br>${
+const numbers = c => html`${fixed(c.accuracy, 1)} % right [${fixed(c.low, 1)}, ${fixed(c.high, 1)}], n = ${c.n}<br>${fixed(c.tpf)} tokens per forward${
+  c.canvases_per_pass === 1 ? "" : `, ${fixed(c.canvases_per_pass, 1)} canvases per pass`}<br>${
   fixed(c.drafter_forwards)} drafter and ${fixed(c.verifier_forwards)} verifier passes`;
 function hover(element, content, name) {
   element.onmousemove = e => { const tip = $("tip"); put(tip, content()); tip.style.display = "block";
@@ -111,17 +112,21 @@ function table(id, header, rows) {
 }
 const named = (spec, group) => [html`<span class="dot" style="background:${colour(group)}"></span><code>${spec}</code>`, spec];
 const number = (v, d = 2) => [fixed(v, d), v === undefined ? null : v];
+const speed = c => c ? [fixed(c.tpf) + (c.canvases_per_pass === 1 ? "" : ` (${fixed(c.canvases_per_pass, 1)} canvases)`), c.tpf] : number(null);
 table("families", ["family", ...data.targets.map(t => `PB${t}`), "AUP", "most accurate", "accuracy, %", "tokens / forward"], data.families
-  .map(f => [named(f.name, f.group), ...f.pbx.map(v => number(v)), number(f.aup, 0), [html`<code>${f.best}</code>`, f.best], number(f.best_cell.accuracy, 1), number(f.best_cell.tpf)])
+  .map(f => [named(f.name, f.group), ...f.pbx.map(v => number(v)), number(f.aup, 0), [html`<code>${f.best}</code>`, f.best], number(f.best_cell.accuracy, 1), speed(f.best_cell)])
   .sort((a, b) => b[data.targets.length + 1][1] - a[data.targets.length + 1][1]));
 table("settings", ["strategy", "accuracy, %", "95 %", "strict, %", "tokens / forward", "drafter passes", "verifier passes", "mean of ratios", "ratio of means", "ms"],
   data.families.flatMap(f => f.points.map(p => { const c = p.cells[MEAN]; return [named(p.spec, f.group), number(c.accuracy, 1), [`${fixed(c.low, 1)} – ${fixed(c.high, 1)}`, c.low],
-    number(c.strict, 1), number(c.tpf), number(c.drafter_forwards), number(c.verifier_forwards), number(c.tps_mean_ratio), number(c.tps_ratio_of_means), number(1000 * c.seconds, 1)]; })));
+    number(c.strict, 1), speed(c), number(c.drafter_forwards), number(c.verifier_forwards), number(c.tps_mean_ratio), number(c.tps_ratio_of_means), number(1000 * c.seconds, 1)]; })));
 const side = s => s ? [html`<code>${s.spec}</code> · ${fixed(s.accuracy, 1)} %`, s.accuracy] : ["none", null];
-table("equal", ["task", "one at a time, %", "fastest APD", "tokens / forward", "verifier passes", "fastest any-order rival", "tokens / forward", "APD ÷ rival"], data.equal.map(e =>
-  [[words(e.task), e.task], number(e.reference, 1), side(e.apd), number(e.apd && e.apd.tpf), number(e.apd && e.apd.verifier_forwards), side(e.rival), number(e.rival && e.rival.tpf),
-   [e.ratio === null ? "–" : html`<b>${fixed(e.ratio)}</b>`, e.ratio]]));
-const heat = c => [html`<span title="n = ${c.n}" style="display:block;border-radius:5px;padding:1px 3px;background:color-mix(in srgb, color-mix(in srgb, light-dark(#16a34a, #22c55e) ${Math.round(c.accuracy)}%, light-dark(#dc2626, #ef4444)) 24%, transparent)">${fixed(c.accuracy, 0)}<br><span class="small" style="opacity:.75">${fixed(c.tpf, 1)}</span></span>`, c.accuracy];
+const bold = v => [v === null ? "–" : html`<b>${fixed(v)}</b>`, v], passes = s => number(s && s.verifier_forwards);
+const some = data.equal.some(e => e.checked), where = (there, cells) => there ? cells : [];
+table("equal", ["task", "one at a time, %", "fastest APD", "tokens / forward", "verifier passes", ...where(some, ["fastest checked", "tokens / forward", "verifier passes"]),
+  "fastest any-order rival", "tokens / forward", "APD ÷ rival", ...where(some, ["checked ÷ rival"])], data.equal.map(e =>
+  [[words(e.task), e.task], number(e.reference, 1), side(e.apd), speed(e.apd), passes(e.apd), ...where(some, [side(e.checked), speed(e.checked), passes(e.checked)]),
+   side(e.rival), speed(e.rival), bold(e.ratio), ...where(some, [bold(e.checked_ratio)])]));
+const heat = c => [html`<span title="n = ${c.n}${c.canvases_per_pass === 1 ? "" : `, ${fixed(c.canvases_per_pass, 1)} canvases per pass`}" style="display:block;border-radius:5px;padding:1px 3px;background:color-mix(in srgb, color-mix(in srgb, light-dark(#16a34a, #22c55e) ${Math.round(c.accuracy)}%, light-dark(#dc2626, #ef4444)) 24%, transparent)">${fixed(c.accuracy, 0)}<br><span class="small" style="opacity:.75">${fixed(c.tpf, 1)}</span></span>`, c.accuracy];
 table("heat", ["setting", ...data.tasks.map(words)], data.families.map(f => [named(f.pick, f.group), ...data.tasks.map(t => heat(f.points.find(p => p.spec === f.pick).cells[t]))]));
 
 (function map() {

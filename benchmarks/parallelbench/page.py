@@ -21,7 +21,9 @@ _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoesc
 _HOW = (
     "A forward is one drafter pass of a row that is not done; a row is done when every position up to its first stop "
     "token is decided, for every strategy alike. Plain autoregressive decoding has no drafter, so its verifier passes "
-    "count. Milliseconds are wall-clock per sample on a shared CPU core, in batches: an order of magnitude, no more."
+    "count. A forward of checked decoding computes several canvases of the row; it counts as one, and the canvases per "
+    "pass stand beside it. Milliseconds are wall-clock per sample on a shared CPU core, in batches: an order of magnitude, "
+    "no more."
 )
 
 
@@ -53,8 +55,14 @@ def _data(report: Report) -> dict[str, Any]:
         for family in report.families
     ]
     equal = [
-        {"task": e.task, "reference": e.reference, "apd": _side(e.apd), "rival": _side(e.rival), "ratio": e.ratio}
-        for e in report.equal
+        {
+            "task": equal.task,
+            "reference": equal.reference,
+            **{side: _side(getattr(equal, side)) for side in ("apd", "checked", "rival")},
+            "ratio": equal.ratio,
+            "checked_ratio": equal.checked_ratio,
+        }
+        for equal in report.equal
     ]
     oracles = [
         {
@@ -91,6 +99,11 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     if mean.apd is not None:
         spec, cell = mean.apd
         facts.append((f"{cell.tpf:.2f}", f"tokens per forward: APD as accurate as one token per step ({spec})"))
+    if mean.checked is not None:
+        spec, cell = mean.checked
+        facts.append(
+            (f"{cell.tpf:.2f}", f"checked at that accuracy ({spec}), {cell.canvases_per_pass:.1f} canvases per pass")
+        )
     if mean.rival is not None:
         spec, cell = mean.rival
         facts.append((f"{cell.tpf:.2f}", f"the fastest any-order rival at that accuracy ({spec})"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ GROUPS = (
         "#60a5fa",
         ("threshold", "factor", "entropy-bound", "klass", "wino", "one-step"),
     ),
+    Group("checked", "#be185d", "#f472b6", ("checked",)),
     Group("APD", "#c2410c", "#fb923c", ("apd",)),
 )
 TICKS = (0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 32)
@@ -47,7 +49,7 @@ _MARKERS = "osD^vPXph<>"
 
 def group_of(family: Family) -> Group:
     """The group of a family."""
-    kind = family.name.partition(":")[0]
+    kind = re.split("[:/]", family.name)[0]
     return next(group for group in GROUPS if kind in group.kinds)
 
 

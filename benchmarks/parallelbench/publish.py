@@ -49,7 +49,17 @@ def write_csv(report: Report, directory: Path) -> None:
     targets = [f"pb{x}" for x in TARGETS]
     write(
         "families.csv",
-        ["family", "settings", *targets, *(f"{name}_published" for name in targets), "aup", "best", "accuracy", "tpf"],
+        [
+            "family",
+            "settings",
+            *targets,
+            *(f"{name}_published" for name in targets),
+            "aup",
+            "best",
+            "accuracy",
+            "tpf",
+            "canvases_per_pass",
+        ],
         (
             [f.name, len(f.points), *f.pbx.values(), *f.pbx_published.values(), f.aup, *_named(f.best)]
             for f in report.families
@@ -60,8 +70,9 @@ def write_csv(report: Report, directory: Path) -> None:
         ["of", "task", *names],
         ([of, task, *asdict(cell).values()] for of, found in report.oracles.items() for task, cell in found.items()),
     )
-    sides = [f"{side}{column}" for side in ("apd", "rival") for column in ("", "_accuracy", "_tpf", "_verifier")]
-    write("equal.csv", ["task", "reference", *sides, "ratio"], map(_equal_row, report.equal))
+    columns = ("", "_accuracy", "_tpf", "_verifier", "_canvases")
+    sides = [f"{side}{column}" for side in ("apd", "checked", "rival") for column in columns]
+    write("equal.csv", ["task", "reference", *sides, "ratio", "checked_ratio"], map(_equal_row, report.equal))
     write(
         "task_map.csv",
         ["task", "parallelisability", "block_slope"],
@@ -69,17 +80,19 @@ def write_csv(report: Report, directory: Path) -> None:
     )
 
 
-def _named(point: Point) -> tuple[str, float, float]:
-    return point.setting.spec, point.mean.accuracy, point.mean.tpf
+def _named(point: Point) -> tuple[str, float, float, float]:
+    return point.setting.spec, point.mean.accuracy, point.mean.tpf, point.mean.canvases_per_pass
 
 
 def _equal_row(equal: Equal) -> list[Any]:
     row: list[Any] = [equal.task, equal.reference]
-    for side in (equal.apd, equal.rival):
-        row += (
-            ["", "", "", ""] if side is None else [side[0], side[1].accuracy, side[1].tpf, side[1].verifier_forwards]
-        )
-    return [*row, equal.ratio]
+    for side in (equal.apd, equal.checked, equal.rival):
+        if side is None:
+            row += [""] * 5
+        else:
+            spec, cell = side
+            row += [spec, cell.accuracy, cell.tpf, cell.verifier_forwards, cell.canvases_per_pass]
+    return [*row, equal.ratio, equal.checked_ratio]
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """The records of a run: one JSON object per line, one per strategy, task and sample, in a file that survives a killed run.
 
 The first line holds the settings that every record of the file shares; a run with other settings is refused. A torn
-last line is cut off, and its sample decoded again. Passes and tokens are null where they are unknown, as for an endpoint.
+last line is cut off, and its sample decoded again. Passes, canvases and tokens are null where they are unknown, as for an endpoint.
+Records of the time before `checked` lack `canvases`: one per drafter pass.
 """
 
 from __future__ import annotations

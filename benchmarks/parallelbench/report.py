@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from apd.strategies import Checked
 from benchmarks.parallelbench.metrics import (
     Cell,
     Point,
@@ -20,7 +20,7 @@ from benchmarks.parallelbench.metrics import (
     summarise,
 )
 from benchmarks.parallelbench.records import NAME, Log, Record, read
-from benchmarks.parallelbench.specs import parse
+from benchmarks.parallelbench.specs import Setting, parse
 
 __all__ = ["MEAN", "TARGETS", "Equal", "Family", "Report", "build", "cell_of", "load"]
 
@@ -55,23 +55,35 @@ class Family:
 
 @dataclass(frozen=True)
 class Equal:
-    """The fastest APD and the fastest any-order rival that are as accurate as one token per step.
+    """The fastest APD, checked and any-order strategies that are as accurate as one token per step.
 
     Attributes:
         task: or the mean over tasks.
         reference: accuracy of the best strategy that decodes one token per step.
-        apd, rival: setting and its cell, the fastest within a point of the reference; `None` if there is none.
+        apd, checked, rival: setting and its cell, the fastest within a point of the reference, of equally fast ones that
+            with the fewest canvases; `None` if there is none.
+            A checked strategy is none of the rivals, whatever it checks: it computes several canvases per pass.
     """
 
     task: str
     reference: float
     apd: tuple[str, Cell] | None
+    checked: tuple[str, Cell] | None
     rival: tuple[str, Cell] | None
 
     @property
     def ratio(self) -> float | None:
         """Tokens per forward of APD over those of the rival."""
-        return self.apd[1].tpf / self.rival[1].tpf if self.apd and self.rival else None
+        return _over(self.apd, self.rival)
+
+    @property
+    def checked_ratio(self) -> float | None:
+        """Tokens per forward of checked over those of the rival."""
+        return _over(self.checked, self.rival)
+
+
+def _over(one: tuple[str, Cell] | None, other: tuple[str, Cell] | None) -> float | None:
+    return one[1].tpf / other[1].tpf if one and other else None
 
 
 @dataclass(frozen=True)
@@ -182,7 +194,7 @@ def _oracles(
     """Oracles over the thresholds, as published, over all settings of APD, and over all any-order settings."""
     groups: dict[str, Callable[[Point], bool]] = {
         "threshold": lambda point: point.setting.family == "threshold",
-        "any order": lambda point: point.setting.is_any_order,
+        "any order": lambda point: _is_rival(point.setting),
         "apd": lambda point: point.setting.is_apd,
     }
     oracles = {}
@@ -204,16 +216,28 @@ def _equal(task: str, points: Sequence[Point]) -> Equal:
     reference = max((cell.accuracy for setting, cell in cells if _is_sequential(setting)), default=100.0)
     enough = [(setting, cell) for setting, cell in cells if cell.accuracy >= reference - _MARGIN]
 
-    def fastest(belongs: Callable[[Any], bool]) -> tuple[str, Cell] | None:
+    def fastest(belongs: Callable[[Setting], bool]) -> tuple[str, Cell] | None:
         found = [(setting.spec, cell) for setting, cell in enough if belongs(setting)]
-        return max(found, key=lambda pair: pair[1].tpf, default=None)
+        return max(found, key=lambda pair: (pair[1].tpf, -pair[1].canvases_per_pass), default=None)
 
     return Equal(
-        task, reference, fastest(lambda setting: setting.is_apd), fastest(lambda setting: setting.is_any_order)
+        task,
+        reference,
+        apd=fastest(lambda setting: setting.is_apd),
+        checked=fastest(_is_checked),
+        rival=fastest(_is_rival),
     )
 
 
-def _is_sequential(setting: Any) -> bool:
+def _is_checked(setting: Setting) -> bool:
+    return isinstance(setting.strategy, Checked)
+
+
+def _is_rival(setting: Setting) -> bool:
+    return setting.is_any_order and not _is_checked(setting)
+
+
+def _is_sequential(setting: Setting) -> bool:
     return setting.parameter == "K" and setting.value == 1 and "/" not in setting.spec
 
 

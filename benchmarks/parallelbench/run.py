@@ -169,6 +169,7 @@ def _answers(
             new_tokens=len(answer.tokens),
             drafter_forwards=answer.drafter_forwards,
             verifier_forwards=answer.verifier_forwards,
+            canvases=answer.canvases,
             finish=answer.finish,
         )
 
@@ -184,6 +185,7 @@ def _record(setting: Setting, sample: Sample, answer: Answer, length: int, secon
         **sample.judge(answer.text),
         "drafter_forwards": answer.drafter_forwards,
         "verifier_forwards": answer.verifier_forwards,
+        "canvases": answer.canvases,
         "new_tokens": answer.new_tokens,
         "max_new_tokens": length,
         "finish": answer.finish,

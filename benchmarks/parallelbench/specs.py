@@ -40,6 +40,7 @@ _APD = tuple(
     for options in ("", ",correction", ",tau=0.5", ",tau=0.7", ",tau=0.9", ",correction,tau=0.5")
     for spec in _grid(f"apd:R={{}}{options}", _WEIGHTS)
 )
+_CHECKED = ("checked", "checked:0.9", "checked/threshold:0.9", "checked:breadth=2/threshold:0.9")
 _FINE_WEIGHTS = (0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 _FINE_TAUS = (0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 PRESETS: dict[str, tuple[str, ...]] = {
@@ -58,6 +59,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "autoregressive",
         *_APD,
         *_grid("apd:R={},rejection", _WEIGHTS),
+        *_CHECKED,
+        "checked:0.95,K=auto",
     ),
     # For tasks with random answers: finer grids of the fast strategies and of those that determine the reference accuracy.
     "dependent": (
@@ -77,6 +80,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
         *_grid("apd:R={},M=8,correction", (0.3, 0.5, 0.7)),
         *(spec for M in (5, 6, 8) for spec in _grid(f"apd:R={{}},M={M},tau=0.7", (0.1, 0.3, 0.5))),
         *_grid("apd:R={},rejection", (0.3, 0.5, 0.7)),
+        *_CHECKED,
+        "checked:0.95,K=auto",
+        "checked/entropy-bound:0.01",
     ),
     # A quick overview, in a minute.
     "few": (
@@ -87,5 +93,6 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "left-to-right:4",
         "one-step",
         "autoregressive",
+        *_CHECKED,
     ),
 }

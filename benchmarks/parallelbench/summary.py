@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.parallelbench.metrics import Cell
-from benchmarks.parallelbench.report import MEAN, TARGETS, Report, cell_of
+from benchmarks.parallelbench.report import MEAN, TARGETS, Equal, Report, cell_of
 
 __all__ = ["described", "refresh", "tables"]
 
@@ -71,7 +71,7 @@ def _main(report: Report) -> str:
         [
             f"`{point.setting.spec}`",
             f"{point.mean.accuracy:.1f} [{point.mean.low:.1f}, {point.mean.high:.1f}]",
-            f"{point.mean.tpf:.2f}",
+            _speed(point.mean),
             f"{point.mean.drafter_forwards:.2f} / {point.mean.verifier_forwards:.2f}",
             f"{point.mean.tps_mean_ratio:.2f} ({point.mean.tps_ratio_of_means:.2f})",
         ]
@@ -86,7 +86,7 @@ def _families(report: Report) -> str:
             f"`{family.name}`",
             *(_number(family.pbx[x]) for x in TARGETS),
             f"{family.aup:.0f}",
-            f"{family.best.mean.accuracy:.1f} @ {family.best.mean.tpf:.2f}",
+            f"{family.best.mean.accuracy:.1f} @ {_speed(family.best.mean)}",
         ]
         for family in sorted(report.families, key=lambda family: -family.aup)
     ]
@@ -103,7 +103,7 @@ def _distances(report: Report) -> list[str]:
     """Share of the oracles' tokens per forward that the fastest settings of sufficient mean accuracy reach."""
     mean = report.equal[-1]
     lines = []
-    for side in (mean.apd, mean.rival):
+    for side in (mean.apd, mean.checked, mean.rival):
         if side is not None:
             shares = [
                 f"{100 * side[1].tpf / cells[MEAN].tpf:.0f} % of the oracle over {of}"
@@ -114,15 +114,25 @@ def _distances(report: Report) -> list[str]:
 
 
 def _equal(report: Report) -> str:
-    rows = []
-    for equal in report.equal:
-        sides = [
-            "none" if side is None else f"`{side[0]}` {_short(side[1])}, {side[1].verifier_forwards:.1f} verifier"
-            for side in (equal.apd, equal.rival)
-        ]
-        sides[1] = sides[1].removesuffix(", 0.0 verifier")
-        rows.append([_text(equal.task), f"{equal.reference:.1f}", *sides, _number(equal.ratio)])
-    return _table(["task", "one at a time", "fastest APD", "fastest any-order rival", "ratio"], rows)
+    columns: dict[str, Callable[[Equal], str]] = {
+        "task": lambda equal: _text(equal.task),
+        "one at a time": lambda equal: f"{equal.reference:.1f}",
+        "fastest APD": lambda equal: _side(equal.apd),
+        "fastest checked": lambda equal: _side(equal.checked),
+        "fastest any-order rival": lambda equal: _side(equal.rival),
+        "ratio": lambda equal: _number(equal.ratio),
+        "ratio of checked": lambda equal: _number(equal.checked_ratio),
+    }
+    if not any(equal.checked for equal in report.equal):
+        columns = {name: column for name, column in columns.items() if "checked" not in name}
+    return _table([*columns], [[column(equal) for column in columns.values()] for equal in report.equal])
+
+
+def _side(side: tuple[str, Cell] | None) -> str:
+    if side is None:
+        return "none"
+    spec, cell = side
+    return f"`{spec}` {_short(cell)}, {cell.verifier_forwards:.1f} verifier".removesuffix(", 0.0 verifier")
 
 
 def _task_map(report: Report) -> str:
@@ -139,7 +149,13 @@ def _tasks(report: Report) -> str:
 
 
 def _short(cell: Cell) -> str:
-    return f"{cell.accuracy:.0f} @ {cell.tpf:.2f}"
+    return f"{cell.accuracy:.0f} @ {_speed(cell)}"
+
+
+def _speed(cell: Cell) -> str:
+    """Tokens per forward, and the canvases per pass where they are more than one."""
+    several = cell.canvases_per_pass != 1
+    return f"{cell.tpf:.2f}{f' ({cell.canvases_per_pass:.1f} canvases)' if several else ''}"
 
 
 def _number(value: float | None) -> str:

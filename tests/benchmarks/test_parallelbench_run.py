@@ -28,7 +28,8 @@ SETTINGS = {"pair": "embedded", "drafter": "d", "verifier": "v", "seed": 0, "tem
 MADE_WITH = {"date": "2026-01-01", "python": "3", "torch": "2", "transformers": "5"}
 
 
-def record(strategy="threshold:0.9", task="copy", index=0, *, score=1.0, forwards=2, verifier=0, tokens=8):
+def record(strategy="threshold:0.9", task="copy", index=0, *, score=1.0, forwards=2, verifier=0, tokens=8, **more):
+    """A record of the time before `canvases`, which `more` may hold."""
     return {
         "strategy": strategy,
         "task": task,
@@ -44,6 +45,7 @@ def record(strategy="threshold:0.9", task="copy", index=0, *, score=1.0, forward
         "max_new_tokens": 32,
         "finish": "stop",
         "seconds": 0.5,
+        **more,
     }
 
 
@@ -80,8 +82,19 @@ def test_every_sample_has_one_record_and_a_second_run_adds_none(directory):
     log = read(directory / NAME)
     assert len({key(row) for row in log.records}) == len(log.records) == 8
     assert all(row["drafter_forwards"] >= 1 and row["finish"] in ("stop", "length") for row in log.records)
+    assert all(row["canvases"] == row["drafter_forwards"] for row in log.records)
     plan = Plan(["copy"], expand(["one-step"]), count=2)
     assert run(embedded_pair(), plan, directory, progress=False) == 0
+
+
+def test_checked_strategies_compute_several_canvases_per_pass(tmp_path):
+    plan = Plan(["arithmetic"], expand(["checked", "left-to-right:1"]), count=2)
+    assert run(embedded_pair(), plan, tmp_path, progress=False) == 4
+    rows = {(row["strategy"], row["index"]): row for row in read(tmp_path / NAME).records}
+    for index in range(2):
+        checked, plain = rows["checked:1", index], rows["left-to-right:1", index]
+        assert checked["text"] == plain["text"]
+        assert checked["drafter_forwards"] < plain["drafter_forwards"] == plain["canvases"] <= checked["canvases"]
 
 
 def test_a_torn_line_is_cut_and_decoded_again(directory, tmp_path):
@@ -155,6 +168,14 @@ def test_three_ways_to_count_tokens():
 
 def test_where_the_verifier_decodes_alone_its_passes_count():
     assert summarise([record(forwards=0, verifier=8, tokens=8)]).tpf == 1
+
+
+def test_canvases_per_pass():
+    old, new = record(forwards=2), record(index=1, forwards=6, canvases=30)
+    assert summarise([old]).canvases_per_pass == 1  # old records do not tell
+    assert summarise([old, new]).canvases_per_pass == 32 / 8
+    alone = [record(forwards=0, verifier=8), record(index=1, forwards=0, verifier=8, canvases=0)]
+    assert summarise(alone).canvases_per_pass == 1  # no drafter pass
 
 
 def test_interval_of_a_share():
@@ -236,6 +257,52 @@ def test_report_of_a_made_up_run(tmp_path):
     # Per sample the fastest setting that is right: 8 on copy, 4 on shuffle.
     assert report.oracles["apd"]["average"].tpf == pytest.approx(6)
     assert report.oracles["apd"]["average"].accuracy == 100
+
+
+def with_checked(tmp_path, specs=("checked:1/threshold:0.9",), canvases=(5,)):
+    """The made-up run, and checked threshold decoding: as right as the rival, at 8 tokens and 5 canvases per pass."""
+    made_up(tmp_path)
+    rows = [
+        record(spec, task, i, forwards=1, verifier=1, canvases=number)
+        for spec, number in zip(specs, canvases, strict=True)
+        for task in ("copy", "shuffle")
+        for i in range(4)
+    ]
+    with (tmp_path / NAME).open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return reporting.build(reporting.load(tmp_path))
+
+
+def test_checked_is_no_rival(tmp_path):
+    plain, report = made_up(tmp_path), with_checked(tmp_path)
+    mean = report.equal[-1]
+    assert (mean.checked[0], mean.checked[1].canvases_per_pass) == ("checked:1/threshold:0.9", 5)
+    assert mean.checked_ratio == pytest.approx(4)
+    assert plain.equal[-1].checked is plain.equal[-1].checked_ratio is None
+    assert (mean.apd, mean.rival, mean.ratio) == (plain.equal[-1].apd, plain.equal[-1].rival, plain.equal[-1].ratio)
+    assert report.oracles == plain.oracles
+
+
+def test_of_equally_fast_settings_the_one_with_the_fewest_canvases_is_reported(tmp_path):
+    report = with_checked(tmp_path, specs=("checked:1", "checked:0.9", "checked:0.8"), canvases=(6, 2, 3))
+    assert {equal.checked[0] for equal in report.equal} == {"checked:0.9"}
+
+
+def test_canvases_stand_beside_the_speeds_of_checked_alone(tmp_path):
+    plain, report = tables(made_up(tmp_path)), tables(with_checked(tmp_path))
+    for name in ("main", "tasks", "equal", "families"):
+        assert "checked" not in plain[name] and "canvases" not in plain[name]
+        (*_, last) = [line for line in report[name].splitlines() if "`checked" in line]
+        assert "8.00 (5.0 canvases)" in last
+        assert all("`checked" in line for line in report[name].splitlines() if "canvases" in line)
+    write_csv(with_checked(tmp_path), tmp_path)
+    with (tmp_path / "equal.csv").open(newline="", encoding="utf-8") as file:
+        *_, mean = csv.DictReader(file)
+    assert (mean["checked_tpf"], mean["checked_canvases"], mean["checked_ratio"]) == ("8", "5", "4")
+    assert (mean["rival_tpf"], mean["rival_canvases"]) == ("2", "1")
+    with (tmp_path / "results.csv").open(newline="", encoding="utf-8") as file:
+        canvases = {row["strategy"]: row["canvases_per_pass"] for row in csv.DictReader(file)}
+    assert canvases.pop("checked:1/threshold:0.9") == "5" and set(canvases.values()) == {"1"}
 
 
 def test_files_of_a_report(tmp_path):
