@@ -526,6 +526,7 @@ def test_a_report_names_no_place_of_the_machine():
         assert command("speed", ["--pair", "tiny", *out, "--batch", "1", "8"]) == "speed --pair tiny --batch 1 8"
 
 
+@pytest.mark.slow
 def test_a_checkout_against_itself_decodes_the_same_tokens(capsys):
     root = versus.__file__.rpartition("/benchmarks/")[0]
     settings = ["--pair", "tiny", "--rounds", "1", "--batch", "2", "--ways", "APD M 16 W 16, temperature 1"]
