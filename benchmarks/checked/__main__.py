@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = []
         for cells in rows(sampler, options, samples, temperature):
             lines.append("\t".join(cells))
-            widths = (52, 7, 6, 6, 6, 8, 9, *([9] if options.alone else []), *[18] * len(DEPENDENT))
+            widths = (58, 8, 6, 6, 6, 8, 9, *([9] if options.alone else []), *[18] * len(DEPENDENT))
             print("".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)), flush=True)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
