@@ -31,13 +31,21 @@ from apd.config import check_count, check_fraction
 from apd.decoding.commit import Proposal
 from apd.decoding.pair import CanvasPair, Draft, Drafts, ModelPair, concatenate
 from apd.decoding.probability import log_normalise
-from apd.decoding.returned import name_of
+from apd.decoding.returned import check_session, name_of
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.strategies.base import Unmasking
 from apd.strategies.canvases import Canvases, Guess, Way, follow, guess_canvases
-from apd.strategies.proposers import NO_GUESS, PROPOSERS, UNKNOWN, Marginals, Proposer, checked_guesses
+from apd.strategies.proposers import (
+    NO_GUESS,
+    PROPOSERS,
+    UNKNOWN,
+    Marginals,
+    Proposer,
+    allowed_guesses,
+    checked_guesses,
+)
 from apd.strategies.unmasking import LeftToRight
 
 _SEQUENTIAL = LeftToRight(1)
@@ -85,8 +93,14 @@ class Checked:
         if isinstance(self.proposer, str) and self.proposer not in PROPOSERS:
             names = ", ".join(map(repr, PROPOSERS))
             raise ValueError(f"`proposer` must be one of {names} or a `Proposer`, got {self.proposer!r}.")
-        if not isinstance(self.proposer, str) and not callable(getattr(self.proposer, "open", None)):
-            raise TypeError(f"`proposer` must have a method `open`, got {self.proposer!r}. See `apd.Proposer`.")
+        if isinstance(self.proposer, type):
+            raise TypeError(f"`proposer` must be an instance, got the class {self.proposer.__name__}. Call it.")
+        if not isinstance(self.proposer, str):
+            for name in ("open", "needs_verifier", "reads_marginals"):
+                if not hasattr(self.proposer, name):
+                    raise TypeError(
+                        f"`proposer` must have the attribute `{name}`, which {self.proposer!r} has not. See `apd.Proposer`."
+                    )
         if self.num_checked != "auto":
             check_count("num_checked", self.num_checked, "Use 'auto' to follow what is accepted")
         check_fraction("certainty", self.certainty, "1 is exact")
@@ -133,6 +147,7 @@ class CheckedSession:
     def __init__(self, strategy: Checked, state: DecodeState) -> None:
         self.strategy = strategy
         self.proposer = strategy.guesser.open(state)
+        check_session(self.proposer, name_of(strategy.guesser, "open"), "propose")
         self.marginals: Marginals | None = None
         self.misses = torch.ones(len(state.rows), 2, device=state.tokens.device)
         self.expected = torch.ones_like(state.done)
@@ -164,9 +179,8 @@ class CheckedSession:
         certain, marginals = None, None
         if self.strategy.certainty < 1:
             marginals = self._own_marginals(canvases, drafter, sampling)
-            certain = canvases.local(
-                marginals.probs(canvases.guessed_at(marginals.columns)) >= self.strategy.certainty
-            )
+            probable = marginals.probs(canvases.guessed_at(marginals.columns)) >= self.strategy.certainty
+            certain = canvases.local(probable & marginals.known)
         counts_steps = sampling.redraw or reference.counts_steps
         way = follow(canvases, decision, counts_steps=counts_steps, certain=certain)
 
@@ -191,6 +205,7 @@ class CheckedSession:
         probs = pad(probs, (0, size - probs.shape[1]), value=UNKNOWN)
         known = Window.of_rows(state, state.layout.end)
         tokens = torch.where(known.within(known.gather(state.decided)), known.gather(state.tokens), tokens)
+        tokens = allowed_guesses(tokens, state, pair)
         measure = torch.zeros(tokens.shape, device=tokens.device)
         measured = certain = likely = torch.zeros_like(tokens, dtype=torch.bool)
         if marginals is None:
@@ -215,7 +230,7 @@ class CheckedSession:
         if self.strategy.certainty < 1:
             # A new row has no marginals; there the proposer's own probabilities say what will probably be certain.
             expected = pad(marginals.probs(tokens[:, :width]), rest)
-            certain = (expected >= self.strategy.certainty) & self.expected[:, None]
+            certain = measured & (expected >= self.strategy.certainty) & self.expected[:, None]
             likely = torch.where(measured, expected, probs) >= self.strategy.certainty
         return Guess(tokens, measure, measured, certain, likely), probs
 

@@ -117,6 +117,8 @@ def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: 
         TypeError, ValueError: another shape or dtype.
     """
     tokens, probs = proposed if isinstance(proposed, Proposed) else (proposed, None)
+    if isinstance(tokens, tuple):
+        raise TypeError(f"`{by}` must return a tensor of tokens or `Proposed(tokens, probs)`, got a tuple.")
     rows, width = window.columns.shape
     check_returned(tokens, by, (rows, None), torch.int64)
     if probs is None:
@@ -125,6 +127,28 @@ def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: 
     tokens, probs = tokens[:, :width], probs[:, :width]
     can_be_drawn = (tokens >= 0) & (tokens < pair.support.vocab_size) & (tokens != pair.mask_token_id)
     return tokens.masked_fill(~can_be_drawn, NO_GUESS), probs
+
+
+def allowed_guesses(tokens: Tensor, state: DecodeState, pair: ModelPair) -> Tensor:
+    """Guesses up to the first that `prefix_allowed_tokens_fn` does not allow, so that it sees no impossible prefix.
+
+    Args:
+        tokens: `b u` int64, guesses of the columns from each row's frontier on, which are all undecided.
+    """
+    allowed = pair.support.processing.allowed_tokens
+    if allowed is None:
+        return tokens
+    stops, found = pair.support.processing.stop_token_ids.tolist(), torch.full_like(tokens, NO_GUESS)
+    for i, guesses in enumerate(tokens.tolist()):
+        ids = state.tokens[i, state.layout.padding[i] : state.layout.frontier[i]]
+        for j, guess in enumerate(guesses):
+            if guess == NO_GUESS or guess not in torch.as_tensor(allowed(int(state.rows[i]), ids)).tolist():
+                break
+            found[i, j] = guess
+            if guess in stops:
+                break
+            ids = torch.cat([ids, found[i, j : j + 1]])
+    return found
 
 
 class Proposer(Protocol):
@@ -162,7 +186,7 @@ class Stateless:
 
 
 @dataclass(frozen=True)
-class Mixture(Stateless):
+class Mixture:
     """Draws from p_D^R · p_AR^(1−R), token by token, with the row's keyed noise.
 
     p_D are the marginals of the drafter's last pass, p_AR is the verifier's distribution given the tokens before. Before
@@ -178,12 +202,28 @@ class Mixture(Stateless):
         check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
 
     @property
-    def needs_verifier(self) -> bool:  # type: ignore[override]
+    def needs_verifier(self) -> bool:
         return self.mixture_weight < 1
 
     @property
-    def reads_marginals(self) -> bool:  # type: ignore[override]
+    def reads_marginals(self) -> bool:
         return self.mixture_weight > 0
+
+    def open(self, state: DecodeState) -> MixtureSession:
+        return MixtureSession(self, state)
+
+
+class MixtureSession:
+    """The verifier's part in proposing.
+
+    Attributes:
+        starts: per row, the first column whose keys in the verifier's cache may be those of a wrong guess: where the last
+            guesses began; while guessing, the next column.
+    """
+
+    def __init__(self, mixture: Mixture, state: DecodeState) -> None:
+        self.mixture = mixture
+        self.starts: Sequence[int] = state.layout.frontier
 
     def propose(
         self,
@@ -193,7 +233,7 @@ class Mixture(Stateless):
         pair: ModelPair,
         sampling: Sampling,
     ) -> Proposed:
-        if not self.needs_verifier:
+        if not self.mixture.needs_verifier:
             if marginals is None:
                 return Proposed(torch.full_like(window.columns, NO_GUESS))
             near = marginals.first(window.columns.shape[1])
@@ -210,9 +250,11 @@ class Mixture(Stateless):
             if not goes_on.any():
                 break
             if wanted.any():
-                drawn, probs[:, j] = self._draw(j, state, window, tokens, marginals, pair, sampling)
+                drawn, likely = self._draw(j, state, window, tokens, marginals, pair, sampling)
                 tokens[:, j] = torch.where(wanted, drawn, torch.where(goes_on, tokens[:, j], NO_GUESS))
+                probs[:, j] = torch.where(wanted, likely, 1.0)
             goes_on = goes_on & ~torch.isin(tokens[:, j], stops)
+        self.starts = window.starts
         return Proposed(tokens, probs)
 
     def _draw(
@@ -226,23 +268,46 @@ class Mixture(Stateless):
         sampling: Sampling,
     ) -> tuple[Tensor, Tensor]:
         """The tokens at position j, given those before it, and their untempered probabilities: `b` each."""
-        here, single = _behind(state, window, tokens[:, :j])
+        here, single = _behind(state, window, tokens[:, :j], pair.support.vocab_size)
         noise = sampling.noise(here, single)
 
         def sample(logits: Tensor, _: int) -> Tensor:
             return sampling.sample(sampling.warp(logits[:, None]), noise).tokens[:, 0]
 
-        verified = pair.verify(here, single, torch.zeros_like(single.columns))[:, 0:1]
-        logits = pair.support.restrict(verified, here, single, sample)
-        if self.reads_marginals and marginals is not None and j < marginals.known.shape[1]:
-            mixture = mix(marginals.logits[:, j : j + 1], logits, self.mixture_weight)
-            logits = torch.where(marginals.known[:, j : j + 1, None], mixture, logits)
+        logits = pair.support.restrict(self._verified(here, single, pair), here, single, sample)
+        if self.mixture.reads_marginals and marginals is not None and j < marginals.known.shape[1]:
+            mixture = mix(marginals.logits[:, j : j + 1], logits, self.mixture.mixture_weight)
+            # Marginals may allow nothing that is allowed behind these guesses.
+            usable = marginals.known[:, j : j + 1] & mixture.amax(-1).isfinite()
+            logits = torch.where(usable[..., None], mixture, logits)
         drawn = sampling.sample(sampling.warp(logits), noise).tokens
         return drawn[:, 0], gather_tokens(log_normalise(logits), drawn).exp()[:, 0]
 
+    def _verified(self, state: DecodeState, single: Window, pair: ModelPair) -> Tensor:
+        """The verifier's raw logits at `single`, after a pass from the first column whose keys may be of a wrong guess."""
+        starts = [min(start, column) for start, column in zip(self.starts, single.starts, strict=True)]
+        width = max(end - start for start, end in zip(starts, single.ends, strict=True))
+        first, behind = to_device([starts, list(single.ends)], state.tokens.device)[..., None].unbind()
+        columns = first + torch.arange(width, device=first.device)
+        window = Window(columns % state.width, columns < behind, starts, single.ends)
+        logits = pair.verify(state, window, window.gather(state.tokens))
+        self.starts = [column + 1 for column in single.starts]
+        rows = torch.arange(len(starts), device=first.device)[:, None]
+        return logits[rows, behind - first - 1]
 
-def _behind(state: DecodeState, window: Window, tokens: Tensor) -> tuple[DecodeState, Window]:
-    """The rows once the first `j` columns of the window hold `tokens` (`b j`), and the window of the next column."""
+    def select(self, rows: Tensor) -> None:
+        self.starts = [self.starts[row] for row in rows.tolist()]
+
+    def join(self, state: DecodeState) -> None:
+        self.starts = [*self.starts, *state.layout.frontier[len(self.starts) :]]
+
+
+def _behind(state: DecodeState, window: Window, tokens: Tensor, vocab_size: int) -> tuple[DecodeState, Window]:
+    """The rows once the first `j` columns of the window hold `tokens` (`b j`), and the window of the next column.
+
+    Args:
+        vocab_size: no id in the rows is larger; the mask may not exist in the verifier.
+    """
     j = tokens.shape[1]
     starts = [min(start + j, end - 1) for start, end in zip(window.starts, state.layout.end, strict=True)]
     columns = to_device(starts, state.tokens.device)[:, None]
@@ -251,6 +316,7 @@ def _behind(state: DecodeState, window: Window, tokens: Tensor) -> tuple[DecodeS
     if j:
         first = window.part(slice(0, j))
         written = first.write(tokens, first.within(tokens >= 0), state.tokens)
+    written = written.where(written < vocab_size, 0)
     return dataclasses.replace(state, tokens=written, frontier=columns[:, 0], steps=state.steps + j), single
 
 

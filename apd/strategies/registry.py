@@ -48,7 +48,7 @@ GRAMMAR = """\
   blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
   one-step  autoregressive
   checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N][/STRATEGY]   the strategy's own tokens, in fewer passes;
-                                  e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: drafter verifier lookup
+                                  e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: mixture drafter verifier lookup
   apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection,step]
   A parameter that is left out has its default; `;` may stand for `,`."""
 

@@ -152,6 +152,73 @@ def test_streams_give_the_references_text() -> None:
     assert texts[0] == texts[1] and all(texts[0])
 
 
+@pytest.mark.parametrize("reference", [LeftToRight(1), LeftToRight(2), Confidence(1), Threshold(0.2)], ids=repr)
+@pytest.mark.parametrize("proposer", ["mixture", "verifier"])
+def test_a_verifier_without_the_mask_token_proposes_to_rows_that_have_stopped(reference: Any, proposer: str) -> None:
+    sampler = APDSampler(tiny_pair(3, vocab=40)[0], tiny_pair(4, vocab=30)[1])
+    call = CALL | {"eos_token_id": list(range(1, 9)), "return_dict_in_generate": False}
+    sought = sampler.generate(**call, strategy=reference)
+    assert torch.equal(sought, sampler.generate(**call, strategy=Checked(reference, proposer, 5)))
+
+
+class Fresh:
+    """A verifier whose every pass is held against a session that has seen nothing before."""
+
+    def __init__(self) -> None:
+        self.vocab_size, self.max_length, self.passes = VERIFIER.vocab_size, None, 0
+
+    def open(self, state: Any) -> "Fresh":
+        self.session = VERIFIER.open(state)
+        self.select, self.join = self.session.select, self.session.join
+        return self
+
+    def logits(self, state: Any, window: Any, draft: Tensor) -> Tensor:
+        found, sought = (
+            session.logits(state, window, draft)[:, :] for session in (self.session, VERIFIER.open(state))
+        )
+        assert torch.allclose(found[window.inside], sought[window.inside], atol=1e-9)
+        self.passes += 1
+        return found
+
+
+@pytest.mark.parametrize("reference", [LeftToRight(1), LeftToRight(2), Confidence(1), Threshold(0.2)], ids=repr)
+def test_proposals_are_made_behind_the_tokens_that_were_committed(reference: Any) -> None:
+    """Not behind the guesses that turned out wrong: the verifier's cache must forget all of them."""
+    verifier = Fresh()
+    APDSampler(DRAFTER, verifier).generate(**CALL, strategy=Checked(reference, num_checked=6))
+    assert verifier.passes > 10
+
+
+@pytest.mark.parametrize("proposer", ["mixture", "verifier", "drafter", "lookup", Told(torch.full((3, 14), 9))])
+def test_a_grammar_is_asked_about_possible_prefixes_only(proposer: Any) -> None:
+    def three(row: int, ids: Tensor) -> list[int]:
+        """Three successors of each token."""
+        last = [int(token) for token in ids[-2:]]
+        assert len(last) < 2 or (last[1] - 2) in [(3 * last[0] + k) % 17 for k in range(3)] or len(ids) <= 4
+        return [2 + (3 * last[-1] + k) % 17 for k in range(3)]
+
+    prompts = left_padded([[3, 4], [5], [6, 7]], pad=0)
+    call = CALL | prompts | {"prefix_allowed_tokens_fn": three, "eos_token_id": None}
+    sought = SAMPLER.generate(**call, strategy=LeftToRight(1))
+    assert torch.equal(sought.sequences, SAMPLER.generate(**call, strategy=Checked(proposer=proposer)).sequences)
+
+
+@pytest.mark.parametrize("certainty", [0.0, 0.5])
+def test_what_is_taken_unchecked_does_not_depend_on_the_batch(certainty: float) -> None:
+    call = {name: CALL[name] for name in ("max_new_tokens", "do_sample", "top_k", "pad_token_id")}
+    prompts, strategy = [[1, 2], [3], [4, 5, 6], [7]], Checked(certainty=certainty, num_checked=8)
+    found = [
+        [
+            answer.tokens
+            for answer in SAMPLER.generate_many(
+                prompts, batch_size=size, strategy=strategy, seed=7, eos_token_id=[10], **call
+            )
+        ]
+        for size in (1, 2, 4)
+    ]
+    assert found[0] == found[1] == found[2]
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -161,7 +228,8 @@ def test_streams_give_the_references_text() -> None:
         ({"reference": KLASS()}, "`reference` must be an `Unmasking` strategy without memory"),
         ({"reference": WINO()}, "`reference` must be an `Unmasking` strategy without memory"),
         ({"proposer": "oracle"}, "`proposer` must be one of 'mixture'"),
-        ({"proposer": 3}, "`proposer` must have a method `open`"),
+        ({"proposer": 3}, "`proposer` must have the attribute `open`"),
+        ({"proposer": Mixture}, "`proposer` must be an instance"),
         ({"num_checked": 0}, "`num_checked` must be at least 1"),
         ({"num_checked": "many"}, "`num_checked` must be a whole number"),
         ({"certainty": 1.5}, "`certainty` must be in"),
@@ -187,6 +255,17 @@ class Narrow(Stateless):
 def test_a_proposer_that_returns_something_else_is_named() -> None:
     with pytest.raises(TypeError, match="Narrow"):
         SAMPLER.generate(**CALL, strategy=Checked(proposer=Narrow()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Junk(Stateless):
+    def open(self, state: Any) -> Any:
+        return object()
+
+
+def test_a_proposer_that_opens_no_session_is_named() -> None:
+    with pytest.raises(TypeError, match="Junk"):
+        SAMPLER.generate(**CALL, strategy=Checked(proposer=Junk()))
 
 
 def test_a_drafter_that_computes_one_canvas_only_is_named() -> None:
