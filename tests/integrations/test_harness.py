@@ -715,7 +715,8 @@ def check_tables(printed: str, task: str, answers: int) -> None:
     """The harness's table, and below it what the answers cost."""
     assert re.search(rf"\|{task} *\|.*exact_match", printed)
     (row,) = re.findall(
-        rf"^\|{task} *\| *(\d+)\| *(\d+)\| *(\d+)\| *([\d.]+)\| *(\d+)\|$", printed, flags=re.MULTILINE
+        rf"^\|{task} *\| *(\d+)\| *(\d+)\| *(\d+)\| *([\d.]+)\| *(\d+)\| *(\d+)\|$", printed, flags=re.MULTILINE
     )
     assert int(row[0]) == answers and float(row[3]) == round(int(row[1]) / int(row[2]), 2)
+    assert row[4] == row[2]  # one canvas per forward, but with checked decoding
     assert printed.index("exact_match") < printed.index("Tokens per forward")
