@@ -93,7 +93,14 @@ class Tally:
 
 
 def decode(
-    sampler: APDSampler, spec: str, samples: Sequence[Instance], temperature: float, batch_size: int, seed: int
+    sampler: APDSampler,
+    spec: str,
+    samples: Sequence[Instance],
+    temperature: float,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
 ) -> Tally:
     """All samples with one strategy. Every row has a seed of its own, so no answer depends on its batch."""
     tally = Tally()
@@ -105,7 +112,7 @@ def decode(
         batch_size=batch_size,
         strategy=spec,
         seed=seed,
-        max_new_tokens=48,
+        max_new_tokens=max_new_tokens,
         **drawing,
     )
     for sample, answer in zip(samples, generated, strict=True):
@@ -140,12 +147,6 @@ class Columns:
         return self.computed
 
 
-def tokens_per_second(sampler: APDSampler, spec: str, samples: Sequence[Instance], temperature: float) -> float:
-    """New tokens per second of one thread's time, one prompt at a time."""
-    tally = decode(sampler, spec, samples, temperature, batch_size=1, seed=0)
-    return tally.tokens / tally.seconds
-
-
 def rows(
     sampler: APDSampler, options: argparse.Namespace, samples: Sequence[Instance], temperature: float
 ) -> Iterator[list[str]]:
@@ -166,7 +167,9 @@ def rows(
         yield [title]
         sought = None
         for spec in tqdm((reference, *others), desc=f"T {temperature:g} {title}", disable=options.quiet):
-            tally = decode(sampler, spec, samples, temperature, options.batch, options.seed)
+            lengths = {"max_new_tokens": options.max_new_tokens, "seed": options.seed}
+            tally = decode(sampler, spec, samples, temperature, batch_size=options.batch, **lengths)
+            one_by_one = decode(sampler, spec, alone, temperature, batch_size=1, **lengths) if options.alone else None
             sought = tally.answers if sought is None else sought
             equal = sum(mine == its for mine, its in zip(tally.answers, sought, strict=True)) / len(sought)
             yield [
@@ -177,7 +180,7 @@ def rows(
                 f"{tally.canvases / tally.passes:.2f}",
                 f"{tally.columns / tally.tokens:.1f}",
                 f"{tally.verified / tally.tokens:.2f}",
-                *([f"{tokens_per_second(sampler, spec, alone, temperature):.0f}"] if options.alone else []),
+                *([f"{one_by_one.tokens / one_by_one.seconds:.0f}"] if one_by_one else []),
                 *(_of_task(tally, task, len(samples) // len(TASKS)) for task in DEPENDENT),
             ]
 
@@ -206,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--strategies", nargs="+", help="a reference and what is compared with it; default: all sections"
     )
     parser.add_argument("--alone", type=int, default=0, help="prompts that are timed one at a time; 0: none")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="the pair was trained for 32")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the tables there, as tab-separated files")
