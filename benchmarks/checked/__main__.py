@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     samples = [sample for task in TASKS for sample in instances(task, options.count, options.seed)]
     for temperature in options.temperature:
         print(
-            f"\nT {temperature:g}, {options.count} instances of each of {len(TASKS)} tasks, {options.dtype}",
+            f"\nT {temperature:g}, {options.count} instances of each of {len(TASKS)} tasks, at most {options.max_new_tokens} new "
+            f"tokens, {options.dtype}",
             flush=True,
         )
         lines = []
