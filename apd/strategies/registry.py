@@ -47,7 +47,7 @@ GRAMMAR = """\
   wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
   blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
   one-step  autoregressive
-  checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N][/STRATEGY]   the strategy's own tokens, in fewer passes;
+  checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N,pass=COLUMNS][/STRATEGY]   the strategy's own tokens;
                                   e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: mixture drafter verifier lookup
   apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection,step]
   A parameter that is left out has its default; `;` may stand for `,`."""
@@ -159,6 +159,7 @@ KINDS: dict[str, Kind] = {
         R=("proposer", _WEIGHT),
         proposer=("proposer", _PROPOSER),
         breadth=("breadth", WHOLE_NUMBER),
+        **{"pass": ("pass_columns", WHOLE_NUMBER)},
     ),
     "one-step": Kind(OneStep),
     "autoregressive": Kind(Autoregressive),

@@ -299,6 +299,7 @@ def test_a_drafter_that_computes_one_canvas_only_is_named() -> None:
         ("checked", Checked()),
         ("checked:0.9", Checked(certainty=0.9)),
         ("checked:c=.9,K=auto", Checked(certainty=0.9, num_checked="auto")),
+        ("checked:K=auto,pass=20", Checked(num_checked="auto", pass_columns=20)),
         ("checked:K=4,R=0.7", Checked(num_checked=4, proposer=Mixture(0.7))),
         ("checked:proposer=drafter/threshold:0.8", Checked(Threshold(0.8), "drafter")),
         ("checked:breadth=2/confidence:1", Checked(Confidence(1), breadth=2)),
