@@ -102,7 +102,9 @@ class Kind:
 
 
 def _kind(make: type[Strategy], letter: str, name: str, form: Form = NUMBER, **more: tuple[str, Form]) -> Kind:
-    return Kind(make, (letter, name), {letter: (name, form), **more})
+    return Kind(
+        make, (letter, name), {letter: (name, form), **{key.rstrip("_"): value for key, value in more.items()}}
+    )
 
 
 def _apd_kind() -> Kind:
@@ -159,7 +161,7 @@ KINDS: dict[str, Kind] = {
         R=("proposer", _WEIGHT),
         proposer=("proposer", _PROPOSER),
         breadth=("breadth", WHOLE_NUMBER),
-        **{"pass": ("pass_columns", WHOLE_NUMBER)},
+        pass_=("pass_columns", WHOLE_NUMBER),
     ),
     "one-step": Kind(OneStep),
     "autoregressive": Kind(Autoregressive),
