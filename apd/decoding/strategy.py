@@ -85,13 +85,8 @@ def check_strategy(strategy: Any) -> None:
         raise TypeError(f"`strategy` must be a `Strategy`, got {strategy!r} without a method `open`.")
 
 
-class Memoryless:
-    """A stateless strategy, which is its own session. Subclasses define `propose`."""
-
-    needs_drafter = True
-    needs_verifier = False
-    left_to_right = False
-    is_random = False
+class OwnSession:
+    """Base of objects that remember nothing from step to step, and are their own session."""
 
     def open(self, state: DecodeState) -> Self:
         return self
@@ -101,3 +96,12 @@ class Memoryless:
 
     def join(self, state: DecodeState) -> None:
         pass
+
+
+class Memoryless(OwnSession):
+    """A stateless strategy, which is its own session. Subclasses define `propose`."""
+
+    needs_drafter = True
+    needs_verifier = False
+    left_to_right = False
+    is_random = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from apd.decoding.protocols import RowMemory
 from apd.decoding.returned import check_returned
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
+from apd.decoding.strategy import OwnSession
 from apd.decoding.window import Window
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 #: What stands for "no guess" among guessed tokens.
 NO_GUESS = -1
@@ -169,20 +167,11 @@ class Proposer(Protocol):
         """Start a session for these rows."""
 
 
-class Stateless:
+class Stateless(OwnSession):
     """A proposer that remembers nothing, and is its own session. Subclasses define `propose`."""
 
     needs_verifier = False
     reads_marginals = False
-
-    def open(self, state: DecodeState) -> Self:
-        return self
-
-    def select(self, rows: Tensor) -> None:
-        pass
-
-    def join(self, state: DecodeState) -> None:
-        pass
 
 
 @dataclass(frozen=True)
