@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, Stoppin
 
 from apd import KLASS, WINO, APDSampler, IdealListModel, LeftToRight, Threshold
 from apd.models.graphs import FixedCache, forward_slots
+from apd.models.horizon import CAUSAL, FULL
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untraced", "traced"])
@@ -312,7 +313,7 @@ def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> Non
 
     def run(*args):
         between.append(watching.count - waited[-1])
-        return forward_slots(passes.model, None, *args)
+        return forward_slots(passes.model, FULL, *args)
 
     passes.forward_slots = run
     with Watching() as watching, Waiting():
@@ -336,7 +337,7 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
             cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 64)] * 2)
         tokens, edges, slots = (torch.empty(n, of, dtype=torch.int64) for n, of in ((3, 256), (3, 3), (2, 3)))
     with Watching() as watching, torch.no_grad():
-        assert forward_slots(model, 1 if causal else None, tokens, edges, slots, 64, cache).shape == (3, 64, 128)
+        assert forward_slots(model, CAUSAL if causal else FULL, tokens, edges, slots, 64, cache).shape == (3, 64, 128)
     assert watching.devices == {"meta"}
 
 
