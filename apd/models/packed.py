@@ -13,9 +13,7 @@ from apd.models.span import Span
 from apd.models.transformer import EagerPasses, attention_mask
 
 
-def packed_hidden_states(
-    passes: EagerPasses, tokens: Tensor, rows: Tensor, span: Span, columns: Tensor
-) -> Tensor:
+def packed_hidden_states(passes: EagerPasses, tokens: Tensor, rows: Tensor, span: Span, columns: Tensor) -> Tensor:
     """Last hidden states of several canvases per row, from one pass over all of them.
 
     The first canvas of each row is computed as in a plain pass: its keys stay in the cache. Those of the others are written
@@ -70,8 +68,9 @@ def packed_hidden_states(
     mask = frozen[:, None] | (answers[:, None] == asks[..., None])
     if passes.attention != FULL:
         key = keys.expand(num_rows, -1).index_put((row, slot), column)
-        end, *seeds = (to_device(each, device)[asks] for each in (span.ends, span.seeds) if each is not None)
-        horizon = passes.attention.horizon(position + padding, padding, end, *seeds or [None])
+        end, seed = (None if each is None else to_device(each, device)[asks] for each in (span.ends, span.seeds))
+        assert end is not None
+        horizon = passes.attention.horizon(position + padding, padding, end, seed)
         mask = mask & (key[:, None] <= horizon[..., None])
 
     target = cache.target
