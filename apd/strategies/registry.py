@@ -28,6 +28,7 @@ from apd.strategies.proposers import PROPOSERS, Mixture
 from apd.strategies.unmasking import (
     Autoregressive,
     Confidence,
+    ConfidentPrefix,
     Entropy,
     EntropyBound,
     EntropyThreshold,
@@ -44,7 +45,7 @@ __all__ = ["GRAMMAR", "KINDS", "Kind", "Setting", "apd_of", "parse", "settle"]
 
 GRAMMAR = """\
   left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
-  threshold:γ[,least=n]  factor:f  entropy-bound:γ  entropy-threshold:γ[,penalty=nats]  klass:γ[,kl=ε,h=steps]
+  threshold:γ[,least=n]  prefix:γ  factor:f  entropy-bound:γ  entropy-threshold:γ[,penalty=nats]  klass:γ[,kl=ε,h=steps]
   wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
   blocks:LENGTH[,aligned]/ANY-ORDER                               e.g. blocks:8/threshold:0.9
   seeded:LENGTH[,aligned,verifier]/ANY-ORDER                      first token of a block alone; e.g. seeded:32,verifier/threshold:0.9
@@ -151,6 +152,7 @@ KINDS: dict[str, Kind] = {
     "margin": _top_k(Margin),
     "entropy": _top_k(Entropy),
     "threshold": _kind(Threshold, "γ", "threshold", least=("at_least", WHOLE_NUMBER)),
+    "prefix": _kind(ConfidentPrefix, "γ", "threshold"),
     "factor": _kind(Factor, "f", "factor"),
     "entropy-bound": _kind(EntropyBound, "γ", "bound"),
     "entropy-threshold": _kind(EntropyThreshold, "γ", "threshold", penalty=("penalty", NUMBER)),
