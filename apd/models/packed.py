@@ -13,9 +13,7 @@ from apd.models.span import Span
 from apd.models.transformer import EagerPasses, attention_mask
 
 
-def packed_hidden_states(
-    passes: EagerPasses, tokens: Tensor, rows: Tensor, span: Span, columns: Tensor
-) -> Tensor:
+def packed_hidden_states(passes: EagerPasses, tokens: Tensor, rows: Tensor, span: Span, columns: Tensor) -> Tensor:
     """Last hidden states of several canvases per row, from one pass over all of them.
 
     The first canvas of each row is computed as in a plain pass: its keys stay in the cache. Those of the others are written

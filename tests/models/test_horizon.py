@@ -75,7 +75,12 @@ def call(sampler, prompts, rng, **settings):
 
 STRATEGIES = (
     *("confidence:1", "threshold:0.2", "blocks:3/confidence:1", "random:2", "ltr:2"),
-    *("checked", "checked:proposer=drafter", "checked:proposer=drafter,c=0.5", "checked:proposer=drafter/confidence:1"),
+    *(
+        "checked",
+        "checked:proposer=drafter",
+        "checked:proposer=drafter,c=0.5",
+        "checked:proposer=drafter/confidence:1",
+    ),
 )
 
 
