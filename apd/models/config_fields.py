@@ -237,6 +237,6 @@ def need(raw: RawConfig, *names: str, or_zero: bool = False) -> None:
         kind = REAL if name in _FRACTIONS else WHOLE
         if complaint := misfit(raw, {name: kind}, " in config.json"):
             raise ValueError(complaint)
-        if raw[name] < 0 or (raw[name] == 0 and not or_zero):
+        if not (raw[name] > 0 or (or_zero and raw[name] == 0)):
             least = "at least" if or_zero else "above"
             raise ValueError(f"`{name}` in config.json must be {least} 0, got {raw[name]!r}. Fetch the file again.")

@@ -169,7 +169,8 @@ FAMILIES: dict[str, ModelSpec] = {
             model_types=("sdlm_qwen2_5",),
             architectures=("Qwen2ForCausalLM",),
         ),
-        # Nemotron-Labs-Diffusion
+        # Nemotron-Labs-Diffusion. Its canvas slides with the last decided token, as in its own speculative decoding. Its other
+        # decoder finishes blocks: `dataclasses.replace(FAMILIES["nemotron"], anchored=True)`, with the strategy `Seeded`.
         ModelSpec(
             "nemotron",
             Ministral3ForCausalLM,

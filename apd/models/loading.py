@@ -411,6 +411,7 @@ def _wrap(
         logit_shift=spec.logit_shift,
         attention=spec.attention,
         block_size=block_size,
+        anchored=spec.anchored,
         reads_causally=spec.reads_causally,
     )
 

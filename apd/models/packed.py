@@ -68,8 +68,9 @@ def packed_hidden_states(passes: EagerPasses, tokens: Tensor, rows: Tensor, span
     mask = frozen[:, None] | (answers[:, None] == asks[..., None])
     if passes.attention != FULL:
         key = keys.expand(num_rows, -1).index_put((row, slot), column)
-        end, *seeds = (to_device(each, device)[asks] for each in (span.ends, span.seeds) if each is not None)
-        horizon = passes.attention.horizon(position + padding, padding, end, *seeds or [None])
+        end, seed = (None if each is None else to_device(each, device)[asks] for each in (span.ends, span.seeds))
+        assert end is not None
+        horizon = passes.attention.horizon(position + padding, padding, end, seed)
         mask = mask & (key[:, None] <= horizon[..., None])
 
     target = cache.target

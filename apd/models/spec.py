@@ -28,6 +28,7 @@ class ModelSpec:
         block_size: length of the blocks, or of a causal or prefix model's draft, where `config.json` does not say it; `None`: it
             must be given, for "causal" and "prefix" there is no limit then.
         block_field: name of the block length in `config.json`; "" if it has none.
+        anchored: for "prefix": blocks stand still until they are decided, see `apd.models.horizon`.
         mask_token_id: id of the mask token where neither `config.json` nor the tokenizer says it, as in families whose code has
             it as a default argument.
         mask_field: name of the mask token's id in `config.json`.
@@ -37,7 +38,8 @@ class ModelSpec:
         config_class: the config class, where it is another than `model_class` names.
 
     Raises:
-        ValueError: `logit_shift` is neither 0 nor 1, an unknown kind of attention, or a block size with "full" attention.
+        ValueError: `logit_shift` is neither 0 nor 1, an unknown kind of attention, a block size with "full" attention, or
+            `anchored` with another than "prefix".
         TypeError: the block size is not a whole number.
 
     Example:
@@ -55,6 +57,7 @@ class ModelSpec:
     attention: Kind = "full"
     block_size: int | None = None
     block_field: str = ""
+    anchored: bool = False
     mask_token_id: int | None = None
     mask_field: str = "mask_token_id"
     where: Mapping[str, Any] = field(default_factory=dict)
@@ -66,8 +69,8 @@ class ModelSpec:
             raise ValueError(
                 f"`logit_shift` must be 0 (token i predicted at row i) or 1 (at row i-1), got {self.logit_shift!r}."
             )
-        if self.attention != "block" or self.block_size is not None:  # the size of blocks may be in config.json
-            Attention(self.attention, self.block_size)
+        needs_size = self.attention == "block" or self.anchored
+        Attention(self.attention, 1 if needs_size and self.block_size is None else self.block_size, self.anchored)
 
     def matches(self, raw: RawConfig) -> bool:
         """True if a checkpoint with this `config.json` belongs to the family."""
@@ -95,4 +98,4 @@ class ModelSpec:
         if block_size is None and raw.get(self.block_field) is not None:
             need(raw, self.block_field)
             block_size = raw[self.block_field]
-        return Attention(self.attention, self.block_size if block_size is None else block_size)
+        return Attention(self.attention, self.block_size if block_size is None else block_size, self.anchored)

@@ -7,13 +7,14 @@ A layout is computed in up to three ways:
 - "cached": the same session after passes at earlier frontiers, so that most keys come from its cache.
 - "verify": the session of a verifier made of the same weights, likewise after an earlier pass.
 
-What was recorded, and how, is in `NOTES.md` of each folder. Layouts that no decode here visits are left out: the approximate
-cache within a block of Fast-dLLM v2, and a window of SDLM whose first mask is decided, which moves the seed here, has "one pass"
-only.
+What was recorded, and how, is in `NOTES.md` of each folder. The approximate cache within a block of Fast-dLLM v2 is left out:
+nothing here computes it. A window of SDLM whose first mask is decided is computed in one pass only: in a decode here the seed
+has moved on to that token.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,7 @@ from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 from apd.models.config_fields import LLADA2_CONFIG
 from apd.models.drafter import MaskedDiffusionDrafter
-from apd.models.horizon import CAUSAL
+from apd.models.horizon import CAUSAL, Attention
 from apd.models.loading import load_drafter
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses
@@ -124,9 +125,12 @@ def one_pass(
     return torch.stack([pad(row[: width - p], (0, 0, p, 0)) for row, p in zip(logits, paddings, strict=True)])
 
 
-def window_of(drafter: MaskedDiffusionDrafter, ids: Tensor, paddings: Sequence[int]) -> tuple[DecodeState, Window]:
+def window_of(
+    drafter: MaskedDiffusionDrafter, ids: Tensor, paddings: Sequence[int], prompt_end: int
+) -> tuple[DecodeState, Window]:
     """A decode that stands at the first mask of each row, and the widest window that the drafter drafts there."""
     state = DecodeState.start(ids, max_new_tokens=0, mask_token_id=0, padding=torch.tensor(paddings))
+    state = dataclasses.replace(state, prompt_end=torch.full_like(state.prompt_end, prompt_end))
     state = state.with_decided(ids, (ids != drafter.mask_token_id) | ~state.given)
     return state, Window.of_rows(state, drafter.window_ends(state))
 
@@ -141,6 +145,7 @@ def decoded(
     earlier: Sequence[int] = (),
     paddings: Sequence[int] | None = None,
     rows: Sequence[int] | None = None,
+    prompt_end: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Logits of the window at the first mask of each row, from the drafter's session, and those recorded: `n v` each.
 
@@ -152,13 +157,14 @@ def decoded(
         earlier: frontiers at which the session made a pass before, when only the tokens before them were decided.
         paddings: columns of left padding of each row.
         rows: the rows to compare, by default all.
+        prompt_end: the column behind the prompt, from which an anchored drafter counts its blocks.
     """
     paddings = paddings or [0] * len(ids)
     session = None
     for frontier in (*earlier, ids.shape[1]):
         tokens = ids.clone()
         tokens[:, frontier:] = drafter.mask_token_id
-        state, window = window_of(drafter, tokens, paddings)
+        state, window = window_of(drafter, tokens, paddings, prompt_end)
         if session is None:
             session = drafter.open(state)
         elif frontier == ids.shape[1]:
@@ -310,6 +316,7 @@ def _nemotron(load: Loading, record: Record) -> Iterator[Comparison]:
             shutil.copy(source / file, folder)
         shutil.copy(source / "config_long_rope.json", Path(folder, "config.json"))
         of_rope = {"": load(), "long_rope.": load(Path(folder))}
+        anchored = {"": load(), "long_rope.": load(Path(folder))}
     names = sorted({name.rsplit(".", 1)[0] for name in record})
     for name in names:
         prefix = "long_rope." if name.startswith("long_rope.") else ""
@@ -322,6 +329,11 @@ def _nemotron(load: Loading, record: Record) -> Iterator[Comparison]:
         if layout.startswith(("draft", "filled")):
             yield Comparison(name, "decode", *decoded(drafter, whole, logits, first=first))
             yield Comparison(name, "cached", *decoded(drafter, whole, logits, first=first, earlier=[4, first - 2]))
+            drafter = anchored[prefix]
+            drafter.attention = Attention("prefix", ids.shape[1], anchored=True)
+            where = {"first": first, "prompt_end": first}
+            yield Comparison(f"{name}, anchored", "decode", *decoded(drafter, whole, logits, **where))
+            yield Comparison(f"{name}, anchored", "cached", *decoded(drafter, whole, logits, **where, earlier=[first]))
         if layout.startswith("verify"):
             yield Comparison(name, "verify", *verified(drafter, before, ids, logits))
 

@@ -66,7 +66,7 @@ def call(sampler, prompts, rng, **settings):
     """Ids of each row, of a ragged batch or of prompts that join as rows become free."""
     if rng.random() < 0.3:
         answers = sampler.generate_many(prompts, batch_size=2, **settings)
-        return [answer.ids for answer in answers]
+        return [answer.tokens for answer in answers]
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     attention = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -74,7 +74,7 @@ def call(sampler, prompts, rng, **settings):
 
 
 STRATEGIES = (
-    *("confidence:1", "threshold:0.2", "blocks:3/confidence:1", "random:2", "ltr:2"),
+    *("confidence:1", "threshold:0.2", "blocks:3/confidence:1", "random:2", "left-to-right:2"),
     *(
         "checked",
         "checked:proposer=drafter",
@@ -90,20 +90,21 @@ def check_a_case(case: int) -> None:
     kind, size = rng.choice(KINDS)
     shift = rng.randrange(2)
     strategy = rng.choice((None, None, *STRATEGIES))
-    if kind == "causal" and shift and strategy not in (None, "checked", "ltr:2"):
+    if kind == "causal" and shift and strategy not in (None, "checked", "left-to-right:2"):
         strategy = None
     settings = {
         "max_new_tokens": rng.randint(1, 14),
         "do_sample": rng.random() < 0.6,
         "eos_token_id": STOP if rng.random() < 0.7 else None,
         "window_size": rng.choice((None, None, 1, 3, 5)),
-        "mixture_weight": rng.choice((0.0, 0.5, 1.0)),
         "seed": rng.randrange(1000),
         "pad_token_id": 0,
         "strategy": strategy,
     }
-    if strategy is None and rng.random() < 0.3:
-        settings["window_size"] = "auto"
+    if strategy is None:
+        settings["mixture_weight"] = rng.choice((0.0, 0.5, 1.0))
+        if rng.random() < 0.3:
+            settings["window_size"] = "auto"
     verifier = tiny(1)
     prompts = [[rng.randrange(1, 22) for _ in range(rng.randint(1, 9))] for _ in range(rng.randint(1, 4))]
     state = rng.getstate()
