@@ -26,7 +26,7 @@ class MaskedDiffusionDrafter(TransformersModel):
         model: an instance of a causal-LM class; with `config.is_causal=False` for "full" attention. See `load_drafter`.
         mask_token_id: id of the mask token, in `[0, vocab_size)`.
         logit_shift: row i of the logits predicts token i + `logit_shift`: 1 for Dream, 0 for LLaDA.
-        attention, block_size: which columns see each other, see `Attention`.
+        attention, block_size, anchored: which columns see each other, see `Attention`.
         reads_causally: True if the same weights, read with a causal mask, are a language model that predicts the next token, so
             that the model can verify its own draft.
         cache: keep keys and values where that is exact, that is with another attention than "full". False recomputes whole rows
@@ -46,10 +46,11 @@ class MaskedDiffusionDrafter(TransformersModel):
         logit_shift: int,
         attention: Kind = "full",
         block_size: int | None = None,
+        anchored: bool = False,
         reads_causally: bool = False,
         cache: bool = True,
     ) -> None:
-        super().__init__(model, attention=Attention(attention, block_size))
+        super().__init__(model, attention=Attention(attention, block_size, anchored))
         self.mask_token_id = mask_token_id
         self.logit_shift = logit_shift
         self.reads_causally = reads_causally
@@ -64,9 +65,13 @@ class MaskedDiffusionDrafter(TransformersModel):
         return NeuralDrafterSession(self, state, kv_window, kv_refresh)
 
     def window_ends(self, state: DecodeState) -> Sequence[int]:
-        rows = zip(state.layout.frontier, state.layout.padding, state.layout.end, strict=True)
-        ends = [(self.attention.window_end(t, padding, self.logit_shift), end) for t, padding, end in rows]
-        return [end if limit is None else min(limit, end) for limit, end in ends]
+        layout, ends = state.layout, []
+        for t, padding, prompt_end, end in zip(
+            layout.frontier, layout.padding, layout.prompt_end, layout.end, strict=True
+        ):
+            limit = self.attention.window_end(t, padding, prompt_end, self.logit_shift)
+            ends.append(end if limit is None else min(limit, end))
+        return ends
 
 
 class NeuralDrafterSession:
@@ -157,16 +162,16 @@ class NeuralDrafterSession:
             rows = zip(paddings, starts, window.starts, self.refreshed_at, strict=True)
             self.refreshed_at = [t if start == padding else refreshed for padding, start, t, refreshed in rows]
         if self.is_cached:
-            fronts = zip(window.starts, paddings, strict=True)
-            self.starts = [max(self._first_changing(t, padding), padding) for t, padding in fronts]
+            fronts = zip(window.starts, paddings, state.layout.prompt_end, strict=True)
+            self.starts = [max(self._first_changing(t, padding, start), padding) for t, padding, start in fronts]
         return self.span(starts, state, window)
 
-    def _first_changing(self, frontier: int, padding: int) -> int:
+    def _first_changing(self, frontier: int, padding: int, prompt_end: int) -> int:
         """The first column that the pass after one at this frontier recomputes."""
         if self.kv_window is not None:
             return frontier - self.kv_window + 1
         # The row that predicts the frontier's token is read again if a step commits nothing there.
-        return min(self.attention.first_changing(frontier, padding), frontier - self.drafter.logit_shift)
+        return min(self.attention.first_changing(frontier, padding, prompt_end), frontier - self.drafter.logit_shift)
 
     def span(self, starts: Sequence[int], state: DecodeState, window: Window) -> Span:
         """The columns from `starts` to the end of the canvas."""
@@ -175,7 +180,8 @@ class NeuralDrafterSession:
         ends = [self.attention.canvas_end(t, end, padding, shift) for t, end, padding in rows]
         seeds = None
         if self.attention.kind == "prefix":
-            seeds = [max(self.attention.seed(t), p) for t, p in zip(window.starts, paddings, strict=True)]
+            rows = zip(window.starts, paddings, state.layout.prompt_end, strict=True)
+            seeds = [self.attention.seed(*row) for row in rows]
         return Span.of_rows(starts, ends, paddings, state.tokens.device, seeds)
 
     def leave_one_out_logits(self, state: DecodeState, window: Window) -> Projection:

@@ -103,6 +103,7 @@ class ModelSpec:
         block_size: length of the blocks, or of a causal or prefix model's draft, where `config.json` does not say it; `None`: it
             must be given, for "causal" and "prefix" there is no limit then.
         block_field: name of the block length in `config.json`; "" if it has none.
+        anchored: for "prefix": blocks stand still until they are decided, see `apd.models.horizon`.
         mask_token_id: id of the mask token where neither `config.json` nor the tokenizer says it, as in families whose code has
             it as a default argument.
         where: further values of `config.json` that identify the family.
@@ -127,6 +128,7 @@ class ModelSpec:
     attention: Kind = "full"
     block_size: int | None = None
     block_field: str = ""
+    anchored: bool = False
     mask_token_id: int | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
     reads_causally: bool = False

@@ -7,11 +7,14 @@ padding, t its frontier, B the block length; a canvas ends before column e.
 |---|---|---|---|
 | full | e − 1 | p, or t′ − W + 1 with stale keys (`kv_window`) | the row's end |
 | causal | c | t′ | t + B, if B is given |
-| prefix | c before the seed t − 1; e − 1 from it on | t′ − 1 | t + B − 1 |
+| prefix | c before the seed s; e − 1 from it on | the seed of t′ | s + B |
 | block | the end of its block | the start of the block of t′ | the end of the block of t |
 
 Only in a full model do keys of committed tokens depend on what comes later. In the others they are final once their
-block is decided, so a cache is exact. Blocks count from the row's first real token, prompt included.
+block is decided, so a cache is exact. Blocks of a block-causal model count from the row's first real token, prompt included.
+
+The seed of a prefix model is its last decided token, t − 1: the canvas slides with the frontier. If the model is anchored, it
+is the first column of the block that t is in, counted from the end of the prompt.
 """
 
 from __future__ import annotations
@@ -31,25 +34,31 @@ class Attention:
     """Which keys a column sees.
 
     Args:
-        kind: "full": all of the canvas. "causal": those up to its own. "block": its block and earlier ones. "prefix": decided
-            columns see those up to their own; the seed, which is the last decided column, and the masks behind it see all.
+        kind: "full": all of the canvas. "causal": those up to its own. "block": its block and earlier ones. "prefix": columns
+            before the seed see those up to their own, the seed and the columns behind it see all.
         block_size: B, in tokens. Needed for "block". For "causal" and "prefix" the number of tokens that the model was trained
             to draft at once, `None` for no limit.
+        anchored: "prefix" only: the seed stays at the start of a block, which needs a block size, until the block is decided.
 
     Raises:
-        ValueError: an unknown kind; a block size with "full", or none with "block".
+        ValueError: an unknown kind; a block size with "full", or none with "block" or `anchored`; `anchored` without "prefix".
         TypeError: the block size is not a whole number.
     """
 
     kind: Kind = "full"
     block_size: int | None = None
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"`attention` must be one of {', '.join(map(repr, get_args(Kind)))}, got {self.kind!r}.")
         remedy = "Give the length of the blocks that the model was trained with"
-        if self.kind == "block" and self.block_size is None:
-            raise ValueError(f"`block_size` must be given with attention='block', got None. {remedy}.")
+        if self.anchored and self.kind != "prefix":
+            raise ValueError(
+                f"`anchored` must be False with attention={self.kind!r}, got True: only a prefix has a seed."
+            )
+        if (self.kind == "block" or self.anchored) and self.block_size is None:
+            raise ValueError(f"`block_size` must be given with attention={self.kind!r}, got None. {remedy}.")
         if self.kind == "full" and self.block_size is not None:
             raise ValueError(
                 f"`block_size` must be None with attention='full', got {self.block_size!r}: every column sees all others. "
@@ -82,16 +91,17 @@ class Attention:
             return where(columns < seeds, columns, ends - 1)
         return columns if self.kind != "full" else columns * 0 + ends - 1
 
-    def seed(self, frontier: int) -> int:
-        """The first column that sees all of the canvas, in a "prefix" model: the last decided one."""
-        return frontier - 1
+    def seed(self, frontier: int, padding: int, prompt_end: int) -> int:
+        """The first column that sees all of the canvas, in a "prefix" model."""
+        if not self.anchored:
+            return max(frontier - 1, padding)
+        return self._block_start(frontier, prompt_end)
 
-    def first_changing(self, frontier: int, padding: int) -> int:
+    def first_changing(self, frontier: int, padding: int, prompt_end: int) -> int:
         """The first column whose keys may change after a pass at this frontier. Not for "full"."""
         if self.kind == "block":
-            assert self.block_size is not None
-            return padding + (frontier - padding) // self.block_size * self.block_size
-        return max(self.seed(frontier), padding) if self.kind == "prefix" else frontier
+            return self._block_start(frontier, padding)
+        return self.seed(frontier, padding, prompt_end) if self.kind == "prefix" else frontier
 
     def canvas_end(self, frontier: int, window_end: int, padding: int, shift: int) -> int:
         """The column behind the canvas of a window.
@@ -101,20 +111,22 @@ class Attention:
                 there.
         """
         if self.kind == "block":
-            return max(window_end, self._block_end(frontier, padding))
+            return max(window_end, self._block_start(frontier, padding) + (self.block_size or 0))
         return window_end if self.kind == "full" else max(window_end - shift, frontier)
 
-    def window_end(self, frontier: int, padding: int, shift: int) -> int | None:
+    def window_end(self, frontier: int, padding: int, prompt_end: int, shift: int) -> int | None:
         """The column behind the last that a step may draft; `None` for no limit."""
         if self.block_size is None:
             return None
         if self.kind == "block":
-            return self._block_end(frontier, padding)
+            return self._block_start(frontier, padding) + self.block_size
+        if self.anchored:
+            return self._block_start(frontier, prompt_end) + self.block_size
         return frontier + self.block_size - (1 - shift if self.kind == "prefix" else 0)
 
-    def _block_end(self, frontier: int, padding: int) -> int:
+    def _block_start(self, frontier: int, origin: int) -> int:
         assert self.block_size is not None
-        return self.first_changing(frontier, padding) + self.block_size
+        return origin + (frontier - origin) // self.block_size * self.block_size
 
 
 FULL, CAUSAL = Attention("full"), Attention("causal")

@@ -1,15 +1,17 @@
 """Decoding strategies other than APD. Each implements the protocol `apd.decoding.strategy.Strategy`."""
 
 from apd.strategies.base import Unmasking
+from apd.strategies.blocks import Blocks, Seeded
 from apd.strategies.checked import Checked
 from apd.strategies.klass import KLASS
 from apd.strategies.proposers import Mixture, PromptLookup, Proposer
 from apd.strategies.unmasking import (
     Autoregressive,
-    Blocks,
     Confidence,
+    ConfidentPrefix,
     Entropy,
     EntropyBound,
+    EntropyThreshold,
     Factor,
     LeftToRight,
     Margin,
@@ -26,8 +28,10 @@ __all__ = [
     "Blocks",
     "Checked",
     "Confidence",
+    "ConfidentPrefix",
     "Entropy",
     "EntropyBound",
+    "EntropyThreshold",
     "Factor",
     "LeftToRight",
     "Margin",
@@ -36,6 +40,7 @@ __all__ = [
     "PromptLookup",
     "Proposer",
     "RandomOrder",
+    "Seeded",
     "Threshold",
     "Unmasking",
 ]
