@@ -97,15 +97,15 @@ def load_drafter(
         path: a directory, or a model id of the hub.
         spec: a name in `FAMILIES` or a `ModelSpec`; by default the family that `config.json` identifies.
         mask_token_id: id of the mask token; by default from `config.json`, else from the tokenizer, else the family's.
-        block_size: tokens per block, or that a causal or prefix model drafts at most; by default from `config.json`, else the
-            family's. Not for models whose columns all see each other.
+        block_size: tokens per block, or that a causal or prefix model drafts at most; by default from `config.json`, else
+            the family's. Not for models whose columns all see each other.
         dtype: dtype of the weights; by default float32 on a CPU and the stored dtype on other devices.
         device_map: as in transformers; `None` is the CPU.
         attn_implementation: "sdpa", "eager" or "grouped_sdpa"; by default "grouped_sdpa" if heads share keys, else "sdpa".
         **hub: `HUB_ARGUMENTS`, `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`, as in transformers.
     Raises:
-        ValueError: an unknown family, no mask token, no or a wrong block size, weights that do not fit, unsupported attention, an
-            adapter, pickled weights, or a damaged file.
+        ValueError: an unknown family, no mask token, no or a wrong block size, weights that do not fit, unsupported
+            attention, an adapter, pickled weights, or a damaged file.
         TypeError: an unknown argument, or a `mask_token_id` or `block_size` that is not an integer.
         OSError: no weights, or only pickled ones.
     """
