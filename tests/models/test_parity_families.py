@@ -103,6 +103,15 @@ def test_a_ragged_batch_equals_rows_alone(folder: str, do_sample: bool) -> None:
     assert batch[:, 7:].tolist() == alone
 
 
+@pytest.mark.parametrize("folder", [folder for folder, *_, reads in FACTS if reads])
+def test_a_checkpoint_that_reads_causally_verifies_itself_without_loss(folder: str) -> None:
+    sampler = APDSampler.from_pretrained(str(FIXTURES / folder), "self")
+    settings = {**left_padded([[1, 2, 3, 4, 5], [6, 7]], pad=0), "max_new_tokens": 12, "eos_token_id": None}
+    settings |= {"pad_token_id": 0, "do_sample": False}
+    lossless = sampler.generate(**settings, mixture_weight=0.0, correction=True, first="judge")
+    assert torch.equal(lossless, sampler.generate(**settings, strategy="autoregressive"))
+
+
 def test_the_block_size_comes_from_the_argument_then_the_config_then_the_family(tmp_path) -> None:
     config = FIXTURES / "parity_fast_dllm_v2"
     assert drafter_config(config).block_size == 32
