@@ -299,6 +299,20 @@ def decodes(folder: str) -> list[Decode]:
     return list(RULES[folder](json.loads((FIXTURES / folder / "decode.json").read_text())))
 
 
+def report(folder: str) -> Iterator[str]:
+    """Lines of a Markdown table: each rule of the folder, and all of them."""
+    loaded, counts = load(folder), dict[str, list[int]]()
+    for decode in decodes(folder):
+        made = make(decode, loaded)
+        for rule in (decode.rule, "**all**"):
+            count = counts.setdefault(rule, [0, 0, 0, 0])
+            for i, more in enumerate((made.is_equal, 1, made.passes, decode.passes)):
+                count[i] += more
+    counts["**all**"] = counts.pop("**all**")  # last
+    for rule, (equal, total, ours, theirs) in counts.items():
+        yield f"| {folder} | {rule} | {equal} of {total} | {ours} | {theirs} | {ours / theirs:.2f} |"
+
+
 def _cut(tokens: list[int], stops: list[int] | None) -> list[int]:
     """The tokens up to the first stop token."""
     ends = [i for i, token in enumerate(tokens) if token in (stops or ())]
