@@ -113,7 +113,7 @@ def test_a_scheduled_rule_asks_the_real_one_and_commits_the_schedule(tiny):
             assert count == counts(Schedule(), *rows_at([frontier], seeds=[seed], width=tiny.new_tokens - frontier))
             frontier += count
         assert frontier == tiny.new_tokens
-    by_threshold = counted(tiny, ScheduledThreshold(0.9, Schedule()))
+    by_threshold = counted(tiny, ScheduledThreshold(0.9, schedule=Schedule()))
     assert by_threshold.committed_per_step == output.committed_per_step
 
 
