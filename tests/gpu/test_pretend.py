@@ -115,11 +115,11 @@ STRATEGIES = [
     strategies.EntropyBound(2.0),
     strategies.OneStep(),
     strategies.Blocks(strategies.Threshold(0.3), 4),
-    strategies.Autoregressive(),
-    strategies.KLASS(threshold=0.2, kl_threshold=0.5, history=1),
     strategies.ConfidentPrefix(0.2),
     strategies.EntropyThreshold(2.0),
     strategies.Seeded(strategies.Threshold(0.3), 3, by="verifier"),
+    strategies.Autoregressive(),
+    strategies.KLASS(threshold=0.2, kl_threshold=0.5, history=1),
     strategies.WINO(threshold=0.2, revoke_below=0.9, length=5),
 ]
 CALLS |= {type(strategy).__name__: {"strategy": strategy} for strategy in STRATEGIES}
