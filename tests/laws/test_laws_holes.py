@@ -125,7 +125,7 @@ def check_a_case(case: int) -> None:
     assert [answer.tokens for answer in many] == [answer.tokens for answer in again]
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(6))
 def test_a_row_with_holes_does_not_depend_on_its_batch(case) -> None:
     check_a_case(case)
 
