@@ -22,6 +22,7 @@ from apd import WINO, APDSampler, Drafter, LeftToRight, MaskedLMDrafter, ModelSp
 from apd.decoding.protocols import CanvasSession
 from apd.decoding.window import Window
 from apd.generation.many import encode
+from apd.integrations.scoring import sequential_logprobs
 from apd.models.loading import as_drafter, as_verifier, drafter_config, drafter_family, load_tokenizer
 from apd.models.masked_lm import TRIED
 from benchmarks.masked_lms import (
@@ -192,6 +193,8 @@ def test_special_tokens_are_never_drawn_unless_they_stop_a_row(tmp_path):
     ids = torch.tensor([[2, 7, 8]])
     assert sampler.generate(ids, **call).tolist() == [[2, 7, 8, 9, 9, 9]]
     assert sampler.generate(ids, **call, eos_token_id=3).tolist() == [[2, 7, 8, 3]]
+    scored = sequential_logprobs(sampler.drafter, [([7], [9]), ([7], [2])], vocab_size=VOCABULARY, batch_size=2)
+    assert {pair: logprob for pair, logprob, *_ in scored} == {0: pytest.approx(0, abs=1e-6), 1: -torch.inf}
     # Without a tokenizer, those that the config names.
     assert as_drafter(tiny("modernbert"), mask_token_id=MASK).never_drawn == [0, 2, 3]
     sampler = APDSampler(model, mask_token_id=MASK, mixture_weight=1.0)
