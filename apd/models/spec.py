@@ -41,7 +41,7 @@ class ModelSpec:
 
     Raises:
         ValueError: `logit_shift` is neither 0 nor 1, an unknown kind of attention, a block size with "full" attention,
-            `anchored` with another than "prefix", or a masked LM with a shift or another than "full" attention.
+            `anchored` with another than "prefix", or a masked LM with a shift, with another than "full" attention, or that reads causally.
         TypeError: the block size is not a whole number.
 
     Example:
@@ -71,10 +71,12 @@ class ModelSpec:
             raise ValueError(
                 f"`logit_shift` must be 0 (token i predicted at row i) or 1 (at row i-1), got {self.logit_shift!r}."
             )
-        if self.is_masked_lm and (self.logit_shift, self.attention) != (0, "full"):
+        named = (self.logit_shift, self.attention, self.reads_causally)
+        if self.is_masked_lm and named != (0, "full", False):
             raise ValueError(
                 f"A masked LM such as {self.model_class.__name__} predicts each mask at its own row and sees the whole row: "
-                f"`logit_shift` must be 0 and `attention` 'full', got {self.logit_shift} and {self.attention!r}."
+                "`logit_shift` must be 0, `attention` 'full' and `reads_causally` False, got "
+                f"{self.logit_shift}, {self.attention!r} and {self.reads_causally}."
             )
         needs_size = self.attention == "block" or self.anchored
         Attention(self.attention, 1 if needs_size and self.block_size is None else self.block_size, self.anchored)

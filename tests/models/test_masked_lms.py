@@ -393,6 +393,8 @@ def test_a_shift_means_nothing_for_a_masked_lm():
         ModelSpec("bert", BertForMaskedLM, logit_shift=1)
     with pytest.raises(ValueError, match="predicts each mask at its own row"):
         ModelSpec("bert", BertForMaskedLM, logit_shift=0, attention="causal")
+    with pytest.raises(ValueError, match="`reads_causally` False, got 0, 'full' and True"):
+        ModelSpec("bert", BertForMaskedLM, logit_shift=0, reads_causally=True)
     with pytest.raises(ValueError, match="`spec` 'dream' is computed by Qwen2ForCausalLM, but the model is a BertFor"):
         as_drafter(tiny("bert"), "dream", MASK)
 
