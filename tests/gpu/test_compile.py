@@ -226,7 +226,7 @@ def test_a_model_that_is_not_neural_is_refused() -> None:
         APDSampler(ideal.drafter, ideal.verifier).compile()
     drafter = trace_sampler.__wrapped__().drafter
     verifier = IdealListModel(torch.tensor([[drafter.vocab_size - 2]])).verifier
-    with pytest.raises(TypeError, match="`verifier` must be a transformers model"):
+    with pytest.raises(TypeError, match="`verifier` must be a transformers decoder"):
         APDSampler(drafter, verifier).compile()
     assert drafter.compiled is None
 
