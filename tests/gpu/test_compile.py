@@ -226,11 +226,11 @@ def test_hooks_of_the_caller_are_not_traced(role, asked) -> None:
 
 def test_a_model_that_is_not_neural_is_refused() -> None:
     ideal = IdealListModel.shuffle(3)
-    with pytest.raises(TypeError, match="`drafter` must be a transformers model"):
+    with pytest.raises(TypeError, match="`drafter` must be a transformers decoder"):
         APDSampler(ideal.drafter, ideal.verifier).compile()
     drafter = trace_sampler.__wrapped__().drafter
     verifier = IdealListModel(torch.tensor([[drafter.vocab_size - 2]])).verifier
-    with pytest.raises(TypeError, match="`verifier` must be a transformers model"):
+    with pytest.raises(TypeError, match="`verifier` must be a transformers decoder"):
         APDSampler(drafter, verifier).compile()
     assert drafter.compiled is None
 
