@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.strategies import Confidence as Confidence
     from apd.strategies import Entropy as Entropy
     from apd.strategies import EntropyBound as EntropyBound
+    from apd.strategies import EntropyThreshold as EntropyThreshold
     from apd.strategies import Factor as Factor
     from apd.strategies import LeftToRight as LeftToRight
     from apd.strategies import Margin as Margin
@@ -88,7 +89,7 @@ _NAMES = {
     "apd.show.rows": "RowTrace",
     "apd.show.trace": "Trace",
     "apd.strategies": (
-        "Autoregressive Blocks Checked Confidence Entropy EntropyBound Factor KLASS LeftToRight Margin Mixture OneStep "
+        "Autoregressive Blocks Checked Confidence Entropy EntropyBound EntropyThreshold Factor KLASS LeftToRight Margin Mixture OneStep "
         "PromptLookup Proposer RandomOrder Threshold Unmasking WINO"
     ),
 }

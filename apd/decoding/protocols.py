@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -91,6 +92,14 @@ class CachingDrafter(Drafter, Protocol):
 
     def open_cached(self, state: DecodeState, kv_window: int, kv_refresh: int | None) -> DrafterSession:
         """Start a session that recomputes `kv_window` (W) committed tokens per pass; `kv_refresh` is N (`APDConfig`)."""
+
+
+@runtime_checkable
+class LimitingDrafter(Drafter, Protocol):
+    """A drafter that sees only so far: a step may draft up to a certain column, such as the end of a block."""
+
+    def window_ends(self, state: DecodeState) -> Sequence[int]:
+        """The column behind the last that a step may draft, `b` host integers: beyond the frontier, at most the row's end."""
 
 
 class VerifierSession(RowMemory, Protocol):

@@ -27,6 +27,7 @@ class Layout(NamedTuple):
     end: Sequence[int]
     done: Sequence[int]
     decided: Sequence[int]
+    prompt_end: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class DecodeState:
     @cached_property
     def layout(self) -> Layout:
         """Host copies of per-row fields. The first access makes the one host sync of a decode step."""
-        numbers = [self.padding, self.frontier, self.end, self.done.long(), self.decided.sum(1)]
+        numbers = [self.padding, self.frontier, self.end, self.done.long(), self.decided.sum(1), self.prompt_end]
         return Layout(*torch.stack(numbers).tolist())
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -183,6 +183,25 @@ class BlockWindow(WindowPolicy):
     def ends(self, state: DecodeState) -> Sequence[int]:
         rows = zip(state.layout.padding, state.layout.frontier, state.layout.end, strict=True)
         return [min(first + ((t - first) // self.size + 1) * self.size, end) for first, t, end in rows]
+
+
+@dataclass(frozen=True)
+class LimitedWindow(WindowPolicy):
+    """A window of another policy that ends where the drafter's attention allows at most.
+
+    Args:
+        policy: the other policy.
+        most: the column behind the last that a step may draft, of each row.
+    """
+
+    policy: WindowPolicy
+    most: Callable[[DecodeState], Sequence[int]]
+
+    def ends(self, state: DecodeState) -> Sequence[int]:
+        return [min(ends) for ends in zip(self.policy.ends(state), self.most(state), strict=True)]
+
+    def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
+        return self.policy.update(state, info)
 
 
 def window_policy(window_size: Any) -> WindowPolicy:

@@ -36,11 +36,11 @@ from apd.config import KNOBS, APDConfig
 from apd.decoding.commit import Stopping
 from apd.decoding.noise import SEED_MASK, mix_seed
 from apd.decoding.processing import AllowedTokens, Processing, split_processors
-from apd.decoding.protocols import Drafter, Verifier
+from apd.decoding.protocols import Drafter, LimitingDrafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.sampling import Sampling
 from apd.decoding.strategy import Strategy
-from apd.decoding.window import AutoWindow, WindowPolicy, window_policy
+from apd.decoding.window import AutoWindow, LimitedWindow, WindowPolicy, window_policy
 from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, refuse_unknown, warn
@@ -164,6 +164,10 @@ class Resolver:
             suppressed_first=tuple(generation.begin_suppress_tokens or ()),
         )
         check_order(strategy, config)
+        check_attention(strategy, config, models.drafter)
+        self.policy = window_policy(config.window_size)
+        if isinstance(models.drafter, LimitingDrafter):
+            self.policy = LimitedWindow(self.policy, models.drafter.window_ends)
         if not strategy.left_to_right and self.processing.needs_history:
             raise ValueError(
                 f"`logits_processor` must not look at earlier tokens with {strategy!r}, which commits in any order. "
@@ -209,7 +213,7 @@ class Resolver:
             processing=dataclasses.replace(self.processing, min_new_tokens=at_least),
             sampling=self.sampling,
             strategy=self.strategy,
-            policy=window_policy(self.config.window_size),
+            policy=self.policy,
             kv_window=self.config.kv_window,
             kv_refresh=self.config.kv_refresh,
             record_scores=bool(generation.output_scores),
@@ -241,6 +245,32 @@ def check_order(strategy: Strategy, config: APDConfig) -> None:
         raise ValueError(
             f"`kv_window` must be None with {strategy!r}, got {config.kv_window}: frozen keys presume that tokens are "
             "committed from left to right."
+        )
+
+
+def check_attention(strategy: Strategy, config: APDConfig, drafter: Any) -> None:
+    """Refuse knobs and strategies that mean nothing for the drafter's attention.
+
+    Raises:
+        ValueError: `kv_window` with keys that are final, or an order that the drafter cannot decode in.
+    """
+    attention = getattr(drafter, "attention", None)
+    if attention is None or not attention.is_final:
+        return
+    if config.kv_window is not None:
+        raise ValueError(
+            f"`kv_window` must be None with a drafter of attention={attention.kind!r}, got {config.kv_window}: keys of committed "
+            "tokens are final there, so its cache is exact, always on, and needs no setting. Leave out `kv_window` and `kv_refresh`."
+        )
+    if getattr(strategy, "reads_decided", False):
+        raise ValueError(
+            f"`strategy` must not predict decided tokens with a drafter of attention={attention.kind!r}, got {strategy!r}: that "
+            "needs a drafter whose columns all see each other. Use a strategy that revokes nothing."
+        )
+    if attention.kind == "causal" and drafter.logit_shift and not strategy.left_to_right:
+        raise ValueError(
+            f"`strategy` must decode from left to right with a causal drafter whose logits are shifted, got {strategy!r}: its row "
+            "before a mask sees nothing behind it. Use APD, `LeftToRight` or `Checked`."
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from apd.kinds import REAL, WHOLE, misfit
+from apd.models.horizon import Kind
 
 RawConfig = Mapping[str, Any]
 
@@ -98,9 +99,19 @@ class ModelSpec:
             may have one capture group at most: transformers leaves the weights of a pattern with two at random values.
         model_types, architectures: values in `config.json` that identify the family; both must match. If empty, the family
             is used only if `spec=` names it.
+        attention: which columns see each other: "full", "causal", "prefix" or "block", see `apd.models.horizon`.
+        block_size: length of the blocks, or of a causal or prefix model's draft, where `config.json` does not say it; `None`: it
+            must be given, for "causal" and "prefix" there is no limit then.
+        block_field: name of the block length in `config.json`; "" if it has none.
+        anchored: for "prefix": blocks stand still until they are decided, see `apd.models.horizon`.
+        mask_token_id: id of the mask token where neither `config.json` nor the tokenizer says it, as in families whose code has
+            it as a default argument.
+        where: further values of `config.json` that identify the family.
+        reads_causally: True if the model was trained to predict the next token under a causal mask, too, so that it can verify
+            its own draft (`verifier="self"`).
 
     Raises:
-        ValueError: `logit_shift` is neither 0 nor 1.
+        ValueError: `logit_shift` is neither 0 nor 1, or an unknown kind of attention.
 
     Example:
         >>> mine = ModelSpec("mine", Qwen3ForCausalLM, logit_shift=1)
@@ -114,6 +125,13 @@ class ModelSpec:
     key_mapping: Mapping[str, str] = field(default_factory=dict)
     model_types: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
+    attention: Kind = "full"
+    block_size: int | None = None
+    block_field: str = ""
+    anchored: bool = False
+    mask_token_id: int | None = None
+    where: Mapping[str, Any] = field(default_factory=dict)
+    reads_causally: bool = False
 
     def __post_init__(self) -> None:
         if self.logit_shift not in (0, 1):
@@ -124,7 +142,8 @@ class ModelSpec:
     def matches(self, raw: RawConfig) -> bool:
         """True if a checkpoint with this `config.json` belongs to the family."""
         named = raw.get("architectures") or ()
-        return raw.get("model_type") in self.model_types and any(name in self.architectures for name in named)
+        fits = all(raw.get(name) == value for name, value in self.where.items())
+        return fits and raw.get("model_type") in self.model_types and any(name in self.architectures for name in named)
 
 
 _LLADA_BLOCK = {

@@ -23,6 +23,7 @@ from apd.decoding.state import DecodeState, to_device
 from apd.decoding.step import judge
 from apd.decoding.window import FixedWindow, Window, WindowPolicy
 from apd.models.cache import ColumnCache, ColumnLayer, WriteTarget
+from apd.models.horizon import Attention
 from apd.models.span import Span
 from apd.models.transformer import (
     EagerPasses,
@@ -59,7 +60,7 @@ def compile_pair(models: dict[str, Any], **options: Any) -> Kernels:
         if not isinstance(model, TransformersModel):
             raise TypeError(f"`{role}` must be a transformers model to be compiled, got {type(model).__name__}.")
     for model in models.values():
-        model.compiled = CompiledModel(model.model, model.block_size, model.role, **options)
+        model.compiled = CompiledModel(model.model, model.attention, model.role, **options)
     backend = options.get("backend", "inductor")
     return CompiledKernels(backend)
 
@@ -110,7 +111,7 @@ def round_up(value: int, step: int) -> int:
 
 def forward_slots(
     model: PreTrainedModel,
-    block_size: int | None,
+    attention: Attention,
     tokens: Tensor,
     edges: Tensor,
     slots: Tensor,
@@ -123,21 +124,21 @@ def forward_slots(
 
     Args:
         model: a transformers decoder.
-        block_size: see `TransformersModel`.
+        attention: see `TransformersModel`.
         tokens: `s l` int64, the rows in any order, then arbitrary ids.
-        edges: `3 s` int64, starts, ends and paddings of the rows; see `Span`.
+        edges: `3 s` or `4 s` int64, starts, ends, paddings and perhaps seeds of the rows; see `Span`.
         slots: `2 s` int64: the row of each slot, −1 if empty, and the slot of each row.
         width: q.
         cache: keys and values of the slots; `None` without a cache.
     """
     rows = slots[0].clamp(min=0)
-    starts, ends, paddings = edges[:, rows]
+    starts, ends, *others = edges[:, rows]
     if cache is not None:
         starts = torch.where(slots[0] < 0, ends, starts)
-    span = Span.of_edges(torch.stack([starts, ends, paddings]), width)
+    span = Span.of_edges(torch.stack([starts, ends, *others]), width)
     if cache is not None:
         cache.set_target(span, num_readable=cache.target.num_columns)
-    hidden = model.base_model(**forward_inputs(model, tokens[rows], span, block_size, cache)).last_hidden_state
+    hidden = model.base_model(**forward_inputs(model, tokens[rows], span, attention, cache)).last_hidden_state
     if cache is not None:
         # Tensors that outlive the graph become its outputs and pin its memory pool.
         cache.clear_target()
@@ -149,17 +150,17 @@ class CompiledModel:
 
     Args:
         model: a transformers decoder.
-        block_size, role: see `TransformersModel`.
+        attention, role: see `TransformersModel`.
         **options: options of `torch.compile`.
     """
 
-    def __init__(self, model: PreTrainedModel, block_size: int | None, role: str, **options: Any) -> None:
-        self.model, self.block_size, self.role, self.options = model, block_size, role, options
+    def __init__(self, model: PreTrainedModel, attention: Attention, role: str, **options: Any) -> None:
+        self.model, self.attention, self.role, self.options = model, attention, role, options
         # torch.compile removes entries from its options, and both models share them.
         options = {name: dict(value) if isinstance(value, dict) else value for name, value in options.items()}
         # Each batch size and width of each model has its own graph; dynamo's default limit is 8.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_GRAPHS)
-        forward = functools.partial(forward_slots, model, block_size)
+        forward = functools.partial(forward_slots, model, attention)
         self.forward_slots = torch.compile(forward, dynamic=False, **options)
         self.loans: list[_Loan] = []
         self.lock = threading.Lock()
@@ -169,7 +170,7 @@ class CompiledModel:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy compiles again and has its own caches, because graphs belong to their model."""
-        return {"model": self.model, "block_size": self.block_size, "role": self.role, **self.options}
+        return {"model": self.model, "attention": self.attention, "role": self.role, **self.options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -266,26 +267,28 @@ class GraphPasses(EagerPasses):
     """
 
     def __init__(self, compiled: CompiledModel, state: DecodeState, *, is_cached: bool) -> None:
-        super().__init__(compiled.model, block_size=compiled.block_size, role=compiled.role)
+        super().__init__(compiled.model, attention=compiled.attention, role=compiled.role)
         self.compiled = compiled
         self.is_cached = is_cached
         self.slots = list(range(len(state.rows)))  # the slot of each row
         self.num_slots = len(state.rows)
-        self.num_columns = round_up(state.width, CACHE_BUCKET)
+        self.num_columns = round_up(state.width + self.attention.margin, CACHE_BUCKET)
         self.last_slots: tuple[list[int], Tensor] | None = None  # arguments and result of the last `slot_tensor`
         self.fixed: FixedCache | None = None
 
-    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+    def __call__(self, tokens: Tensor, span: Span, positions: Tensor | None = None) -> Tensor:
         check_evaluating(self.model, [("", self.model)], self.role)
         if not self.is_cached:
+            if positions is not None:
+                return super().__call__(tokens, span, positions)
             return self.forward_compiled(tokens, span, self.slots)
         if self.fixed is None:
             self.cache = self.fixed = self.compiled.lend(self, self.num_slots, self.num_columns)
         prefill, decode = span.prefill_and_decode()
+        if not decode or positions is not None:  # positions out of order are rare: they have no graphs
+            return self.prefill(tokens, span, self.slots, positions)
         if not prefill:
             return self.forward_compiled(tokens, span, self.slots)
-        if not decode:
-            return self.prefill(tokens, span, self.slots)
         whole: Tensor | None = None
         for rows, forward in ((prefill, self.prefill), (decode, self.forward_compiled)):
             at = to_device(rows, tokens.device)
@@ -296,9 +299,9 @@ class GraphPasses(EagerPasses):
         assert whole is not None
         return whole
 
-    def prefill(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:
+    def prefill(self, tokens: Tensor, span: Span, slots: list[int], positions: Tensor | None = None) -> Tensor:
         """One eager pass over the rows in these slots: `n l` int64 → `n q d` in the model's dtype."""
-        inputs = self.inputs(tokens, span, to_device(slots, tokens.device))
+        inputs = self.inputs(tokens, span, to_device(slots, tokens.device), positions)
         return self.model.base_model(**inputs).last_hidden_state
 
     def forward_compiled(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:
@@ -306,7 +309,8 @@ class GraphPasses(EagerPasses):
         # The device idles until the graph is launched, so the host does as little as possible before.
         canvas = torch.empty(self.num_slots, self.num_columns, dtype=tokens.dtype, device=self.device)
         canvas[: len(tokens), : tokens.shape[1]] = tokens
-        edges = to_device([span.starts, span.ends, span.paddings], self.device)
+        seeds = [] if span.seeds is None else [span.seeds]
+        edges = to_device([span.starts, span.ends, span.paddings, *seeds], self.device)
         by_slot, num_empty = self.slot_tensor(slots), self.num_slots - len(slots)
         if num_empty:
             edges = pad(edges, (0, num_empty))
@@ -333,7 +337,7 @@ class GraphPasses(EagerPasses):
         self.slots = self.slots + free[: len(state.rows) - len(self.slots)]
         before = self.num_slots, self.num_columns
         self.num_slots = max(self.num_slots, *(slot + 1 for slot in self.slots))
-        self.num_columns = max(self.num_columns, round_up(state.width, CACHE_BUCKET))
+        self.num_columns = max(self.num_columns, round_up(state.width + self.attention.margin, CACHE_BUCKET))
         if self.fixed is not None and before != (self.num_slots, self.num_columns):
             outgrown = self.fixed
             self.cache = self.fixed = self.compiled.lend(self, self.num_slots, self.num_columns)

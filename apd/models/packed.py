@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apd.decoding.state import DecodeState, to_device
+from apd.decoding.state import to_device
+from apd.models.horizon import FULL
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses, attention_mask
 
 
-def packed_hidden_states(
-    passes: EagerPasses, states: DecodeState, rows: Tensor, span: Span, ends: Sequence[int], columns: Tensor
-) -> Tensor:
+def packed_hidden_states(passes: EagerPasses, tokens: Tensor, rows: Tensor, span: Span, columns: Tensor) -> Tensor:
     """Last hidden states of several canvases per row, from one pass over all of them.
 
     The first canvas of each row is computed as in a plain pass: its keys stay in the cache. Those of the others are written
@@ -23,31 +21,30 @@ def packed_hidden_states(
 
     Args:
         passes: cached passes over the rows, b of them.
-        states: n canvases.
+        tokens: `n l` int64, n canvases.
         rows: `n` int64, ascending, the row of each canvas; every row has one.
-        span: the columns of each row's first canvas, which the pass computes; those before it are frozen.
-        ends: the column behind the last of each canvas.
+        span: the columns of each canvas, which the pass computes; those before them are frozen, the same of all canvases of a row.
         columns: `n m` int64, the columns whose hidden states are wanted; those outside the span are clamped.
     Returns:
         `n m d`, float dtype of the model.
     """
-    cache, device, num_rows = passes.cache, states.tokens.device, len(span.starts)
+    cache, device = passes.cache, tokens.device
     assert cache is not None
     of_row = rows.tolist()
-    starts = [span.starts[row] for row in of_row]
-    widths = [end - start for start, end in zip(starts, ends, strict=True)]
+    num_rows = len(set(of_row))
+    widths = [end - start for start, end in zip(span.starts, span.ends, strict=True)]
     offsets, filled, spare = [], [0] * num_rows, [0] * num_rows
     for row, width in zip(of_row, widths, strict=True):
         offsets.append(filled[row])
         spare[row] += width if filled[row] else 0
         filled[row] += width
-    size, first_spare = max(filled), states.width
+    size, first_spare = max(filled), tokens.shape[1]
     if cache.target.num_columns < first_spare + max(spare):
         cache.grow(num_rows, first_spare + max(spare))
     num_slots = cache.target.num_columns
 
     # Every computed column of every canvas, one after the other.
-    start, width, offset = to_device([starts, widths, offsets], device)
+    start, width, offset = to_device([span.starts, widths, offsets], device)
     total = sum(widths)
     canvas = torch.repeat_interleave(torch.arange(len(rows), device=device), width, output_size=total)
     within = torch.arange(total, device=device) - (width.cumsum(0) - width)[canvas]
@@ -63,21 +60,24 @@ def packed_hidden_states(
 
     asks = packed(canvas, -1)
     asks = torch.where(asks < 0, to_device(firsts, device)[:, None], asks)
-    padding = to_device(list(span.paddings), device)[:, None]
+    padding, first = to_device([[each[i] for i in firsts] for each in (span.paddings, span.starts)], device)[..., None]
     position = packed(column, 0) - padding
     keys = torch.arange(num_slots, device=device)
-    frozen = (keys >= padding) & (keys < to_device(list(span.starts), device)[:, None])
+    frozen = (keys >= padding) & (keys < first)
     answers = torch.full((num_rows, num_slots), -1, device=device).index_put_((row, slot), canvas)
     mask = frozen[:, None] | (answers[:, None] == asks[..., None])
-    if passes.block_size is not None:
-        key = torch.arange(num_slots, device=device).expand(num_rows, -1).index_put((row, slot), column) - padding
-        mask = mask & (key[:, None] // passes.block_size <= position[..., None] // passes.block_size)
+    if passes.attention != FULL:
+        key = keys.expand(num_rows, -1).index_put((row, slot), column)
+        end, seed = (None if each is None else to_device(each, device)[asks] for each in (span.ends, span.seeds))
+        assert end is not None
+        horizon = passes.attention.horizon(position + padding, padding, end, seed)
+        mask = mask & (key[:, None] <= horizon[..., None])
 
     target = cache.target
     target.rows, target.num_readable = None, num_slots
     target.slots = torch.arange(num_rows, device=device)[:, None], packed(slot, num_slots)
     inputs = {
-        "input_ids": packed(states.tokens[canvas, column], 0),
+        "input_ids": packed(tokens[canvas, column], 0),
         "attention_mask": attention_mask(mask[:, None], passes.model),
         "position_ids": position.clamp(min=0),
         "use_cache": False,

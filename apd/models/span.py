@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apd.decoding.state import to_device
+from apd.models.horizon import FULL, Attention
 
 #: Fixed cost of a pass in columns. Reading every weight takes a GPU as long as computing about 150 columns, its ratio of
 #: operations to bytes (arithmetic intensity); below that, a wider pass is no slower.
@@ -46,7 +47,9 @@ class Span:
             real token.
         columns: `b q` int64, or `1 q` if level; fillers are columns behind the row's end.
         width: q, columns of the widest row.
-        edges: `3 b 1` int64: starts, ends and paddings on the device; `None` if level.
+        edges: `3 b 1` int64: starts, ends and paddings on the device; `None` if level. In a prefix model a fourth row has the
+            seeds, see `Attention`.
+        seeds: the seed of each row, host integers; `None` outside of prefix models and inside a graph.
     """
 
     starts: Sequence[int]
@@ -55,22 +58,30 @@ class Span:
     columns: Tensor
     width: int
     edges: Tensor | None
+    seeds: Sequence[int] | None = None
 
     @classmethod
     def of_rows(
-        cls, starts: Sequence[int], ends: Sequence[int], paddings: Sequence[int], device: torch.device
+        cls,
+        starts: Sequence[int],
+        ends: Sequence[int],
+        paddings: Sequence[int],
+        device: torch.device,
+        seeds: Sequence[int] | None = None,
     ) -> Span:
-        """A span from host integers, `b` each."""
-        if len(set(starts)) == len(set(ends)) == 1 and not any(paddings):
+        """A span from host integers, `b` each; `seeds` for a prefix model."""
+        if len(set(starts)) == len(set(ends)) == 1 and not any(paddings) and seeds is None:
             columns = torch.arange(starts[0], ends[0], device=device)[None]
             return cls(starts, ends, paddings, columns, ends[0] - starts[0], None)
         width = max(end - start for start, end in zip(starts, ends, strict=True))
-        span = cls.of_edges(to_device([starts, ends, paddings], device), width)
-        return dataclasses.replace(span, starts=starts, ends=ends, paddings=paddings)
+        edges = [starts, ends, paddings] if seeds is None else [starts, ends, paddings, seeds]
+        span = cls.of_edges(to_device(edges, device), width)
+        return dataclasses.replace(span, starts=starts, ends=ends, paddings=paddings, seeds=seeds)
 
     @classmethod
     def of_edges(cls, edges: Tensor, width: int) -> Span:
-        """A span from starts, ends and paddings on the device, `3 b` int64; `width` is q. For use inside a graph."""
+        """A span from starts, ends, paddings and perhaps seeds on the device, `3 b` or `4 b` int64; `width` is q. For use
+        inside a graph."""
         edges = edges[..., None]
         return cls((), (), (), edges[0] + torch.arange(width, device=edges.device), width, edges)
 
@@ -100,31 +111,28 @@ class Span:
         """Cache entries of the columns, `b q`, or `1 q` if level, int64; fillers go to entry `num_columns`, behind the last."""
         return self.columns if self.is_level else self.columns.masked_fill(~self.real, num_columns)
 
-    def mask(self, num_cached: int | None, block_size: int | None, reach: Reach = WHOLE_ROW) -> Tensor | None:
+    def mask(self, num_cached: int | None, attention: Attention, reach: Reach = WHOLE_ROW) -> Tensor | None:
         """The attention mask, `b 1 q k` bool (True attends); `None` if every column attends to every key.
 
-        The column at position j attends to real keys before the row's end; with blocks of b, only to positions i with
-        i // b ≤ j // b; and only to keys within `reach`.
+        A column attends to real keys before the row's end, up to its horizon, and within `reach`.
 
         Args:
             num_cached: number of cached columns: keys are columns 0 … `num_cached` − 1; `None`: keys are the span's columns.
-            block_size: b. 1 is causal, `None` bidirectional, other values are block-causal.
+            attention: gives the horizons.
             reach: how far back a layer attends.
         """
-        if self.edges is None and block_size is None and reach == WHOLE_ROW:
+        if self.edges is None and attention == FULL and reach == WHOLE_ROW:
             return None
-        if self.edges is None and block_size == 1 and reach.chunk is None:
+        if self.edges is None and attention.kind == "causal" and reach.chunk is None:
             before, num_keys = (0, self.width) if num_cached is None else (self.starts[0], num_cached)
             mask = torch.ones(1, 1, self.width, num_keys, dtype=torch.bool, device=self.columns.device)
             return mask.tril_(before) if reach.window is None else mask.tril_(before).triu_(before - reach.window + 1)
         ends, paddings = (max(self.ends), 0) if self.edges is None else (self.edges[1], self.edges[2])
+        seeds = self.edges[3] if self.edges is not None and len(self.edges) == 4 else None
         keys = self.columns if num_cached is None else torch.arange(num_cached, device=self.columns.device)[None]
         seen = ((keys >= paddings) & (keys < ends))[:, None]
-        if block_size is not None:
-            key, query = keys, self.columns
-            if block_size > 1:
-                key, query = ((columns - paddings) // block_size for columns in (key, query))
-            seen = seen & (key[:, None, :] <= query[:, :, None])
+        if attention != FULL:
+            seen = seen & (keys[:, None, :] <= attention.horizon(self.columns, paddings, ends, seeds)[:, :, None])
         if reach != WHOLE_ROW:
             # A filler far behind the row's end would reach no key at all, and its output would be NaN.
             query = self.columns if self.edges is None else torch.minimum(self.columns, self.edges[1] - 1)
@@ -154,5 +162,7 @@ class Span:
 
     def select(self, rows: list[int]) -> Span:
         """The span restricted to these rows."""
-        starts, ends, paddings = ([edge[row] for row in rows] for edge in (self.starts, self.ends, self.paddings))
-        return Span.of_rows(starts, ends, paddings, self.columns.device)
+        edges = (self.starts, self.ends, self.paddings)
+        starts, ends, paddings = ([edge[row] for row in rows] for edge in edges)
+        seeds = None if self.seeds is None else [self.seeds[row] for row in rows]
+        return Span.of_rows(starts, ends, paddings, self.columns.device, seeds)

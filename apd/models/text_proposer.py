@@ -19,6 +19,7 @@ from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.models.chat_turns import ChatTurns, Translate, without_special_tokens
+from apd.models.horizon import CAUSAL
 from apd.models.retokenized import WORD_STARTS, Continuation, Language, Strings
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses, Projection, TransformersModel, max_positions
@@ -370,7 +371,7 @@ class _CachedReader(_Reader):
         self.head = self.model.get_output_embeddings()
         self.done: list[list[int]] = [[] for _ in range(num_rows)]  # tokens whose keys are in the cache
         self.width = CACHE_COLUMNS
-        self.passes = EagerPasses(self.model, block_size=1, cache_shape=(num_rows, self.width), role="proposer")
+        self.passes = EagerPasses(self.model, attention=CAUSAL, cache_shape=(num_rows, self.width), role="proposer")
 
     def __call__(self, rows: dict[int, tuple[list[int], int]]) -> list[Tensor]:
         # A row that waits computes its last token again.

@@ -14,6 +14,7 @@ from apd.decoding.protocols import RowMemory
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.models.cache import ColumnCache
+from apd.models.horizon import Attention
 from apd.models.span import WHOLE_ROW, Reach, Span
 
 
@@ -22,15 +23,14 @@ class TransformersModel:
 
     Args:
         model: the decoder.
-        block_size: attention: 1 is causal, `None` bidirectional, b block-causal (within blocks of b tokens and to earlier
-            blocks).
+        attention: which keys its columns see in these passes, whatever the config says.
     """
 
     role = "model"  # in error messages
 
-    def __init__(self, model: PreTrainedModel, *, block_size: int | None) -> None:
+    def __init__(self, model: PreTrainedModel, *, attention: Attention) -> None:
         self.model = model
-        self.block_size = block_size
+        self.attention = attention
         self.compiled: PassFactory | None = None
         self.vocab_size: int = model.config.get_text_config(decoder=True).vocab_size
         self.max_length = max_positions(model.config)
@@ -43,19 +43,20 @@ class TransformersModel:
         """Forward passes over the rows of `state`; compiled ones if `compile_pair` has compiled the model."""
         if self.compiled is not None:
             return self.compiled.passes(state, is_cached=is_cached)
-        shape = (state.tokens.shape[0], state.width) if is_cached else None
-        return EagerPasses(self.model, block_size=self.block_size, cache_shape=shape, role=self.role)
+        shape = (state.tokens.shape[0], state.width + self.attention.margin) if is_cached else None
+        return EagerPasses(self.model, attention=self.attention, cache_shape=shape, role=self.role)
 
 
 class Passes(RowMemory, Protocol):
     """Forward passes of a model over the rows of one call."""
 
-    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+    def __call__(self, tokens: Tensor, span: Span, positions: Tensor | None = None) -> Tensor:
         """Last hidden states of the columns in `span`, each attending to real columns before the span's end.
 
         Args:
             tokens: `b l` int64.
             span: the columns to compute; without a cache, they start at the first real column.
+            positions: `b l` int64, the position id of each column; by default they count from the first real column.
         Returns:
             `b q d`, float dtype of the model; fillers hold arbitrary numbers.
         """
@@ -72,7 +73,7 @@ class EagerPasses:
 
     Args:
         model: a transformers decoder with an output layer.
-        block_size: see `TransformersModel`.
+        attention: see `TransformersModel`.
         cache_shape: rows and columns of a cache that keeps keys and values from pass to pass; `None`: each pass computes
             everything.
         role: `"drafter"` or `"verifier"`, for error messages.
@@ -82,26 +83,27 @@ class EagerPasses:
         self,
         model: PreTrainedModel,
         *,
-        block_size: int | None,
+        attention: Attention,
         cache_shape: tuple[int, int] | None = None,
         role: str = "model",
     ) -> None:
         self.model = model
         self.device = input_device(model)
-        self.block_size = block_size
+        self.attention = attention
         self.role = role
         if _trains(model):
             check_evaluating(model, model.named_modules(), role)
         self.cache: ColumnCache | None = None if cache_shape is None else ColumnCache(model, *cache_shape)
 
-    def __call__(self, tokens: Tensor, span: Span) -> Tensor:
+    def __call__(self, tokens: Tensor, span: Span, positions: Tensor | None = None) -> Tensor:
         check_evaluating(self.model, [("", self.model)], self.role)  # `train()` sets the flag here, too
         groups = [[]] if self.cache is None else span.groups()
         whole: Tensor | None = None
         for group in groups:
             rows = to_device(group, tokens.device) if len(groups) > 1 else None
             part, of_part = (tokens, span) if rows is None else (tokens.index_select(0, rows), span.select(group))
-            inputs = self.inputs(part, of_part, rows)
+            places = positions if rows is None or positions is None else positions.index_select(0, rows)
+            inputs = self.inputs(part, of_part, rows, places)
             # Spares each operation autograd's bookkeeping. Only the output layer reads the hidden states, outside of this
             # mode, so everything computed from its logits is an ordinary tensor.
             with torch.inference_mode():
@@ -118,16 +120,22 @@ class EagerPasses:
         """The last hidden states for these arguments of the model's forward: `n q d`."""
         return self.model.base_model(**inputs).last_hidden_state
 
-    def inputs(self, tokens: Tensor, span: Span, rows: Tensor | None = None) -> dict[str, Any]:
+    def inputs(
+        self, tokens: Tensor, span: Span, rows: Tensor | None = None, positions: Tensor | None = None
+    ) -> dict[str, Any]:
         """Arguments of the model's forward for this span: ids `n q`, mask `n 1 q k`, positions `n q`, the cache.
 
         Args:
             tokens: `n l` int64.
             rows: `n` int64, their rows of the cache; `None`: all of them.
+            positions: `n l` int64, see `Passes`.
         """
         if self.cache is not None:
             self.cache.set_target(span, rows)
-        return on_device(forward_inputs(self.model, tokens, span, self.block_size, self.cache), self.device)
+        inputs = forward_inputs(self.model, tokens, span, self.attention, self.cache)
+        if positions is not None:
+            inputs["position_ids"] = span.ids(positions)
+        return on_device(inputs, self.device)
 
     def select(self, rows: Tensor) -> None:
         if self.cache is not None:
@@ -135,11 +143,11 @@ class EagerPasses:
 
     def join(self, state: DecodeState) -> None:
         if self.cache is not None:
-            self.cache.grow(*state.tokens.shape)
+            self.cache.grow(len(state.tokens), state.width + self.attention.margin)
 
 
 def forward_inputs(
-    model: PreTrainedModel, tokens: Tensor, span: Span, block_size: int | None, cache: ColumnCache | None
+    model: PreTrainedModel, tokens: Tensor, span: Span, attention: Attention, cache: ColumnCache | None
 ) -> dict[str, Any]:
     """Arguments of `model.base_model` for a span: ids `n q`, mask `n 1 q k`, positions `n q`, the cache.
 
@@ -147,13 +155,13 @@ def forward_inputs(
         model: a transformers decoder.
         tokens: `n l` int64.
         span: the columns to compute.
-        block_size: see `TransformersModel`.
+        attention: see `TransformersModel`.
         cache: its target must be set to `span`; `None` without a cache.
     """
     num_cached, reach = (None, WHOLE_ROW) if cache is None else (cache.num_readable, cache.reach)
 
     def mask_of(reach: Reach) -> Tensor | None:
-        return attention_mask(span.mask(num_cached, block_size, reach), model)
+        return attention_mask(span.mask(num_cached, attention, reach), model)
 
     masks = mask_of(reach) if isinstance(reach, Reach) else {kind: mask_of(each) for kind, each in reach.items()}
     inputs = {"input_ids": span.ids(tokens), "attention_mask": masks, "use_cache": False}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from apd.decoding.protocols import Logits, VerifierSession
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
+from apd.models.horizon import CAUSAL
 from apd.models.own_cache import OwnCacheSession, WholeRowSession
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses, PassFactory, Projection, TransformersModel
@@ -39,7 +40,7 @@ class CausalVerifier(TransformersModel):
 
     def __init__(self, model: PreTrainedModel, way: Way = "columns") -> None:
         self.way = way
-        super().__init__(model, block_size=1)
+        super().__init__(model, attention=CAUSAL)
 
     @property
     def compiled(self) -> PassFactory | None:
@@ -110,7 +111,7 @@ class OwnHeadSession(NeuralVerifierSession):
 
     def __init__(self, verifier: CausalVerifier, state: DecodeState) -> None:
         self.passes: WholeModelPasses = WholeModelPasses(
-            verifier.model, block_size=1, cache_shape=(len(state.tokens), state.width), role=verifier.role
+            verifier.model, attention=CAUSAL, cache_shape=(len(state.tokens), state.width), role=verifier.role
         )
         self.read = state.layout.padding
 

@@ -1,15 +1,16 @@
 """Decoding strategies other than APD. Each implements the protocol `apd.decoding.strategy.Strategy`."""
 
 from apd.strategies.base import Unmasking
+from apd.strategies.blocks import Blocks, Seeded
 from apd.strategies.checked import Checked
 from apd.strategies.klass import KLASS
 from apd.strategies.proposers import Mixture, PromptLookup, Proposer
 from apd.strategies.unmasking import (
     Autoregressive,
-    Blocks,
     Confidence,
     Entropy,
     EntropyBound,
+    EntropyThreshold,
     Factor,
     LeftToRight,
     Margin,
@@ -28,6 +29,7 @@ __all__ = [
     "Confidence",
     "Entropy",
     "EntropyBound",
+    "EntropyThreshold",
     "Factor",
     "LeftToRight",
     "Margin",
@@ -36,6 +38,7 @@ __all__ = [
     "PromptLookup",
     "Proposer",
     "RandomOrder",
+    "Seeded",
     "Threshold",
     "Unmasking",
 ]

@@ -141,6 +141,25 @@ def single_model_proposal(
     )
 
 
+def next_token_proposal(state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
+    """The proposal of each row's next token, as the verifier alone decides it."""
+    first = window.first()
+    [(_, draft)] = pair.draft_next_token(state, first, sampling)
+    is_first = window.columns == first.columns
+    return single_model_proposal(
+        "verifier",
+        draft,
+        pair,
+        sampling,
+        tokens=draft.tokens.expand_as(window.columns),
+        chosen=is_first,
+        decisive=window.within(is_first),
+        drafted=draft.tokens,
+        fault=draft.fault.expand_as(window.columns),
+        probs=confidence(draft) if pair.record_probs else None,
+    )
+
+
 def confidence(draft: Draft) -> Tensor:
     """Untempered probability of each drafted token: `b m` float32, in [0, 1]."""
     return gather_tokens(draft.logprobs, draft.tokens).exp()

@@ -21,15 +21,16 @@ from apd.decoding.acceptance import Coupling, Rejection
 from apd.decoding.step import APD
 from apd.decoding.strategy import Strategy, check_strategy
 from apd.strategies.base import Unmasking
+from apd.strategies.blocks import Blocks, Seeded
 from apd.strategies.checked import Checked
 from apd.strategies.klass import KLASS
 from apd.strategies.proposers import PROPOSERS, Mixture
 from apd.strategies.unmasking import (
     Autoregressive,
-    Blocks,
     Confidence,
     Entropy,
     EntropyBound,
+    EntropyThreshold,
     Factor,
     LeftToRight,
     Margin,
@@ -43,9 +44,10 @@ __all__ = ["GRAMMAR", "KINDS", "Kind", "Setting", "apd_of", "parse", "settle"]
 
 GRAMMAR = """\
   left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
-  threshold:γ  factor:f  entropy-bound:γ  klass:γ[,kl=ε,h=steps]
+  threshold:γ[,least=n]  factor:f  entropy-bound:γ  entropy-threshold:γ[,penalty=nats]  klass:γ[,kl=ε,h=steps]
   wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
-  blocks:LENGTH/ANY-ORDER                                         e.g. blocks:8/threshold:0.9
+  blocks:LENGTH[,aligned]/ANY-ORDER                               e.g. blocks:8/threshold:0.9
+  seeded:LENGTH[,aligned,verifier]/ANY-ORDER                      first token of a block alone; e.g. seeded:32,verifier/threshold:0.9
   one-step  autoregressive
   checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N,pass=COLUMNS][/STRATEGY]   the strategy's own tokens;
                                   e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: mixture drafter verifier lookup
@@ -148,9 +150,10 @@ KINDS: dict[str, Kind] = {
     "confidence": _top_k(Confidence),
     "margin": _top_k(Margin),
     "entropy": _top_k(Entropy),
-    "threshold": _kind(Threshold, "γ", "threshold"),
+    "threshold": _kind(Threshold, "γ", "threshold", least=("at_least", WHOLE_NUMBER)),
     "factor": _kind(Factor, "f", "factor"),
     "entropy-bound": _kind(EntropyBound, "γ", "bound"),
+    "entropy-threshold": _kind(EntropyThreshold, "γ", "threshold", penalty=("penalty", NUMBER)),
     "klass": _kind(KLASS, "γ", "threshold", kl=("kl_threshold", NUMBER), h=("history", WHOLE_NUMBER)),
     "wino": _kind(WINO, "γ", "threshold", revoke=("revoke_below", NUMBER), length=("length", WHOLE_NUMBER)),
     "checked": _kind(
@@ -178,16 +181,16 @@ def parse(spec: str) -> Setting:
     text = spec.strip()
     outer, slash, inner = text.partition("/")
     kind_name, colon, arguments = outer.partition(":")
-    if kind_name == "blocks":
-        return _parse_blocks(text)
+    if kind_name in _AROUND:
+        return _parse_around(text, kind_name)
     if kind_name == "checked" and slash:
         return _checked(parse(outer), inner)
     if slash:
         raise ValueError(
-            f"`strategy` must name one strategy, got {spec!r}: only blocks and checked go around another."
+            f"`strategy` must name one strategy, got {spec!r}: only blocks, seeded and checked go around another."
         )
     if kind_name not in KINDS:
-        nearest = difflib.get_close_matches(kind_name, [*KINDS, "blocks"], n=1)
+        nearest = difflib.get_close_matches(kind_name, [*KINDS, *_AROUND], n=1)
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         raise ValueError(f"`strategy` must be one of the names below, got {spec!r}.{hint}\n{GRAMMAR}")
     kind = KINDS[kind_name]
@@ -214,23 +217,37 @@ def parse(spec: str) -> Setting:
     )
 
 
-def _parse_blocks(spec: str) -> Setting:
+def _parse_around(spec: str, kind_name: str) -> Setting:
+    """A strategy that decides block by block, around another one."""
+    make, words = _AROUND[kind_name]
     head, slash, inner = spec.partition("/")
-    length = head.removeprefix("blocks:")
-    if not slash or not length.isdigit() or int(length) < 1:
-        raise ValueError(f"`blocks` is written blocks:LENGTH/STRATEGY, e.g. blocks:8/threshold:0.9, got {spec!r}.")
-    setting = parse(inner)
-    if not isinstance(setting.strategy, Unmasking):
+    length, *options = head.removeprefix(kind_name).removeprefix(":").replace(";", ",").split(",")
+    options = [option.strip() for option in options]
+    if not slash or not length.isdigit() or int(length) < 1 or not set(options) <= words.keys():
+        more = "".join(f"[,{word}]" for word in words)
         raise ValueError(
-            f"`blocks` must be around a strategy without memory that the drafter decides, got {inner!r}. Use threshold, "
+            f"`{kind_name}` is written {kind_name}:LENGTH{more}/STRATEGY, e.g. {kind_name}:8/threshold:0.9, got {spec!r}."
+        )
+    setting = parse(inner)
+    if not isinstance(setting.strategy, Unmasking) or setting.strategy.needs_verifier:
+        raise ValueError(
+            f"`{kind_name}` must be around a strategy without memory that the drafter decides, got {inner!r}. Use threshold, "
             "factor, entropy-bound or a top-k."
         )
+    name = _join(kind_name, [str(int(length)), *sorted(set(options))])
     return dataclasses.replace(
         setting,
-        spec=f"blocks:{int(length)}/{setting.spec}",
-        family=f"blocks:{int(length)}/{setting.family}",
-        strategy=Blocks(setting.strategy, int(length)),
+        spec=f"{name}/{setting.spec}",
+        family=f"{name}/{setting.family}",
+        strategy=make(setting.strategy, int(length), **dict(words[option] for option in options)),
     )
+
+
+#: Strategies around another one that decides within a block: the class, and the field and value of each bare word.
+_AROUND: dict[str, tuple[type[Any], dict[str, tuple[str, Any]]]] = {
+    "blocks": (Blocks, {"aligned": ("aligned", True)}),
+    "seeded": (Seeded, {"aligned": ("aligned", True), "verifier": ("by", "verifier")}),
+}
 
 
 def _checked(setting: Setting, inner: str) -> Setting:

@@ -21,7 +21,7 @@ from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.strategy import Memoryless
 from apd.decoding.window import Window
-from apd.strategies.base import Unmasking, confidence, entropy, ranks, single_model_proposal
+from apd.strategies.base import Unmasking, entropy, next_token_proposal, ranks
 
 
 @dataclass(frozen=True)
@@ -147,26 +147,30 @@ class Entropy(_TopK):
 
 @dataclass(frozen=True)
 class Threshold(Unmasking):
-    """Commits every mask with confidence γ or more, and always the most confident mask.
+    """Commits every mask with confidence γ or more, and always the n most confident masks.
 
     Args:
         threshold: γ in [0, 1].
+        at_least: n, at least 1; fewer are committed only if fewer are left. With block-causal drafters this is the number of
+            tokens that a step has to commit by the published schedules.
 
     Raises:
-        TypeError, ValueError: γ is outside its range.
+        TypeError, ValueError: a parameter is outside its range.
 
-    Source: confidence-aware decoding of Fast-dLLM, arXiv:2505.22618.
+    Source: confidence-aware decoding of Fast-dLLM, arXiv:2505.22618; with n, dynamic decoding of SDAR and LLaDA2.
     """
 
     threshold: float = 0.9
+    at_least: int = 1
 
     def __post_init__(self) -> None:
         check_fraction("threshold", self.threshold, "1 is one token per step")
+        check_count("at_least", self.at_least, "Use 1 for the most confident mask only")
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        return (measure >= self.threshold) | (ranks(measure, candidate) == 0)
+        return (measure >= self.threshold) | (ranks(measure, candidate) < self.at_least)
 
 
 @dataclass(frozen=True)
@@ -233,6 +237,40 @@ class EntropyBound(Unmasking):
 
 
 @dataclass(frozen=True)
+class EntropyThreshold(Unmasking):
+    """Commits every mask whose entropy, plus a penalty for its distance from the left, is below γ; always the lowest.
+
+    Args:
+        threshold: γ ≥ 0, in nats.
+        penalty: what each column between the window's first mask and the position adds, in nats, at least 0.
+
+    Raises:
+        TypeError, ValueError: a parameter is outside its range.
+
+    Source: decoding of WeDLM's engine, arXiv:2512.22737.
+    """
+
+    threshold: float = 0.4
+    penalty: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_number(
+            "threshold", self.threshold, "at least 0 nats", lambda value: value >= 0, "0 is one token per step"
+        )
+        check_number("penalty", self.penalty, "at least 0 nats", lambda value: value >= 0, "0 is none")
+
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        return entropy(draft)
+
+    def choose(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        distance = torch.arange(measure.shape[1], device=measure.device)
+        adjusted = measure + self.penalty * distance
+        return (adjusted < self.threshold) | (ranks(-adjusted, candidate) == 0)
+
+
+@dataclass(frozen=True)
 class OneStep(Unmasking):
     """Commits every mask of the window in each step, as APD does at R = 1."""
 
@@ -240,53 +278,6 @@ class OneStep(Unmasking):
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         return candidate
-
-
-@dataclass(frozen=True)
-class Blocks(Unmasking):
-    """Semi-autoregressive decoding: applies another strategy block by block, from left to right.
-
-    Candidates are the masks of the first block that has any. The drafter still reads the whole canvas.
-
-    Args:
-        strategy: selects within a block; any `Unmasking` strategy without memory.
-        length: block length in tokens, at least 1; blocks start at the end of the prompt.
-
-    Raises:
-        TypeError: `strategy` is not an `Unmasking`.
-        TypeError, ValueError: `length` is outside its range.
-
-    Source: arXiv:2502.09992 (LLaDA), semi-autoregressive remasking.
-    """
-
-    strategy: Unmasking
-    length: int = 32
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.strategy, Unmasking):
-            raise TypeError(
-                f"`strategy` must pick within a block by the state alone, got {self.strategy!r}. Use Confidence, "
-                "Threshold or the like."
-            )
-        check_count("length", self.length, "Use 1 for sequential decoding")
-
-    @property
-    def is_random(self) -> bool:  # type: ignore[override]
-        return self.strategy.is_random
-
-    @property
-    def counts_steps(self) -> bool:  # type: ignore[override]
-        return self.strategy.counts_steps
-
-    def measure(self, draft: Draft, window: Window) -> Tensor:
-        return self.strategy.measure(draft, window)
-
-    def choose(
-        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
-    ) -> Tensor:
-        block = (window.columns - state.prompt_end[:, None]) // self.length
-        within = candidate & (block == block[:, :1])  # the window's first column is the frontier
-        return self.strategy.chosen(measure, within, state, window, sampling)
 
 
 @dataclass(frozen=True)
@@ -298,18 +289,4 @@ class Autoregressive(Memoryless):
     left_to_right = True
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
-        first = window.first()
-        [(_, draft)] = pair.draft_next_token(state, first, sampling)
-        is_first = window.columns == first.columns
-        return single_model_proposal(
-            "verifier",
-            draft,
-            pair,
-            sampling,
-            tokens=draft.tokens.expand_as(window.columns),
-            chosen=is_first,
-            decisive=window.within(is_first),
-            drafted=draft.tokens,
-            fault=draft.fault.expand_as(window.columns),
-            probs=confidence(draft) if pair.record_probs else None,
-        )
+        return next_token_proposal(state, window, pair, sampling)

@@ -60,6 +60,7 @@ class WINO:
     needs_verifier = False
     left_to_right = False
     is_random = False
+    reads_decided = True
 
     def __post_init__(self) -> None:
         check_fraction("threshold", self.threshold, "1 is one token per step")

@@ -18,6 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from apd.decoding.state import DecodeState
 from apd.decoding.window import FixedWindow
 from apd.models.drafter import MaskedDiffusionDrafter, NeuralDrafterSession
+from apd.models.horizon import FULL
 from apd.models.loading import as_drafter
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses
@@ -65,7 +66,7 @@ def ways(model: MaskedDiffusionDrafter, context: int, count: int) -> dict[str, C
         return session.canvas_logits(guesses, window, rows).hidden
 
     def copied() -> Tensor:
-        passes, mine = EagerPasses(model.model, block_size=None, cache_shape=(count, state.width)), session.passes
+        passes, mine = EagerPasses(model.model, attention=FULL, cache_shape=(count, state.width)), session.passes
         assert passes.cache is not None and isinstance(mine, EagerPasses) and mine.cache is not None
         for layer, frozen in zip(passes.cache.layers, mine.cache.layers, strict=True):
             layer.keys, layer.values = (

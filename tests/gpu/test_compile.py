@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy import tiny_pair
 from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM, StoppingCriteria, TemperatureLogitsWarper
 
-from apd import KLASS, WINO, APDSampler, IdealListModel, LeftToRight, Threshold
+from apd import KLASS, WINO, APDSampler, IdealListModel, LeftToRight, MaskedDiffusionDrafter, Threshold
 from apd.models.graphs import FixedCache, forward_slots
+from apd.models.horizon import CAUSAL, FULL
 
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["untraced", "traced"])
@@ -312,7 +313,7 @@ def test_little_is_launched_between_the_layout_and_the_drafter(kv_window) -> Non
 
     def run(*args):
         between.append(watching.count - waited[-1])
-        return forward_slots(passes.model, None, *args)
+        return forward_slots(passes.model, FULL, *args)
 
     passes.forward_slots = run
     with Watching() as watching, Waiting():
@@ -336,7 +337,7 @@ def test_a_graph_is_on_one_device(is_cached, causal, implementation) -> None:
             cache.layers[0].lazy_initialization(*[torch.empty(3, 1, 1, 64)] * 2)
         tokens, edges, slots = (torch.empty(n, of, dtype=torch.int64) for n, of in ((3, 256), (3, 3), (2, 3)))
     with Watching() as watching, torch.no_grad():
-        assert forward_slots(model, 1 if causal else None, tokens, edges, slots, 64, cache).shape == (3, 64, 128)
+        assert forward_slots(model, CAUSAL if causal else FULL, tokens, edges, slots, 64, cache).shape == (3, 64, 128)
     assert watching.devices == {"meta"}
 
 
@@ -369,3 +370,30 @@ def test_both_models_are_traced_with_the_same_options() -> None:
         plain.generate(torch.tensor([[3, 14, 15]]), **call)
     )
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "shift", "strategy"),
+    [("causal", None, 0, "threshold:0.2"), ("prefix", 4, 0, None), ("prefix", 4, 1, None), ("block", 3, 1, None)],
+)
+def test_compiled_passes_know_every_attention(kind, size, shift, strategy, is_traced) -> None:
+    answers = []
+    for is_compiled in (False, True):
+        drafter = MaskedDiffusionDrafter(
+            _tiny(0), mask_token_id=23, logit_shift=shift, attention=kind, block_size=size
+        )
+        sampler = APDSampler(drafter, _tiny(1))
+        if is_compiled:
+            sampler.compile(backend="eager")
+        prompts = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [3]]
+        more = {"seed": 1, "do_sample": True, "pad_token_id": 0, "strategy": strategy}
+        found = sampler.generate_many(prompts, batch_size=2, max_new_tokens=9, **more)
+        answers.append([answer.tokens for answer in found])
+    assert answers[0] == answers[1]
+
+
+def _tiny(seed: int) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "initializer_range": 0.6}
+    config = Qwen2Config(vocab_size=24, num_attention_heads=2, num_key_value_heads=1, **sizes)
+    return Qwen2ForCausalLM(config).eval()

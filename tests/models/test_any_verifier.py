@@ -11,6 +11,7 @@ from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditional
 from apd import APDSampler
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
+from apd.models.horizon import CAUSAL
 from apd.models.loading import as_verifier, load_verifier, verifier_config
 from apd.models.span import Reach, Span
 from benchmarks.architectures import LENGTHS, shrunk, tiny_model, worst_difference
@@ -170,7 +171,7 @@ def test_only_plain_verifiers_are_compiled():
 def test_a_mask_reaches_as_far_back_as_a_layer(reach, is_level):
     starts, ends, paddings = ([4, 4], [9, 9], [0, 0]) if is_level else ([4, 2], [9, 5], [0, 2])
     span = Span.of_rows(starts, ends, paddings, torch.device("cpu"))
-    mask = span.mask(9, 1, reach).expand(2, 1, -1, -1)
+    mask = span.mask(9, CAUSAL, reach).expand(2, 1, -1, -1)
     for row in range(2):
         for query in range(starts[row], ends[row]):
             at = query - paddings[row]

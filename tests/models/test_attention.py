@@ -26,6 +26,7 @@ import apd.models.attention
 from apd import ModelSpec, load_drafter, load_verifier
 from apd.models.attention import GROUPED, grouped_sdpa
 from apd.models.graphs import FixedCache, forward_slots
+from apd.models.horizon import CAUSAL, FULL
 from apd.models.loading import as_drafter, as_verifier
 from apd.models.span import Span
 from apd.models.transformer import EagerPasses
@@ -189,7 +190,7 @@ def test_a_model_computes_the_same_and_repeats_no_keys(family, is_cached, causal
 
     def hidden_states(implementation: str) -> list[Tensor]:
         model.set_attn_implementation(implementation)
-        passes = EagerPasses(model, block_size=1 if causal else None, cache_shape=(3, 30) if is_cached else None)
+        passes = EagerPasses(model, attention=CAUSAL if causal else FULL, cache_shape=(3, 30) if is_cached else None)
         states = [passes(TOKENS, span)[span.real] for span in spans]
         assert bool(packed) == (implementation == GROUPED)
         if passes.cache is not None:
@@ -228,7 +229,7 @@ def test_a_compiled_pass_is_one_graph(causal: bool, packed: list) -> None:
         hidden = run(tokens, edges, slots, 64, cache)
         return torch.cat([row[: end - start] for row, start, end in zip(hidden, starts, ends, strict=True)])
 
-    plain = partial(forward_slots, model, 1 if causal else None)
+    plain = partial(forward_slots, model, CAUSAL if causal else FULL)
     expected = hidden_states("sdpa", plain)
     torch._dynamo.reset()
     compiled = hidden_states(GROUPED, torch.compile(plain, backend=backend, fullgraph=True, dynamic=False))

@@ -17,6 +17,7 @@ from apd.decoding.acceptance import Coupling
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.step import APD
 from apd.models.cache import ColumnCache
+from apd.models.horizon import CAUSAL, FULL
 from apd.models.span import PASS_OVERHEAD_COLUMNS, Span
 from apd.models.transformer import EagerPasses
 
@@ -50,7 +51,7 @@ def test_parted_rows_have_the_same_hidden_states(monkeypatch, causal, is_cached)
 
     def hidden_states(cost: int) -> list[torch.Tensor]:
         monkeypatch.setattr("apd.models.span.PASS_OVERHEAD_COLUMNS", cost)
-        passes = EagerPasses(model, block_size=1 if causal else None, cache_shape=(4, 40) if is_cached else None)
+        passes = EagerPasses(model, attention=CAUSAL if causal else FULL, cache_shape=(4, 40) if is_cached else None)
         spans = [Span.of_rows(*edges, paddings, tokens.device) for edges in (first, second)]
         assert [len(span.groups()) > 1 for span in spans] == [False, cost == 0 and is_cached]
         return [passes(tokens, s)[s.real] for s in spans]
@@ -123,7 +124,7 @@ def test_level_rows_need_no_mask(monkeypatch, causal, implementation) -> None:
     tokens = torch.randint(0, 100, (3, 40), generator=torch.Generator().manual_seed(0))
 
     def hidden_states(is_level: bool) -> list[torch.Tensor]:
-        passes = EagerPasses(model, block_size=1 if causal else None, cache_shape=(3, 40))
+        passes = EagerPasses(model, attention=CAUSAL if causal else FULL, cache_shape=(3, 40))
         spans = [
             Span.of_rows([start] * 3, [end] * 3, [0] * 3, tokens.device) for start, end in ((0, 20), (17, 25), (5, 40))
         ]
