@@ -50,6 +50,7 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.strategies import Blocks as Blocks
     from apd.strategies import Checked as Checked
     from apd.strategies import Confidence as Confidence
+    from apd.strategies import ConfidentPrefix as ConfidentPrefix
     from apd.strategies import Entropy as Entropy
     from apd.strategies import EntropyBound as EntropyBound
     from apd.strategies import EntropyThreshold as EntropyThreshold
@@ -61,6 +62,7 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.strategies import PromptLookup as PromptLookup
     from apd.strategies import Proposer as Proposer
     from apd.strategies import RandomOrder as RandomOrder
+    from apd.strategies import Seeded as Seeded
     from apd.strategies import Threshold as Threshold
     from apd.strategies import Unmasking as Unmasking
 
@@ -89,8 +91,8 @@ _NAMES = {
     "apd.show.rows": "RowTrace",
     "apd.show.trace": "Trace",
     "apd.strategies": (
-        "Autoregressive Blocks Checked Confidence Entropy EntropyBound EntropyThreshold Factor KLASS LeftToRight Margin Mixture OneStep "
-        "PromptLookup Proposer RandomOrder Threshold Unmasking WINO"
+        "Autoregressive Blocks Checked Confidence ConfidentPrefix Entropy EntropyBound EntropyThreshold Factor KLASS LeftToRight "
+        "Margin Mixture OneStep PromptLookup Proposer RandomOrder Seeded Threshold Unmasking WINO"
     ),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -52,7 +52,8 @@ class APDSampler:
     Args:
         drafter: a `Drafter`, or a transformers model together with `spec`.
         verifier: a `Verifier`, a transformers causal LM, or the drafter's own transformers model, which then verifies its
-            drafts with causal attention; `None` only where no verifier runs (R = 1).
+            drafts with causal attention; `"self"` for the latter where the drafter was trained to predict the next token, too;
+            `None` only where no verifier runs (R = 1).
         tokenizer: kept as `.tokenizer`; compared with the verifier's. Its stop and pad ids count where the drafter's
             generation config has none.
         config: the knobs; `APDConfig()` when not given.
@@ -85,7 +86,7 @@ class APDSampler:
     def __init__(
         self,
         drafter: Drafter | PreTrainedModel,
-        verifier: Verifier | PreTrainedModel | None = None,
+        verifier: Verifier | PreTrainedModel | Literal["self"] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         config: APDConfig | None = None,
         *,
@@ -127,6 +128,7 @@ class APDSampler:
         config: APDConfig | None = None,
         spec: ModelSpec | str | None = None,
         mask_token_id: int | None = None,
+        block_size: int | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
@@ -139,15 +141,17 @@ class APDSampler:
 
         Args:
             drafter: a diffusion LM of a supported family (`apd.FAMILIES`).
-            verifier: a causal LM with the same tokenizer; with `strategy=Checked()`, with any tokenizer.
+            verifier: a causal LM with the same tokenizer; with `strategy=Checked()`, with any tokenizer. `"self"`: the
+                drafter's own weights, read with a causal mask, where its family was trained for that; they are loaded once.
             config: the knobs.
             spec: overrides the family that `config.json` names.
             mask_token_id: overrides the mask id of config and tokenizer.
+            block_size: overrides the number of tokens that the drafter's `config.json` or family drafts at once.
             dtype: dtype of both models; `None`: float32 on a CPU, else as stored.
             device_map: as in transformers, for both models.
             attn_implementation: `"sdpa"`, `"eager"` or `"grouped_sdpa"`, the default where heads share keys.
             revision: branch, tag or commit of the drafter.
-            verifier_revision: branch, tag or commit of the verifier.
+            verifier_revision: branch, tag or commit of a verifier of its own.
             strategy: as in `APDSampler`.
             **knobs_or_loading: single knobs that override `config`; and as in transformers `token`, `cache_dir`,
                 `local_files_only`, `force_download`, for both models `max_memory`, `offload_folder`, `offload_buffers`,
@@ -159,8 +163,9 @@ class APDSampler:
             OSError: no weights in safetensors.
             TypeError: an unknown argument.
         """
-        own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
-        refuse_unknown(knobs_or_loading, [*KNOBS, *PAIR_OPTIONS, *own, "strategy"], "from_pretrained()")
+        own = ("config", "spec", "mask_token_id", "block_size", "dtype", "device_map", "attn_implementation")
+        known = [*KNOBS, *PAIR_OPTIONS, *own, "verifier_revision", "strategy"]
+        refuse_unknown(knobs_or_loading, known, "from_pretrained()")
         knobs = {name: knobs_or_loading.pop(name) for name in KNOBS if name in knobs_or_loading}
         chosen, config = settle(strategy, config or APDConfig(), knobs)  # before anything is loaded
         pair = load_pair(
@@ -168,6 +173,7 @@ class APDSampler:
             verifier,
             spec=spec,
             mask_token_id=mask_token_id,
+            block_size=block_size,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,

@@ -8,6 +8,7 @@ from apd.strategies.proposers import Mixture, PromptLookup, Proposer
 from apd.strategies.unmasking import (
     Autoregressive,
     Confidence,
+    ConfidentPrefix,
     Entropy,
     EntropyBound,
     EntropyThreshold,
@@ -27,6 +28,7 @@ __all__ = [
     "Blocks",
     "Checked",
     "Confidence",
+    "ConfidentPrefix",
     "Entropy",
     "EntropyBound",
     "EntropyThreshold",

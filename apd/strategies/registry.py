@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from apd.config import KNOBS, NUMBER, WHOLE_NUMBER, APDConfig, Form
-from apd.decoding.acceptance import Coupling, Rejection
+from apd.decoding.acceptance import AcceptanceRule, Coupling, Rejection
 from apd.decoding.step import APD
 from apd.decoding.strategy import Strategy, check_strategy
 from apd.strategies.base import Unmasking
@@ -28,6 +28,7 @@ from apd.strategies.proposers import PROPOSERS, Mixture
 from apd.strategies.unmasking import (
     Autoregressive,
     Confidence,
+    ConfidentPrefix,
     Entropy,
     EntropyBound,
     EntropyThreshold,
@@ -44,14 +45,14 @@ __all__ = ["GRAMMAR", "KINDS", "Kind", "Setting", "apd_of", "parse", "settle"]
 
 GRAMMAR = """\
   left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
-  threshold:γ[,least=n]  factor:f  entropy-bound:γ  entropy-threshold:γ[,penalty=nats]  klass:γ[,kl=ε,h=steps]
+  threshold:γ[,least=n]  prefix:γ  factor:f  entropy-bound:γ  entropy-threshold:γ[,penalty=nats]  klass:γ[,kl=ε,h=steps]
   wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
   blocks:LENGTH[,aligned]/ANY-ORDER                               e.g. blocks:8/threshold:0.9
   seeded:LENGTH[,aligned,verifier]/ANY-ORDER                      first token of a block alone; e.g. seeded:32,verifier/threshold:0.9
   one-step  autoregressive
   checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N,pass=COLUMNS][/STRATEGY]   the strategy's own tokens;
                                   e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: mixture drafter verifier lookup
-  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection,step]
+  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,first=judge,correction,rejection,step]
   A parameter that is left out has its default; `;` may stand for `,`."""
 
 
@@ -110,23 +111,29 @@ def _kind(make: type[Strategy], letter: str, name: str, form: Form = NUMBER, **m
 
 
 def _apd_kind() -> Kind:
-    """The grammar of APD, from its knobs: numbers by letter, flags and non-default choices as bare words."""
+    """The grammar of APD, from its knobs: numbers by letter, flags as bare words, choices by name or as bare words."""
     defaults = APDConfig()
     options = {knob.spec or knob.letter: (name, knob.form) for name, knob in KNOBS.items() if knob.form is not None}
+    named = {knob.spec: (name, _choice(knob.choices)) for name, knob in KNOBS.items() if knob.choices and knob.spec}
     words = {
         choice: (name, choice)
         for name, knob in KNOBS.items()
         for choice in knob.choices
-        if choice != getattr(defaults, name)
+        if not knob.spec and choice != getattr(defaults, name)
     }
     flags = {name: (name, True) for name in KNOBS if getattr(defaults, name) is False}
-    return Kind(APDConfig, ("R", "mixture_weight"), options, words | flags)
+    return Kind(APDConfig, ("R", "mixture_weight"), options | named, words | flags)
 
 
-def _named_proposer(text: str) -> str:
-    if text not in PROPOSERS:
-        raise ValueError
-    return text
+def _choice(names: Collection[str]) -> Form:
+    """One of these names; other values are not written."""
+
+    def named(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return Form(f"one of {', '.join(names)}", named, lambda value: value if isinstance(value, str) else None)
 
 
 _WEIGHT = Form(
@@ -134,9 +141,7 @@ _WEIGHT = Form(
     lambda text: Mixture(float(text)),
     lambda value: f"{value.mixture_weight:g}" if isinstance(value, Mixture) else None,
 )
-_PROPOSER = Form(
-    f"one of {', '.join(PROPOSERS)}", _named_proposer, lambda value: value if isinstance(value, str) else None
-)
+_PROPOSER = _choice(PROPOSERS)
 _DEPTH = Form("a whole number or 'auto'", lambda text: text if text == "auto" else int(text))
 
 
@@ -151,6 +156,7 @@ KINDS: dict[str, Kind] = {
     "margin": _top_k(Margin),
     "entropy": _top_k(Entropy),
     "threshold": _kind(Threshold, "γ", "threshold", least=("at_least", WHOLE_NUMBER)),
+    "prefix": _kind(ConfidentPrefix, "γ", "threshold"),
     "factor": _kind(Factor, "f", "factor"),
     "entropy-bound": _kind(EntropyBound, "γ", "bound"),
     "entropy-threshold": _kind(EntropyThreshold, "γ", "threshold", penalty=("penalty", NUMBER)),
@@ -310,8 +316,10 @@ def _join(kind: str, arguments: list[str]) -> str:
 def apd_of(config: APDConfig) -> APD:
     """Adaptive parallel decoding with these knobs."""
     if config.acceptance == "coupling":
-        return APD(config.mixture_weight, Coupling(config.acceptance_threshold, config.correction))
-    return APD(config.mixture_weight, Rejection() if isinstance(config.acceptance, str) else config.acceptance)
+        rule: AcceptanceRule = Coupling(config.acceptance_threshold, config.correction)
+    else:
+        rule = Rejection() if isinstance(config.acceptance, str) else config.acceptance
+    return APD(config.mixture_weight, rule, config.first)
 
 
 def settle(
@@ -345,8 +353,11 @@ def settle(
                 f"`{idle[0]}` has no effect beside `strategy`, got {strategy!r}. Leave one of them out, or decode with "
                 'strategy="apd".'
             )
-    return strategy, config.replace(**knobs)
+    config = config.replace(**knobs)
+    if strategy is None:
+        apd_of(config)  # refuses a rule that could commit nothing
+    return strategy, config
 
 
 # Knobs that only APD reads; the others apply to every strategy.
-_OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction"}
+_OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction", "first"}

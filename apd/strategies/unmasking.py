@@ -174,6 +174,32 @@ class Threshold(Unmasking):
 
 
 @dataclass(frozen=True)
+class ConfidentPrefix(Unmasking):
+    """Commits the longest prefix of the window in which every mask has confidence γ or more, and always the first mask.
+
+    Args:
+        threshold: γ in [0, 1].
+
+    Raises:
+        TypeError, ValueError: γ is outside its range.
+
+    Source: decoding of SDLM, arXiv:2509.24007.
+    """
+
+    threshold: float = 0.9
+    left_to_right = True
+
+    def __post_init__(self) -> None:
+        check_fraction("threshold", self.threshold, "1 is one token per step")
+
+    def choose(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        first = torch.arange(measure.shape[1], device=measure.device) == 0
+        return ((measure < self.threshold) | ~candidate).cumsum(1).eq(0) | first
+
+
+@dataclass(frozen=True)
 class Factor(Unmasking):
     """Commits the n most confident masks, for the largest n with (n + 1)·(1 − c_n) < f; c_n is the n-th highest confidence.
 
