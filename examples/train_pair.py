@@ -96,7 +96,7 @@ class Recipe:
 
 DRAFTER = Recipe(layers=4, width=192, heads=6, hidden=512, rows=64, causal_steps=2000, masked_steps=15600)
 # Starts from the included drafter; a step teaches two or three blocks of each row.
-BLOCK_DRAFTER = replace(DRAFTER, rows=32, causal_steps=0, masked_steps=5000, learning_rate=1.5e-3)
+BLOCK_DRAFTER = replace(DRAFTER, rows=32, causal_steps=0, masked_steps=3600, learning_rate=1.5e-3)
 VERIFIER = Recipe(layers=2, width=32, heads=2, hidden=96, rows=64, causal_steps=2500, masked_steps=0)
 
 
@@ -611,8 +611,11 @@ def measure(sampler: APDSampler, task: str, count: int, arguments: dict[str, Any
 
 
 def print_table(out: Path, count: int) -> None:
-    """Accuracy and tokens per forward of the exported pair, greedy, task by task."""
-    sampler = APDSampler.from_pretrained(str(out / "drafter"), str(out / "verifier"))
+    """Accuracy and tokens per forward of the exported pair, greedy, task by task; without a verifier, of the included one."""
+    places = {"drafter": out / "drafter", "verifier": out / "verifier"}
+    if not places["verifier"].exists():
+        places["verifier"] = INCLUDED_PAIR / "verifier"
+    sampler = APDSampler.from_pretrained(*map(str, places.values()))
     print(
         f"Greedy, {count} held-out instances per task, {MAX_CANVAS} new tokens: accuracy @ tokens per drafter forward"
     )
@@ -625,9 +628,9 @@ def print_table(out: Path, count: int) -> None:
         print(f"| {task} |", " | ".join(map(str, rows[-1])), "|", flush=True)
     totals = [sum(column[1:], start=column[0]) for column in zip(*rows, strict=True)]
     print("| **all** |", " | ".join(map(str, totals)), "|\n")
-    for name in ("drafter", "verifier"):
+    for name, place in places.items():
         network = getattr(sampler, name).model
-        size = (out / name / "model.safetensors").stat().st_size
+        size = (place / "model.safetensors").stat().st_size
         print(f"{name}: {network.num_parameters():,} parameters, {size / 1e6:.2f} MB")
 
 
