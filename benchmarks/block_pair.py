@@ -18,6 +18,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import TASKS, instances
 from apd.models.drafter import MaskedDiffusionDrafter
 from apd.sampler import APDSampler
+from apd.strategies.registry import parse
 from benchmarks.checked.__main__ import Tally, decode
 
 SEQUENTIAL, NO_CACHE, EXACT = "left-to-right:1", "no cache", "exact cache"
@@ -87,6 +89,12 @@ def samplers(drafter: str) -> dict[Name, APDSampler]:
     }
 
 
+def supports(sampler: APDSampler, spec: str) -> bool:
+    """Whether the sampler decodes so: frozen keys presume that tokens are committed from left to right."""
+    strategy = parse(spec).strategy
+    return sampler.config.kv_window is None or strategy is None or strategy.left_to_right
+
+
 def tables(options: argparse.Namespace) -> Iterator[str]:
     """Both tables by task, then the one of the caches, in Markdown."""
     pairs = samplers(options.drafter)
@@ -94,6 +102,7 @@ def tables(options: argparse.Namespace) -> Iterator[str]:
     lengths = {"max_new_tokens": NEW_TOKENS, "seed": 0}
 
     def tallies(name: Name, specs: Iterable[str]) -> dict[str, Tally]:
+        specs = [spec for spec in specs if supports(pairs[name], spec)]
         shown = tqdm(specs, desc=", ".join(name), disable=options.quiet)
         return {spec: decode(pairs[name], spec, samples, 0.0, batch_size=BATCH, **lengths) for spec in shown}
 
@@ -110,7 +119,7 @@ def tables(options: argparse.Namespace) -> Iterator[str]:
     timed: dict[tuple[Name, str], list[Tally]] = {}
     for repetition in tqdm(range(options.repetitions + 1), desc="one by one", disable=options.quiet):
         for name, sampler in pairs.items():
-            for spec in options.cached:
+            for spec in filter(partial(supports, sampler), options.cached):
                 some = alone if repetition else alone[:1]  # a warm-up comes first
                 tally = decode(sampler, spec, some, 0.0, batch_size=1, **lengths)
                 if repetition:
@@ -120,6 +129,9 @@ def tables(options: argparse.Namespace) -> Iterator[str]:
     lines = []
     for spec in options.cached:
         for name, tallied in found.items():
+            if spec not in tallied:
+                lines.append((*name, f"`{spec}`", *["refused"] * 5))
+                continue
             tally, ones = tallied[spec], timed[name, spec]
             pairs_of_answers = zip(tally.answers, found[name[0], NO_CACHE][spec].answers, strict=True)
             equal = sum(mine == exact for mine, exact in pairs_of_answers) / len(samples)

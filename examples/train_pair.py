@@ -22,7 +22,7 @@ After an interruption the same command continues from the last checkpoint:
     python examples/train_pair.py                # about 70 minutes on one CPU core
     python examples/train_pair.py --table        # only measure the pair in --out
     python examples/train_pair.py --quick --out pair   # seconds; shows that the script runs
-    python examples/train_pair.py --attention block --block-size 8 --out block_pair   # about 60 minutes
+    python examples/train_pair.py --attention block --block-size 8 --out block_pair   # about 25 minutes
 """
 
 import argparse

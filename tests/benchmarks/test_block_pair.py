@@ -32,12 +32,14 @@ def test_an_exact_cache_computes_fewer_columns_for_the_same_answers(
     drafter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = ["--count", "1", "--alone", "2", "--repetitions", "1", "--quiet", "--out", str(tmp_path / "tables.md")]
-    chosen = ["--by-task", "left-to-right:4", "apd:R=0.5", "--cached", "left-to-right:4"]
+    chosen = ["--by-task", "left-to-right:4", "apd:R=0.5", "--cached", "left-to-right:4", "one-step"]
     assert main(["--drafter", drafter, *few, *chosen]) == 0
     written = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert written.split() == capsys.readouterr().out.split()
     rows = [line.strip("| ").split(" | ") for line in written.splitlines() if line.startswith("| ")]
     assert [cells[0] for cells in rows if len(cells) == 3] == ["task", "---", *TASKS, "**all**"] * 2
+    assert [cells[1] for cells in rows if cells[-1] == "refused"] == ["kv_window=16", "kv_window=4"]
+    rows = [cells for cells in rows if cells[2] == "`left-to-right:4`"]
     caches = {tuple(cells[:2]): [float(cell.split()[0]) for cell in cells[3:]] for cells in rows if cells[0] in KINDS}
     assert len(caches) == 5
     bare, kept = (caches["block", cache] for cache in ("no cache", "exact cache"))
