@@ -13,11 +13,16 @@ How: both models are small Qwen2 networks on the tasks of `apd.embedded.tasks`, 
 3. The verifier, a causal model many times smaller, is trained for a few minutes only: it has to be weaker than the
    drafter, else the pair would not show the effect of parallel decoding.
 
+With `--attention block` the drafter is block-causal, as in Fast-dLLM v2: a token sees its own block and the blocks before
+it, so the keys of finished blocks can be kept without error. It has the shape of the included drafter and starts from its
+weights (Fast-dLLM v2 starts from a trained causal model), and the included verifier serves it.
+
 After an interruption the same command continues from the last checkpoint:
 
     python examples/train_pair.py                # about 70 minutes on one CPU core
     python examples/train_pair.py --table        # only measure the pair in --out
     python examples/train_pair.py --quick --out pair   # seconds; shows that the script runs
+    python examples/train_pair.py --attention block --block-size 8 --out block_pair   # about 25 minutes
 """
 
 import argparse
@@ -26,7 +31,8 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +48,16 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from apd import APDSampler, Autoregressive, Confidence, LeftToRight, Threshold
 from apd.embedded import tasks
 
+INCLUDED_PAIR = Path(__file__).parents[1] / "apd" / "embedded"
+
 ROW_LENGTH = 60  # tokens of a training row: prompt and canvas
 MAX_CANVAS = 32  # positions that are decoded: answer and the <eos> tail
 TAIL_WEIGHT = 0.15  # loss weight of the <eos>s behind the first one
 
+LONGEST_ROW = 53  # tokens of the longest prompt and answer, <eos> included
+LONGEST_ANSWER = 21
+
+FAST_DLLM_CODE = "Efficient-Large-Model/Fast_dLLM_v2_7B"  # where Fast-dLLM v2's own modelling code is published
 DREAM_CODE = "Dream-org/Dream-v0-Instruct-7B"  # where Dream's own modelling code is published
 
 # How often a task is drawn in the first and in the second half of the training; hard tasks are drawn more often.
@@ -83,6 +95,8 @@ class Recipe:
 
 
 DRAFTER = Recipe(layers=4, width=192, heads=6, hidden=512, rows=64, causal_steps=2000, masked_steps=15600)
+# Starts from the included drafter; a step teaches two or three blocks of each row.
+BLOCK_DRAFTER = replace(DRAFTER, rows=32, causal_steps=0, masked_steps=3600, learning_rate=1.5e-3)
 VERIFIER = Recipe(layers=2, width=32, heads=2, hidden=96, rows=64, causal_steps=2500, masked_steps=0)
 
 
@@ -138,25 +152,31 @@ class RowSource:
         self.token_id = {token: i for i, token in enumerate(tasks.VOCABULARY)}
         self.seed = seed
 
-    def draw(self, step: int, count: int, cut: float, half: int) -> Rows:
-        """`count` rows, of which a share `cut` ends inside the answer; `half` (0 or 1) chooses the task weights."""
+    def draw(self, step: int, count: int, half: int, cut: float = 0.0, block_size: int | None = None) -> Rows:
+        """`count` rows; `half` (0 or 1) chooses the task weights.
+
+        A share `cut` ends inside the answer. With a `block_size` all rows end with the block of the first <eos> instead.
+        """
         rng = random.Random(f"rows {self.seed} {step}")
         chosen = rng.choices(tasks.TASKS, [TASK_WEIGHTS[task][half] for task in tasks.TASKS], k=count)
         pad, eos = self.token_id["<pad>"], self.token_id["<eos>"]
+        length = LONGEST_ROW + -LONGEST_ROW % block_size if block_size else ROW_LENGTH
         ids, bounds = [], []
         for task in chosen:
             instance = next(tasks.stream(task, rng))
             prompt = self.encode(instance.prompt).ids
             answer = [*self.encode(instance.answer).ids, eos]
             room = min(MAX_CANVAS, ROW_LENGTH - len(prompt))
-            if rng.random() < cut:
+            if block_size:
+                canvas = len(answer) + -(len(prompt) + len(answer)) % block_size
+            elif rng.random() < cut:
                 canvas = rng.randint(1, len(answer) - 1)
             else:
                 canvas = room if rng.random() < 0.6 else rng.randint(len(answer), room)
             row = prompt + (answer + [eos] * canvas)[:canvas]
             newcomer = self.token_id[instance.newcomer] if instance.newcomer else -1
             bounds.append((len(prompt), min(len(prompt) + len(answer), len(row)), len(row), newcomer))
-            ids.append(row + [pad] * (ROW_LENGTH - len(row)))
+            ids.append(row + [pad] * (length - len(row)))
         columns = torch.tensor(bounds).split(1, dim=1)
         is_story = torch.tensor([[task == tasks.ARITHMETIC] for task in chosen])
         return Rows(torch.tensor(ids), *columns, is_story)
@@ -224,6 +244,100 @@ def mask_rows(rows: Rows, is_content: Tensor, generator: torch.Generator, half: 
     return masked, weight
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What a network reads in one step, and what it should say.
+
+    Args:
+        inputs: `b n`, token ids.
+        targets: `b m`, the token that each of the first m columns should predict.
+        weights: `b m`, loss weights of the targets.
+        visible: `b 1 n n` bool, which columns (last) a column sees.
+        positions: `b n` or `1 n`, position of each column in its row.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor
+    visible: Tensor
+    positions: Tensor
+
+
+def causal_batch(rows: Rows) -> Batch:
+    """Rows as they are; every token sees those before it."""
+    n = rows.ids.shape[1]
+    position = torch.arange(n)
+    canvas = (position >= rows.starts) & (position < rows.ends)
+    weights = normalise(canvas * torch.where(position < rows.tails, 1.0, TAIL_WEIGHT))
+    visible = (position < rows.ends)[:, None, None, :] & torch.ones(n, n).tril().bool()
+    return Batch(rows.ids, rows.ids[:, 1:], weights[:, 1:], visible, position[None])
+
+
+def full_batch(rows: Rows, mask: int, noise: Callable[[Rows], tuple[Tensor, Tensor]]) -> Batch:
+    """Rows with masks (id `mask`) that `noise` chooses, see `mask_rows`; every token sees all others."""
+    n = rows.ids.shape[1]
+    position = torch.arange(n)
+    masked, weights = noise(rows)
+    visible = (position < rows.ends)[:, None, None, :].expand(-1, 1, n, -1)
+    inputs = torch.where(masked, mask, rows.ids)
+    return Batch(inputs, rows.ids[:, 1:], weights[:, 1:], visible, position[None])
+
+
+def block_batch(rows: Rows, mask: int, noise: Callable[[Rows], tuple[Tensor, Tensor]], block_size: int) -> Batch:
+    """All blocks of the answers with masks, each behind its finished blocks, in one pass.
+
+    A row is there twice: `clean`, then its answer's blocks once more, `noisy`. Clean columns see the clean columns up to
+    their block's end; noisy ones see the clean blocks before theirs, and their own noisy block. This is what decoding
+    shows them. The first token of a block is predicted at the last clean column before it.
+
+    Args:
+        rows: rows that end with a block.
+        mask: id of the mask token.
+        noise: as in `full_batch`; it sees every noisy block as a row of its own.
+        block_size: tokens per block, counted from the start of the row.
+    """
+    b, n = rows.ids.shape
+    num_clean = (LONGEST_ROW - 1) // block_size * block_size
+    num_blocks = (LONGEST_ANSWER + 2 * (block_size - 1)) // block_size
+    first = rows.starts // block_size * block_size
+    clean = torch.arange(num_clean).expand(b, -1)
+    noisy = first + torch.arange(num_blocks * block_size)
+    positions = torch.cat([clean, noisy], 1)
+
+    ids = F.pad(rows.ids, (0, LONGEST_ROW + num_blocks * block_size - n))  # any value: it is never seen, and weighs 0
+    block_starts = noisy[:, ::block_size].reshape(-1, 1)
+
+    def in_block(bounds: Tensor) -> Tensor:
+        return (bounds.repeat_interleave(num_blocks, 0) - block_starts).clamp(0, block_size)
+
+    blocks = Rows(
+        ids=ids.gather(1, noisy).view(-1, block_size),
+        starts=in_block(rows.starts),
+        tails=in_block(rows.tails),
+        ends=in_block(rows.ends),
+        newcomers=rows.newcomers.repeat_interleave(num_blocks, 0),
+        is_story=rows.is_story.repeat_interleave(num_blocks, 0),
+    )
+    masked, weights = noise(blocks)
+    weights = torch.where(blocks.ends > 0, weights, 0.0)  # a short answer has fewer blocks
+    inputs = torch.cat([ids[:, :num_clean], torch.where(masked, mask, blocks.ids).view(b, -1)], 1)
+
+    # Column r predicts token r + 1; weights of the first tokens of blocks belong to the clean column before.
+    weights = weights.view(b, num_blocks, block_size)
+    next_weights = torch.zeros(b, positions.shape[1])
+    next_weights[:, num_clean:] = F.pad(weights[:, :, 1:], (0, 1)).flatten(1)
+    last_before = noisy[:, ::block_size].sub(1).clamp(0, num_clean - 1)
+    next_weights.scatter_add_(1, last_before, weights[:, :, 0])
+    targets = ids.gather(1, positions + 1)
+
+    block = positions // block_size
+    is_noisy = torch.arange(positions.shape[1]) >= num_clean
+    same, earlier = block[:, :, None] == block[:, None, :], block[:, :, None] > block[:, None, :]
+    visible = torch.where(is_noisy, is_noisy[:, None] & same, earlier | (~is_noisy[:, None] & same))
+    visible = visible & (positions < rows.ends)[:, None, :]
+    return Batch(inputs, targets, next_weights, visible[:, None], positions)
+
+
 def normalise(weights: Tensor) -> Tensor:
     """Scale the weights of each row to a sum of 1."""
     return weights / weights.sum(1, keepdim=True)
@@ -254,14 +368,16 @@ def build_network(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, is_causal:
     return Qwen2ForCausalLM(config)
 
 
-def loss_of(network: Qwen2ForCausalLM, inputs: Tensor, targets: Tensor, weights: Tensor, visible: Tensor) -> Tensor:
-    """Weighted cross-entropy in nats, summed within rows, averaged over them; `visible` is the `b 1 n n` attention mask."""
-    position_ids = torch.arange(inputs.shape[1], device=inputs.device)[None]
+def loss_of(
+    network: Qwen2ForCausalLM, inputs: Tensor, targets: Tensor, weights: Tensor, visible: Tensor, positions: Tensor
+) -> Tensor:
+    """Weighted cross-entropy in nats, summed within rows, averaged over them; for the arguments see `Batch`."""
     bias = torch.where(visible, 0.0, -1e9)
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
-        logits = network(input_ids=inputs, attention_mask=bias, position_ids=position_ids).logits
-    losses = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten(), reduction="none")
-    return (losses * weights[:, 1:].flatten()).sum() / len(inputs)
+        logits = network(input_ids=inputs, attention_mask=bias, position_ids=positions).logits
+    logits = logits[:, : targets.shape[1]].float()
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return (losses * weights.flatten()).sum() / len(inputs)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -316,14 +432,14 @@ def train(
     checkpoint: Path,
     save_every: int,
     title: str,
+    block_size: int | None = None,
 ) -> None:
-    """Train `network` in place, from the last checkpoint if there is one."""
+    """Train `network` in place, from the last checkpoint if there is one; block-causal with a `block_size`."""
     device = next(network.parameters()).device
     optimizers = build_optimizers(network, recipe.learning_rate)
     done = load_checkpoint(checkpoint, network, optimizers)
     source = RowSource(tokenizer, seed)
     is_content = torch.tensor([token.strip() in tasks.NAMES or token.strip().isdigit() for token in tasks.VOCABULARY])
-    causal = torch.ones(ROW_LENGTH, ROW_LENGTH).tril().bool()
     network.set_attn_implementation(
         "eager"
     )  # at 60 tokens the backward pass of torch's CPU kernel takes as long as everything else
@@ -335,20 +451,18 @@ def train(
     for step in progress:
         is_masked_phase = step >= recipe.causal_steps
         half = 2 * step // recipe.steps
-        rows = source.draw(step, recipe.rows, cut=0.25 if is_masked_phase else 0.0, half=half)
-        position = torch.arange(ROW_LENGTH)
-        canvas = (position >= rows.starts) & (position < rows.ends)
-        visible = (position < rows.ends)[:, None, None, :].expand(-1, 1, ROW_LENGTH, -1)
         if is_masked_phase:
-            noise = torch.Generator().manual_seed(seed * 10**9 + step)
-            masked, weights = mask_rows(rows, is_content, noise, half)
-            inputs = torch.where(masked, tokenizer.mask_token_id, rows.ids)
+            rows = source.draw(step, recipe.rows, half, cut=0.25, block_size=block_size)
+            generator = torch.Generator().manual_seed(seed * 10**9 + step)
+            noise = partial(mask_rows, is_content=is_content, generator=generator, half=half)
+            if block_size:
+                batch = block_batch(rows, tokenizer.mask_token_id, noise, block_size)
+            else:
+                batch = full_batch(rows, tokenizer.mask_token_id, noise)
         else:
-            weights = normalise(canvas * torch.where(position < rows.tails, 1.0, TAIL_WEIGHT))
-            inputs, visible = rows.ids, visible & causal
-        batch = (t.to(device) for t in (inputs, rows.ids, weights, visible))
+            batch = causal_batch(source.draw(step, recipe.rows, half))
 
-        loss = loss_function(network, *batch)
+        loss = loss_function(network, *(getattr(batch, field.name).to(device) for field in fields(batch)))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         for optimizer in optimizers:
@@ -379,8 +493,14 @@ def can_compile(device: torch.device) -> bool:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def export(network: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path, is_drafter: bool) -> None:
-    """Write bfloat16 weights, tokenizer and config; the drafter's config is Dream's, field by field."""
+def export(
+    network: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    directory: Path,
+    is_drafter: bool,
+    block_size: int | None = None,
+) -> None:
+    """Write bfloat16 weights, tokenizer and config; a drafter's config is Dream's or Fast-dLLM v2's, field by field."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
     tokenizer_config = json.loads((directory / "tokenizer_config.json").read_text())
@@ -416,7 +536,20 @@ def export(network: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, direct
         "use_sliding_window": False,
         "vocab_size": c.vocab_size,
     }
-    if is_drafter:
+    if block_size:
+        code = f"{FAST_DLLM_CODE}--modeling.Fast_dLLM_Qwen"
+        config |= {
+            "architectures": ["Fast_dLLM_QwenForCausalLM"],
+            "auto_map": {
+                "AutoConfig": f"{FAST_DLLM_CODE}--configuration.Fast_dLLM_QwenConfig",
+                "AutoModel": f"{code}Model",
+                "AutoModelForCausalLM": f"{code}ForCausalLM",
+            },
+            "bd_size": block_size,
+            "mask_token_id": tokenizer.mask_token_id,
+            "model_type": "Fast_dLLM_Qwen",
+        }
+    elif is_drafter:
         config |= {
             "architectures": ["DreamModel"],
             "auto_map": {
@@ -478,8 +611,11 @@ def measure(sampler: APDSampler, task: str, count: int, arguments: dict[str, Any
 
 
 def print_table(out: Path, count: int) -> None:
-    """Accuracy and tokens per forward of the exported pair, greedy, task by task."""
-    sampler = APDSampler.from_pretrained(str(out / "drafter"), str(out / "verifier"))
+    """Accuracy and tokens per forward of the exported pair, greedy, task by task; without a verifier, of the included one."""
+    places = {"drafter": out / "drafter", "verifier": out / "verifier"}
+    if not places["verifier"].exists():
+        places["verifier"] = INCLUDED_PAIR / "verifier"
+    sampler = APDSampler.from_pretrained(*map(str, places.values()))
     print(
         f"Greedy, {count} held-out instances per task, {MAX_CANVAS} new tokens: accuracy @ tokens per drafter forward"
     )
@@ -492,15 +628,15 @@ def print_table(out: Path, count: int) -> None:
         print(f"| {task} |", " | ".join(map(str, rows[-1])), "|", flush=True)
     totals = [sum(column[1:], start=column[0]) for column in zip(*rows, strict=True)]
     print("| **all** |", " | ".join(map(str, totals)), "|\n")
-    for name in ("drafter", "verifier"):
+    for name, place in places.items():
         network = getattr(sampler, name).model
-        size = (out / name / "model.safetensors").stat().st_size
+        size = (place / "model.safetensors").stat().st_size
         print(f"{name}: {network.num_parameters():,} parameters, {size / 1e6:.2f} MB")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "apd" / "embedded")
+    parser.add_argument("--out", type=Path, default=INCLUDED_PAIR)
     parser.add_argument(
         "--checkpoints",
         type=Path,
@@ -508,6 +644,8 @@ def main() -> None:
         help="delete it to start over",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attention", choices=("full", "block"), default="full", help="of the drafter")
+    parser.add_argument("--block-size", type=int, default=8, help="tokens per block, for --attention block")
     parser.add_argument("--only", choices=("drafter", "verifier"), help="train one of the two, e.g. in two processes")
     parser.add_argument("--table", action="store_true", help="measure what is in --out and stop")
     parser.add_argument("--count", type=int, default=100, help="held-out instances per task in the table")
@@ -515,12 +653,18 @@ def main() -> None:
         "--quick", action="store_true", help="a few steps of tiny networks, to see that all of it runs"
     )
     arguments = parser.parse_args()
+    block_size = arguments.block_size if arguments.attention == "block" else None
+    if not 1 <= arguments.block_size <= MAX_CANVAS:
+        parser.error(f"--block-size must be 1 to {MAX_CANVAS}, got {arguments.block_size}.")
+    if block_size and arguments.out == INCLUDED_PAIR:
+        parser.error("--attention block needs --out, as the default is the place of the included pair.")
     torch.set_num_threads(int(os.environ.get("APD_NUM_THREADS", "1")))
 
     if not arguments.table:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         tokenizer = build_tokenizer()
-        for name, recipe in (("drafter", DRAFTER), ("verifier", VERIFIER)):
+        recipes = {"drafter": BLOCK_DRAFTER} if block_size else {"drafter": DRAFTER, "verifier": VERIFIER}
+        for name, recipe in recipes.items():
             if arguments.only not in (None, name):
                 continue
             if arguments.quick:
@@ -537,15 +681,18 @@ def main() -> None:
             torch.manual_seed(arguments.seed)
             network = build_network(recipe, tokenizer, is_causal=name == "verifier").to(device)
             arguments.checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoint = arguments.checkpoints / f"{name}-{arguments.seed}{'-quick' * arguments.quick}.safetensors"
+            if block_size and not arguments.quick:
+                network.load_state_dict(load_file(INCLUDED_PAIR / "drafter" / "model.safetensors"))
+            kind = f"{name}-block{block_size}" if block_size else name
+            checkpoint = arguments.checkpoints / f"{kind}-{arguments.seed}{'-quick' * arguments.quick}.safetensors"
             started = time.perf_counter(), time.process_time()
-            train(network, recipe, tokenizer, arguments.seed, checkpoint, save_every=400, title=name)
+            train(network, recipe, tokenizer, arguments.seed, checkpoint, 400, title=name, block_size=block_size)
             minutes = [
                 (now - then) / 60
                 for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)
             ]
             print(f"{name}: {minutes[0]:.1f} minutes, {minutes[1]:.1f} CPU minutes in this run")
-            export(network, tokenizer, arguments.out / name, is_drafter=name == "drafter")
+            export(network, tokenizer, arguments.out / name, name == "drafter", block_size)
     if arguments.only is None or arguments.table:
         print_table(arguments.out, arguments.count if not arguments.quick else 4)
 

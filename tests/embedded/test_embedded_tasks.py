@@ -157,16 +157,18 @@ def test_verifier_loads_as_a_plain_qwen2_that_is_several_times_smaller() -> None
 
 
 @pytest.mark.slow
-def test_the_training_script_runs_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attention", ["full", "block"])
+def test_the_training_script_runs_and_goes_on_from_its_checkpoint(attention: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("tqdm") is None:
         pytest.skip("tqdm is not installed")
-    script = [sys.executable, str(ROOT / "examples" / "train_pair.py"), "--quick"]
+    script = [sys.executable, str(ROOT / "examples" / "train_pair.py"), "--quick", "--attention", attention]
     where = ["--out", str(tmp_path / "pair"), "--checkpoints", str(tmp_path / "checkpoints")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "APD_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    names = ["drafter", "verifier"] if attention == "full" else ["drafter"]
     for only in ([], ["--only", "drafter"]):
         run = subprocess.run([*script, *where, *only], capture_output=True, text=True, env=environment, check=False)
         assert run.returncode == 0, run.stderr
         assert ("| **all** |" in run.stdout) == (not only)
-    weights = [tmp_path / "pair" / name / "model.safetensors" for name in ("drafter", "verifier")]
+    weights = [tmp_path / "pair" / name / "model.safetensors" for name in names]
     assert all(path.exists() for path in weights)
     assert "6/6" in run.stderr  # the second run found all six steps done
