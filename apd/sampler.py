@@ -127,6 +127,7 @@ class APDSampler:
         config: APDConfig | None = None,
         spec: ModelSpec | str | None = None,
         mask_token_id: int | None = None,
+        block_size: int | None = None,
         dtype: torch.dtype | str | None = None,
         device_map: Any = None,
         attn_implementation: str | None = None,
@@ -143,6 +144,7 @@ class APDSampler:
             config: the knobs.
             spec: overrides the family that `config.json` names.
             mask_token_id: overrides the mask id of config and tokenizer.
+            block_size: overrides the number of tokens that the drafter's `config.json` or family drafts at once.
             dtype: dtype of both models; `None`: float32 on a CPU, else as stored.
             device_map: as in transformers, for both models.
             attn_implementation: `"sdpa"`, `"eager"` or `"grouped_sdpa"`, the default where heads share keys.
@@ -159,8 +161,9 @@ class APDSampler:
             OSError: no weights in safetensors.
             TypeError: an unknown argument.
         """
-        own = ("config", "spec", "mask_token_id", "dtype", "device_map", "attn_implementation", "verifier_revision")
-        refuse_unknown(knobs_or_loading, [*KNOBS, *PAIR_OPTIONS, *own, "strategy"], "from_pretrained()")
+        own = ("config", "spec", "mask_token_id", "block_size", "dtype", "device_map", "attn_implementation")
+        known = [*KNOBS, *PAIR_OPTIONS, *own, "verifier_revision", "strategy"]
+        refuse_unknown(knobs_or_loading, known, "from_pretrained()")
         knobs = {name: knobs_or_loading.pop(name) for name in KNOBS if name in knobs_or_loading}
         chosen, config = settle(strategy, config or APDConfig(), knobs)  # before anything is loaded
         pair = load_pair(
@@ -168,6 +171,7 @@ class APDSampler:
             verifier,
             spec=spec,
             mask_token_id=mask_token_id,
+            block_size=block_size,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,

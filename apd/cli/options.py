@@ -14,7 +14,7 @@ from apd.config import KNOBS, APDConfig, Form
 from apd.text import check_text
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-LOADING = ("dtype", "device_map", "attn_implementation", "revision")
+LOADING = ("block_size", "dtype", "device_map", "attn_implementation", "revision")
 STANDARD = "-"  # as a file: standard input or standard output
 
 # These do not change an answer.
@@ -65,11 +65,17 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     add_colour(what)
 
     models = generate.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
-    models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, DiffuCoder, LLaDA, ...)")
+    models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, LLaDA, SDAR, WeDLM, ...)")
     models.add_argument(
         "--verifier",
         metavar="PATH",
         help="small causal LM of the same vocabulary, or of any with --strategy checked; not needed at R = 1",
+    )
+    models.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="tokens that the drafter drafts at once (default: as its config.json or family says)",
     )
     models.add_argument("--dtype", help="float32, bfloat16, ... (default: float32 on a CPU)")
     models.add_argument(

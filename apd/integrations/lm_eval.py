@@ -61,9 +61,15 @@ __all__ = ["APDLM", "Counts", "main", "register"]
 
 _log = logging.getLogger(__name__)
 
-_LOADING = ("dtype", "device_map", "attn_implementation", "revision", "verifier_revision", "spec", "mask_token_id")
+_LOADING = (
+    *("dtype", "device_map", "attn_implementation", "revision", "verifier_revision"),
+    *("spec", "mask_token_id", "block_size"),
+)
 _OWN = "pair drafter verifier batch_size max_new_tokens max_length seed tokens_per_step strategy device".split()
-_NUMBERS = (*KNOBS, "batch_size", "max_new_tokens", "max_length", "seed", "tokens_per_step", "mask_token_id")
+_NUMBERS = (
+    *(*KNOBS, "batch_size", "max_new_tokens", "max_length", "seed", "tokens_per_step"),
+    *("mask_token_id", "block_size"),
+)
 _SAMPLING = tuple(name for name, _, _ in WARPERS)
 _KINDS = {"do_sample": FLAG, "until": TEXTS, **dict.fromkeys(_SAMPLING, REAL)}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's aliases

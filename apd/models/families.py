@@ -1,150 +1,34 @@
-"""Families of masked-diffusion models, and the one place that knows checkpoint names.
+"""Families of diffusion LMs, and the one place that knows checkpoint names.
 
-Every supported family is an ordinary transformers decoder that attends both ways: `config.is_causal = False` turns
-`Qwen2ForCausalLM` into Dream and `LlamaForCausalLM` into LLaDA. A `ModelSpec` holds the remaining differences.
+Every supported family is an ordinary transformers decoder, run with the masks that the family was trained with:
+`Qwen2ForCausalLM` is Dream if its columns see each other, and WeDLM if they see what is left of them. A `ModelSpec` holds the
+remaining differences.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
-
-from apd.kinds import REAL, WHOLE, misfit
-from apd.models.horizon import Kind
-
-RawConfig = Mapping[str, Any]
-
-_NEEDED = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "max_position_embeddings",
-    "rms_norm_eps",
+from transformers import (
+    Glm4MoeForCausalLM,
+    LlamaForCausalLM,
+    Ministral3ForCausalLM,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
 )
 
-_FRACTIONS = ("rms_norm_eps", "rope_theta")
-_OPTIONAL = ("head_dim", "hidden_act", "attention_bias", "initializer_range", "tie_word_embeddings")
-
-
-def decoder_fields(raw: RawConfig) -> dict[str, Any]:
-    """Config fields of a checkpoint with transformers' field names: Dream, a2d, and models saved by `save_pretrained`.
-
-    Args:
-        raw: the content of `config.json`.
-    Raises:
-        ValueError: a field is missing or has a wrong type, or sliding-window or multimodal attention is on.
-    """
-    _demand(raw, use_sliding_window=False, use_mrope=False)
-    _need(raw, *_NEEDED)
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    rope["rope_type"] = rope.pop("type", rope.get("rope_type", "default"))
-    if "rope_theta" not in rope:
-        _need(raw, "rope_theta")
-        rope["rope_theta"] = raw["rope_theta"]
-    fields = {name: raw[name] for name in _NEEDED + _OPTIONAL if raw.get(name) is not None}
-    return fields | {"rope_parameters": rope}
-
-
-def llada_fields(raw: RawConfig) -> dict[str, Any]:
-    """Llama config fields of a LLaDA 1.0 or 1.5 checkpoint, which uses other field names.
-
-    Args:
-        raw: the content of `config.json`.
-    Raises:
-        ValueError: a field is missing or has a wrong type, or an option is on that no Llama computes. The weights alone
-            would not show such an option.
-    """
-    _demand(
-        raw,
-        activation_type="silu",
-        alibi=False,
-        block_type="llama",
-        clip_qkv=None,
-        input_emb_norm=False,
-        layer_norm_type="rms",
-        rope=True,
-        scale_logits=False,
-    )
-    _need(raw, "d_model", "mlp_hidden_size", "n_layers", "n_heads", "max_sequence_length", "rope_theta", "vocab_size")
-    return {
-        "vocab_size": raw.get("embedding_size") or raw["vocab_size"],
-        "hidden_size": raw["d_model"],
-        "intermediate_size": raw["mlp_hidden_size"],
-        "num_hidden_layers": raw["n_layers"],
-        "num_attention_heads": raw["n_heads"],
-        "num_key_value_heads": raw.get("n_kv_heads") or raw["n_heads"],
-        "max_position_embeddings": raw["max_sequence_length"],
-        "rms_norm_eps": raw.get("rms_norm_eps", 1e-5),
-        "rope_parameters": {"rope_type": "default", "rope_theta": raw["rope_theta"]},
-        "tie_word_embeddings": raw.get("weight_tying", False),
-    }
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Everything that distinguishes one family of masked-diffusion models from another.
-
-    Args:
-        name: the family's name, as in `spec="dream"`.
-        model_class: the transformers class that computes the model when `config.is_causal` is False.
-        logit_shift: 1 if row i-1 of the logits predicts the token at position i, as in models adapted from a causal one
-            (Dream); 0 if row i does (LLaDA).
-        config_fields: function from the content of `config.json` to the arguments of `model_class.config_class`.
-        key_mapping: regular expressions over the checkpoint's weight names, and their replacements in `model_class`. Each
-            may have one capture group at most: transformers leaves the weights of a pattern with two at random values.
-        model_types, architectures: values in `config.json` that identify the family; both must match. If empty, the family
-            is used only if `spec=` names it.
-        attention: which columns see each other: "full", "causal", "prefix" or "block", see `apd.models.horizon`.
-        block_size: length of the blocks, or of a causal or prefix model's draft, where `config.json` does not say it; `None`: it
-            must be given, for "causal" and "prefix" there is no limit then.
-        block_field: name of the block length in `config.json`; "" if it has none.
-        anchored: for "prefix": blocks stand still until they are decided, see `apd.models.horizon`.
-        mask_token_id: id of the mask token where neither `config.json` nor the tokenizer says it, as in families whose code has
-            it as a default argument.
-        where: further values of `config.json` that identify the family.
-        reads_causally: True if the model was trained to predict the next token under a causal mask, too, so that it can verify
-            its own draft (`verifier="self"`).
-
-    Raises:
-        ValueError: `logit_shift` is neither 0 nor 1, or an unknown kind of attention.
-
-    Example:
-        >>> mine = ModelSpec("mine", Qwen3ForCausalLM, logit_shift=1)
-        >>> drafter = load_drafter("path/to/checkpoint", spec=mine, mask_token_id=151669)
-    """
-
-    name: str
-    model_class: type[PreTrainedModel]
-    logit_shift: int
-    config_fields: Callable[[RawConfig], dict[str, Any]] = decoder_fields
-    key_mapping: Mapping[str, str] = field(default_factory=dict)
-    model_types: tuple[str, ...] = ()
-    architectures: tuple[str, ...] = ()
-    attention: Kind = "full"
-    block_size: int | None = None
-    block_field: str = ""
-    anchored: bool = False
-    mask_token_id: int | None = None
-    where: Mapping[str, Any] = field(default_factory=dict)
-    reads_causally: bool = False
-
-    def __post_init__(self) -> None:
-        if self.logit_shift not in (0, 1):
-            raise ValueError(
-                f"`logit_shift` must be 0 (token i predicted at row i) or 1 (at row i-1), got {self.logit_shift!r}."
-            )
-
-    def matches(self, raw: RawConfig) -> bool:
-        """True if a checkpoint with this `config.json` belongs to the family."""
-        named = raw.get("architectures") or ()
-        fits = all(raw.get(name) == value for name, value in self.where.items())
-        return fits and raw.get("model_type") in self.model_types and any(name in self.architectures for name in named)
-
+from apd.models.config_fields import (
+    LLADA2_CONFIG,
+    RawConfig,
+    llada2_fields,
+    llada_fields,
+    llada_moe_fields,
+    nemotron_fields,
+    qwen3_moe_fields,
+    sdlm_fields,
+    wedlm_fields,
+)
+from apd.models.config_fields import decoder_fields as decoder_fields
+from apd.models.spec import ModelSpec
 
 _LLADA_BLOCK = {
     "attn_norm": "input_layernorm",
@@ -168,13 +52,13 @@ _LLADA_KEYS = {
     },
 }
 
-#: Families that are recognised by their `config.json`. To add one, add a `ModelSpec` here or pass it as `spec=`.
+#: Families by name. To add one, add a `ModelSpec` here or pass it as `spec=`.
 FAMILIES: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
         # Dream, Dream-Coder, DiffuCoder
         ModelSpec("dream", Qwen2ForCausalLM, 1, model_types=("Dream",), architectures=("DreamModel",)),
-        # LLaDA 1.0 and 1.5. LLaDA-MoE has the same model_type but another architecture, which is no Llama.
+        # LLaDA 1.0 and 1.5
         ModelSpec(
             "llada",
             LlamaForCausalLM,
@@ -188,31 +72,124 @@ FAMILIES: dict[str, ModelSpec] = {
         ModelSpec(
             "a2d-qwen3", Qwen3ForCausalLM, 0, model_types=("a2d-qwen3",), architectures=("A2DQwen3LMHeadModel",)
         ),
+        # LLaDA-MoE has LLaDA's model type and another architecture.
+        ModelSpec(
+            "llada-moe",
+            Qwen3MoeForCausalLM,
+            0,
+            config_fields=llada_moe_fields,
+            mask_token_id=156895,
+            model_types=("llada",),
+            architectures=("LLaDAMoEModelLM",),
+        ),
+        # LLaDA 2.0 and 2.1. Their mask token is a default argument of their code. LLaDA 2.1 may edit tokens that it has
+        # decided; here decided tokens stand, which is that model with editing off.
+        ModelSpec(
+            "llada2",
+            Glm4MoeForCausalLM,
+            0,
+            config_fields=llada2_fields,
+            config_class=LLADA2_CONFIG,
+            attention="block",
+            block_size=32,
+            mask_token_id=156895,
+            model_types=("llada2_moe",),
+            architectures=("LLaDA2MoeModelLM",),
+        ),
+        # SDAR and what was trained from it (TraDo). One published config lacks block size and mask token.
+        ModelSpec(
+            "sdar",
+            Qwen3ForCausalLM,
+            0,
+            attention="block",
+            block_size=4,
+            block_field="block_size",
+            mask_token_id=151669,
+            model_types=("sdar",),
+            architectures=("SDARForCausalLM",),
+        ),
+        ModelSpec(
+            "sdar-moe",
+            Qwen3MoeForCausalLM,
+            0,
+            config_fields=qwen3_moe_fields,
+            attention="block",
+            block_size=4,
+            block_field="block_size",
+            mask_token_id=151669,
+            model_types=("sdar_moe",),
+            architectures=("SDARMoeForCausalLM",),
+        ),
+        ModelSpec(
+            "fast-dllm-v2",
+            Qwen2ForCausalLM,
+            1,
+            attention="block",
+            block_size=32,
+            block_field="bd_size",
+            mask_token_id=151665,
+            reads_causally=True,
+            model_types=("Fast_dLLM_Qwen",),
+            architectures=("Fast_dLLM_QwenForCausalLM",),
+        ),
+        # WeDLM names one architecture for two. It was trained to draft 32 tokens at once.
+        ModelSpec(
+            "wedlm",
+            Qwen2ForCausalLM,
+            0,
+            config_fields=wedlm_fields,
+            attention="causal",
+            block_size=32,
+            reads_causally=True,
+            model_types=("wedlm",),
+            architectures=("WeDLMForCausalLM",),
+            where={"qk_norm": False},
+        ),
+        ModelSpec(
+            "wedlm-qwen3",
+            Qwen3ForCausalLM,
+            0,
+            config_fields=wedlm_fields,
+            attention="causal",
+            block_size=32,
+            reads_causally=True,
+            model_types=("wedlm",),
+            architectures=("WeDLMForCausalLM",),
+            where={"qk_norm": True},
+        ),
+        ModelSpec(
+            "sdlm",
+            Qwen2ForCausalLM,
+            1,
+            config_fields=sdlm_fields,
+            attention="prefix",
+            block_field="block_size",
+            mask_field="text_mask_token_id",
+            reads_causally=True,
+            model_types=("sdlm_qwen2_5",),
+            architectures=("Qwen2ForCausalLM",),
+        ),
+        # Nemotron-Labs-Diffusion. Its canvas slides with the last decided token, as in its own speculative decoding. Its other
+        # decoder finishes blocks: `dataclasses.replace(FAMILIES["nemotron"], anchored=True)`, with the strategy `Seeded`.
+        ModelSpec(
+            "nemotron",
+            Ministral3ForCausalLM,
+            0,
+            config_fields=nemotron_fields,
+            key_mapping={r"^encoder\.": "model.", r"^diffusion_head\.": "lm_head."},
+            attention="prefix",
+            block_size=32,
+            block_field="block_size",
+            mask_token_id=100,
+            reads_causally=True,
+            model_types=("nemotron_labs_diffusion",),
+            architectures=("NemotronLabsDiffusionModel",),
+        ),
+        # Open-dCoder is a Qwen2 to its config.json, and I-DLM an SDAR: only `spec=` says what they are.
+        ModelSpec("open-dcoder", Qwen2ForCausalLM, 1),
+        ModelSpec("i-dlm", Qwen3ForCausalLM, 1, attention="causal", block_size=4, reads_causally=True),
     )
 }
-
-
-def _demand(raw: RawConfig, **supported: Any) -> None:
-    for name, value in supported.items():
-        if raw.get(name) not in (None, value):
-            raise ValueError(
-                f"`{name}` in config.json must be {value!r} for this family, got {raw[name]!r}: the transformers class "
-                "it would be loaded as does not compute that. Write a `ModelSpec` with a class that does."
-            )
-
-
-def _need(raw: RawConfig, *names: str) -> None:
-    if missing := [name for name in names if raw.get(name) is None]:
-        raise ValueError(
-            f"config.json lacks {', '.join(f'`{name}`' for name in missing)}. It does not describe a model of this "
-            "family; choose another one by `spec=`, or write a `ModelSpec` with its own `config_fields`."
-        )
-    for name in names:
-        kind = REAL if name in _FRACTIONS else WHOLE
-        if complaint := misfit(raw, {name: kind}, " in config.json"):
-            raise ValueError(complaint)
-        if not raw[name] > 0:
-            raise ValueError(f"`{name}` in config.json must be above 0, got {raw[name]!r}. Fetch the file again.")
 
 
 def resolve_spec(spec: str | ModelSpec) -> ModelSpec:
@@ -237,10 +214,12 @@ def recognise(raw: RawConfig, path: str | Path) -> ModelSpec:
     for spec in FAMILIES.values():
         if spec.matches(raw):
             return spec
+    near = [f"{spec.name!r} where {dict(spec.where)}" for spec in FAMILIES.values() if spec.is_named(raw)]
     raise ValueError(
         f"{str(path)!r} has model_type {raw.get('model_type')!r} and architectures {raw.get('architectures')!r}, "
-        f"which is none of the families that work: {family_names()}. If a transformers decoder computes it once it "
-        "attends both ways, describe it by an `apd.models.ModelSpec` and pass that as `spec=`."
+        f"which is none of the families that work: {family_names()}. "
+        + (f"It would be {' or '.join(near)}; name the family by `spec=`. " if near else "")
+        + "If a transformers decoder computes it, describe it by an `apd.models.ModelSpec` and pass that as `spec=`."
     )
 
 

@@ -64,10 +64,18 @@ _CONFIG = {
 
 
 def drafter_config(
-    path: str | Path, *, spec: str | ModelSpec | None = None, mask_token_id: int | None = None, **hub: Any
+    path: str | Path,
+    *,
+    spec: str | ModelSpec | None = None,
+    mask_token_id: int | None = None,
+    block_size: int | None = None,
+    **hub: Any,
 ) -> PreTrainedConfig:
-    """The config of a drafter, its `mask_token_id` included, without its weights. Arguments and errors as in `load_drafter`."""
-    return _plan_drafter(Checkpoint(path, hub), spec, mask_token_id)[1]
+    """The config of a drafter, its `mask_token_id` and `block_size` included, without its weights.
+
+    Arguments and errors as in `load_drafter`.
+    """
+    return _plan_drafter(Checkpoint(path, hub), spec, mask_token_id, block_size)[1]
 
 
 def load_drafter(
@@ -75,6 +83,7 @@ def load_drafter(
     *,
     spec: str | ModelSpec | None = None,
     mask_token_id: int | None = None,
+    block_size: int | None = None,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
     attn_implementation: str | None = None,
@@ -87,21 +96,23 @@ def load_drafter(
     Args:
         path: a directory, or a model id of the hub.
         spec: a name in `FAMILIES` or a `ModelSpec`; by default the family that `config.json` identifies.
-        mask_token_id: id of the mask token; by default from `config.json`, else from the tokenizer.
+        mask_token_id: id of the mask token; by default from `config.json`, else from the tokenizer, else the family's.
+        block_size: tokens per block, or that a causal or prefix model drafts at most; by default from `config.json`, else the
+            family's. Not for models whose columns all see each other.
         dtype: dtype of the weights; by default float32 on a CPU and the stored dtype on other devices.
         device_map: as in transformers; `None` is the CPU.
         attn_implementation: "sdpa", "eager" or "grouped_sdpa"; by default "grouped_sdpa" if heads share keys, else "sdpa".
         **hub: `HUB_ARGUMENTS`, `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`, as in transformers.
     Raises:
-        ValueError: an unknown family, no mask token, weights that do not fit, unsupported attention, an adapter, pickled
-            weights, or a damaged file.
-        TypeError: an unknown argument, or a `mask_token_id` that is not an integer.
+        ValueError: an unknown family, no mask token, no or a wrong block size, weights that do not fit, unsupported attention, an
+            adapter, pickled weights, or a damaged file.
+        TypeError: an unknown argument, or a `mask_token_id` or `block_size` that is not an integer.
         OSError: no weights, or only pickled ones.
     """
     placing = _taken(hub, PLACING_ARGUMENTS + SPLITTING_ARGUMENTS)
     check_implementation(attn_implementation)
     checkpoint = Checkpoint(path, hub)
-    spec, config, generation_config = _plan_drafter(checkpoint, spec, mask_token_id)
+    spec, config, generation_config = _plan_drafter(checkpoint, spec, mask_token_id, block_size)
     model = _read_model(
         checkpoint,
         spec.model_class,
@@ -114,11 +125,11 @@ def load_drafter(
         attn_implementation=attn_implementation,
         **placing,
     )
-    return _wrap(model, spec, config.mask_token_id)
+    return _wrap(model, spec, config.mask_token_id, config.block_size)
 
 
 def _plan_drafter(
-    checkpoint: Checkpoint, spec: str | ModelSpec | None, mask_token_id: int | None
+    checkpoint: Checkpoint, spec: str | ModelSpec | None, mask_token_id: int | None, block_size: int | None
 ) -> tuple[ModelSpec, PreTrainedConfig, GenerationConfig]:
     """Family, config and generation config of a drafter, checked before its weights are read."""
     # Not AutoConfig: with `auto_map` it prompts on stdin to run the checkpoint's code, and without it the model
@@ -130,19 +141,28 @@ def _plan_drafter(
     # These fields say how and where the weights are stored.
     fields |= {name: raw[name] for name in ("quantization_config", "transformers_weights") if raw.get(name)}
     with _naming_config(checkpoint):
-        config = spec.model_class.config_class(**fields)
-    config.is_causal = False
+        config = spec.config(fields)
+    if spec.attention == "full":
+        config.is_causal = False
+    config.block_size = spec.attention_of(raw, block_size).block_size
     load = partial(load_tokenizer, checkpoint.path, **checkpoint.hub)
-    config.mask_token_id = _mask_token_id(mask_token_id, raw.get("mask_token_id"), load)
+    if complaint := misfit(raw, {spec.mask_field: ID}, " in config.json"):
+        raise ValueError(complaint)
+    default = spec.mask_token_id if (spec.mask_token_id or 0) < config.vocab_size else None
+    config.mask_token_id = _mask_token_id(mask_token_id, raw.get(spec.mask_field), load, default)
     check_mask_token(config.mask_token_id, config.vocab_size)
     check_layers(config)
     return spec, config, _generation_config(checkpoint, raw, config)
 
 
-def _mask_token_id(given: int | None, of_config: int | None, load_tokenizer: Callable[[], Any]) -> int:
-    """The mask id that is given, else the config's, else the tokenizer's, which is loaded only then."""
+def _mask_token_id(
+    given: int | None, of_config: int | None, load_tokenizer: Callable[[], Any], default: int | None = None
+) -> int:
+    """The mask id that is given, else the config's, else the tokenizer's, which is loaded only then, else the default."""
     found = of_config if given is None else given
-    return need_mask(getattr(load_tokenizer(), "mask_token_id", None) if found is None else found)
+    if found is None:
+        found = getattr(load_tokenizer(), "mask_token_id", None)
+    return need_mask(default if found is None else found)
 
 
 def _read_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -214,7 +234,7 @@ def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
     path, model_type = str(checkpoint.path), raw.get("model_type")
     if raw.get("is_causal") is False or any(model_type in spec.model_types for spec in FAMILIES.values()):
         raise ValueError(
-            f"The verifier must be a causal model, but {path!r} (model_type {model_type!r}) attends both ways. "
+            f"The verifier must be a causal model, but {path!r} (model_type {model_type!r}) is a diffusion model. "
             "Give it as the drafter, and as the verifier a causal model with the same tokenizer."
         )
     if model_type not in CONFIG_MAPPING:
@@ -342,8 +362,9 @@ def as_drafter(
     """Wrap a transformers model as a drafter. A `Drafter` is returned unchanged.
 
     Args:
-        model: a transformers model with bidirectional attention, or an `apd.Drafter`.
-        spec: the model's family, required for a transformers model: a Dream in memory is a plain `Qwen2ForCausalLM`.
+        model: a transformers model, with `config.is_causal=False` for "full" attention, or an `apd.Drafter`.
+        spec: the model's family, required for a transformers model: a Dream in memory is a plain `Qwen2ForCausalLM`. Its block
+            size is `model.config.block_size`, else the family's.
         mask_token_id: id of the mask token; by default `model.config.mask_token_id`, else the tokenizer's.
         tokenizer: the model's tokenizer.
     Raises:
@@ -363,24 +384,36 @@ def as_drafter(
             f"`spec` must be given with a model in memory: {type(model).__name__} alone does not say at which row it "
             f"predicts a token. Pass one of {family_names()}, or a `ModelSpec`; or use `apd.models.load_drafter`."
         )
+    spec = resolve_spec(spec)
     mask_token_id = _mask_token_id(mask_token_id, getattr(model.config, "mask_token_id", None), lambda: tokenizer)
-    return _wrap(model, resolve_spec(spec), mask_token_id)
+    block_size = getattr(model.config, "block_size", None)
+    return _wrap(model, spec, mask_token_id, spec.block_size if block_size is None else block_size)
 
 
-def _wrap(model: PreTrainedModel, spec: ModelSpec, mask_token_id: int) -> MaskedDiffusionDrafter:
+def _wrap(
+    model: PreTrainedModel, spec: ModelSpec, mask_token_id: int, block_size: int | None
+) -> MaskedDiffusionDrafter:
     if not isinstance(model, spec.model_class):
         raise ValueError(
             f"`spec` {spec.name!r} is computed by {spec.model_class.__name__}, but the model is a "
             f"{type(model).__name__}. Pass a `ModelSpec` with that class and your model's `logit_shift`."
         )
-    if getattr(model.config, "is_causal", None) is not False:
+    if spec.attention == "full" and getattr(model.config, "is_causal", None) is not False:
         raise ValueError(
             "The drafter must attend both ways, but `model.config.is_causal` is not False. If it was trained that "
             "way, set `model.config.is_causal = False`; setting it on the attention modules is not enough."
         )
     check_implementation(model.config._attn_implementation)
     check_layers(model.config)
-    return MaskedDiffusionDrafter(model, mask_token_id=mask_token_id, logit_shift=spec.logit_shift)
+    return MaskedDiffusionDrafter(
+        model,
+        mask_token_id=mask_token_id,
+        logit_shift=spec.logit_shift,
+        attention=spec.attention,
+        block_size=block_size,
+        anchored=spec.anchored,
+        reads_causally=spec.reads_causally,
+    )
 
 
 def as_verifier(model: PreTrainedModel | Verifier, drafter: Drafter | None = None) -> Verifier:

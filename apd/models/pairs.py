@@ -43,6 +43,7 @@ def load_pair(
     *,
     spec: ModelSpec | str | None = None,
     mask_token_id: int | None = None,
+    block_size: int | None = None,
     dtype: torch.dtype | str | None = None,
     device_map: Any = None,
     attn_implementation: str | None = None,
@@ -67,7 +68,7 @@ def load_pair(
     )
     shared = {"dtype": dtype, "attn_implementation": attn_implementation, **placing}
     drafter_hub, verifier_hub = hub | {"revision": revision}, hub | {"revision": verifier_revision}
-    family: dict[str, Any] = {"spec": spec, "mask_token_id": mask_token_id}
+    family: dict[str, Any] = {"spec": spec, "mask_token_id": mask_token_id, "block_size": block_size}
 
     config = drafter_config(drafter, **family, **drafter_hub)
     tokenizer, verifier_tokenizer = load_tokenizer(drafter, **drafter_hub), None

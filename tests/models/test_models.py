@@ -108,7 +108,11 @@ def test_the_last_token_is_seen_by_the_first(path, is_padded, implementation):
 
 
 def test_families_have_their_logit_shifts():
-    assert {name: spec.logit_shift for name, spec in FAMILIES.items()} == {"dream": 1, "llada": 0, "a2d-qwen3": 0}
+    assert {name: FAMILIES[name].logit_shift for name in ("dream", "llada", "a2d-qwen3")} == {
+        "dream": 1,
+        "llada": 0,
+        "a2d-qwen3": 0,
+    }
     for path in (DREAM, TRACED / "dream"):
         assert load_drafter(path).logit_shift == 1
     assert load_drafter(LLADA).logit_shift == 0
@@ -243,12 +247,12 @@ def test_a_registered_family_is_recognised(monkeypatch, tmp_path):
     assert load_drafter(directory, mask_token_id=60).logit_shift == 1
 
 
-@pytest.mark.parametrize("name", ["llada_moe", "llada2_moe"])
-def test_mixtures_of_experts_are_refused_with_a_remedy(name):
-    with pytest.raises(ValueError, match=r"none of the families that work: 'dream', 'llada', 'a2d-qwen3'.*`spec=`"):
-        load_drafter(FIXTURES / f"parity_{name}")
-    with pytest.raises(ValueError, match=r"config.json lacks `d_model`|llada2_moe"):
-        load_drafter(FIXTURES / f"parity_{name}", spec="llada")
+def test_an_unknown_family_is_refused_with_a_remedy(tmp_path):
+    unknown = copied(DREAM, tmp_path / "unknown", model_type="unheard_of")
+    with pytest.raises(ValueError, match=r"none of the families that work: 'dream', 'llada', .*`spec=`"):
+        load_drafter(unknown)
+    with pytest.raises(ValueError, match=r"config.json lacks `d_model`"):
+        load_drafter(unknown, spec="llada")
 
 
 @pytest.mark.parametrize(
@@ -284,7 +288,7 @@ def test_arguments_of_loading_are_checked(tmp_path):
     with pytest.raises(TypeError, match=r"`trust_remote_code`"):
         load_verifier(TRACED / "verifier", trust_remote_code=True)
     with pytest.raises(
-        ValueError, match=r"`spec` must be a `ModelSpec` or one of 'dream', 'llada', 'a2d-qwen3', got 'x'"
+        ValueError, match=r"`spec` must be a `ModelSpec` or one of 'dream', 'llada', 'a2d-qwen3', .*got 'x'"
     ):
         load_drafter(DREAM, spec="x")
     with pytest.raises(ValueError, match=r"`logit_shift` must be 0"):
