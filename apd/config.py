@@ -60,7 +60,7 @@ class Knob:
         help: its effect, in one line.
         check: (name, value) → raises for an invalid value.
         letter: its letter in the paper; "" if it has none.
-        spec: its name in strategy specs, where that is not the letter.
+        spec: its name in strategy specs, where that is not the letter; choices without one are bare words there.
         form: how a number is written; `None` for flags and choices.
         choices: the valid names.
     """
@@ -142,6 +142,11 @@ def _is_object(name: str, value: Any, *methods: str) -> bool:
 
 _RULES = ("coupling", "rejection")
 _NOISES = ("keyed", "step")
+_FIRSTS = ("draft", "judge")
+
+
+def check_first(name: str, value: Any) -> None:
+    _check_choice(name, value, _FIRSTS)
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,9 @@ class APDConfig:
         correction: with `"coupling"`, also commit the target's token at the first mismatch.
         noise: `"keyed"` draws the same noise whenever a position is drafted again; `"step"` redraws it, as published
             code does, which biases what is generated unless `correction` is on.
+        first: `"draft"`: the first token of a step is the drafter's, whatever the rule says, since p_D is its exact
+            conditional there. `"judge"`: the rule judges it, too, and what it rejects is replaced; at R = 0 with
+            `correction` and keyed noise the output is the verifier's own, token for token.
 
     Raises:
         ValueError: a knob is outside its range.
@@ -247,6 +255,16 @@ class APDConfig:
             choices=_NOISES,
         ),
     )
+    first: str = field(
+        default="draft",
+        metadata=_knob(
+            "draft: a step's first token is the drafter's; judge: it is judged as all others are, and replaced if rejected; "
+            "with R = 0 and correction the answer is the verifier's own",
+            check_first,
+            spec="first",
+            choices=_FIRSTS,
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name, knob in KNOBS.items():
@@ -257,6 +275,7 @@ class APDConfig:
                 "`kv_window`, or leave it out."
             )
         if self.acceptance == "coupling":
+            self._check_first()
             return
         if self.acceptance == "rejection":
             reasons = (
@@ -271,6 +290,21 @@ class APDConfig:
                 raise ValueError(
                     f"`{name}` must be {neutral} with acceptance={self.acceptance!r}, got {value}: {reason}."
                 )
+
+    def _check_first(self) -> None:
+        """Refuse a first token that coupling could reject without a replacement: the step would commit nothing."""
+        if self.first == "draft":
+            return
+        if not self.correction:
+            raise ValueError(
+                "`correction` must be True with first='judge' and acceptance='coupling', got False: a step whose first "
+                "token is rejected would commit nothing. Set `correction`, take acceptance='rejection', or first='draft'."
+            )
+        if self.acceptance_threshold:
+            raise ValueError(
+                f"`acceptance_threshold` must be 0 with first='judge', got {self.acceptance_threshold}: where no token is "
+                "as likely, a step would commit nothing. Leave it out, or take first='draft'."
+            )
 
     @classmethod
     def paper(cls, **overrides: Any) -> APDConfig:

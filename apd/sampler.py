@@ -52,7 +52,8 @@ class APDSampler:
     Args:
         drafter: a `Drafter`, or a transformers model together with `spec`.
         verifier: a `Verifier`, a transformers causal LM, or the drafter's own transformers model, which then verifies its
-            drafts with causal attention; `None` only where no verifier runs (R = 1).
+            drafts with causal attention; `"self"` for the latter where the drafter was trained to predict the next token, too;
+            `None` only where no verifier runs (R = 1).
         tokenizer: kept as `.tokenizer`; compared with the verifier's. Its stop and pad ids count where the drafter's
             generation config has none.
         config: the knobs; `APDConfig()` when not given.
@@ -85,7 +86,7 @@ class APDSampler:
     def __init__(
         self,
         drafter: Drafter | PreTrainedModel,
-        verifier: Verifier | PreTrainedModel | None = None,
+        verifier: Verifier | PreTrainedModel | Literal["self"] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         config: APDConfig | None = None,
         *,
@@ -140,7 +141,8 @@ class APDSampler:
 
         Args:
             drafter: a diffusion LM of a supported family (`apd.FAMILIES`).
-            verifier: a causal LM with the same tokenizer; with `strategy=Checked()`, with any tokenizer.
+            verifier: a causal LM with the same tokenizer; with `strategy=Checked()`, with any tokenizer. `"self"`: the
+                drafter's own weights, read with a causal mask, where its family was trained for that; they are loaded once.
             config: the knobs.
             spec: overrides the family that `config.json` names.
             mask_token_id: overrides the mask id of config and tokenizer.
@@ -149,7 +151,7 @@ class APDSampler:
             device_map: as in transformers, for both models.
             attn_implementation: `"sdpa"`, `"eager"` or `"grouped_sdpa"`, the default where heads share keys.
             revision: branch, tag or commit of the drafter.
-            verifier_revision: branch, tag or commit of the verifier.
+            verifier_revision: branch, tag or commit of a verifier of its own.
             strategy: as in `APDSampler`.
             **knobs_or_loading: single knobs that override `config`; and as in transformers `token`, `cache_dir`,
                 `local_files_only`, `force_download`, for both models `max_memory`, `offload_folder`, `offload_buffers`,

@@ -17,6 +17,7 @@ def reference_generate(
     acceptance_threshold: float = 0.0,
     window_size: int | None = None,
     correction: bool = False,
+    first: str = "draft",
     temperature: float = 0.0,
     seed: int = 0,
     stop: int | None = None,
@@ -53,7 +54,8 @@ def reference_generate(
                 mixture[removed] = -math.inf
                 target = int((mixture / (temperature or 1.0) + noise[j]).argmax())
                 p_target = mixture.log_softmax(-1).exp()
-                if j == 0 or (draft[j] == target and p_target[draft[j]] >= acceptance_threshold):
+                is_trusted = j == 0 and first == "draft"
+                if is_trusted or (draft[j] == target and p_target[draft[j]] >= acceptance_threshold):
                     committed.append(draft[j])
                     if draft[j] == stop:
                         break

@@ -69,7 +69,8 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     models.add_argument(
         "--verifier",
         metavar="PATH",
-        help="small causal LM of the same vocabulary, or of any with --strategy checked; not needed at R = 1",
+        help="small causal LM of the same vocabulary, or of any with --strategy checked; 'self': the drafter's own weights, "
+        "read causally; not needed at R = 1",
     )
     models.add_argument(
         "--block-size",

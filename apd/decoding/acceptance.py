@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apd.config import check_fraction
+from apd.decoding.commit import NOT_REPLACED
 from apd.decoding.noise import ACCEPT, DRAFT, RESIDUAL, Noise
 from apd.decoding.probability import gather_tokens, log_normalise
 from apd.decoding.returned import check_returned, name_of
@@ -89,8 +90,8 @@ class Judgement:
 class AcceptanceRule(Protocol):
     """Judges a draft, or a part of one, position by position.
 
-    The very first position of a draft is accepted whatever a rule says: p_D is the drafter's exact conditional there.
-    A rule with a true attribute `scores_only` needs p_AR of the drafted tokens alone.
+    The very first position of a draft is accepted whatever a rule says, since p_D is the drafter's exact conditional
+    there; with `APD(..., first="judge")` the rule decides there, too, and must replace what it rejects. A rule with a true attribute `scores_only` needs p_AR of the drafted tokens alone.
     """
 
     def __call__(self, evidence: Evidence, /) -> Judgement: ...
@@ -133,7 +134,13 @@ class Accepted:
 
 
 def accepted_prefix(
-    judgement: Judgement, draft: Tensor, fault: Tensor, window: Window, previous: Accepted | None
+    judgement: Judgement,
+    draft: Tensor,
+    fault: Tensor,
+    window: Window,
+    previous: Accepted | None,
+    *,
+    judges_first: bool = False,
 ) -> Accepted:
     """The longest accepted prefix, and the rule's replacement behind it.
 
@@ -141,11 +148,15 @@ def accepted_prefix(
         draft: `b c` int64.
         fault: `b c` int64, see `Proposal.fault`.
         previous: the part before this one, `None` for the first.
+        judges_first: whether the very first position may be a miss. If not, it is accepted: p_D is the drafter's exact
+            conditional there.
     """
     missed = ~window.within(judgement.accept)
     misses = missed.cumsum(1)
-    # The very first position is never a miss: p_D is the drafter's exact conditional there.
-    misses = misses - misses[:, :1] if previous is None else misses + previous.misses[:, -1:]
+    if previous is not None:
+        misses = misses + previous.misses[:, -1:]
+    elif not judges_first:
+        misses = misses - misses[:, :1]
     tokens, chosen = draft, misses == 0
     decisive = window.within(misses <= missed)  # up to and including the first miss
     if judgement.replacement is not None:
@@ -153,10 +164,15 @@ def accepted_prefix(
         if judgement.use_replacement is not None:
             replaced = replaced & judgement.use_replacement
         tokens, chosen = torch.where(replaced, judgement.replacement, draft), chosen | replaced
+    if judges_first and previous is None:
+        is_first = torch.arange(draft.shape[1], device=draft.device) == 0
+        fault = fault + NOT_REPLACED * (is_first & decisive & ~chosen)
     return Accepted(tokens, chosen, decisive, fault, misses)
 
 
-def record(accepted: Accepted, evidence: Evidence, *, probs: bool, scores: bool) -> Accepted:
+def record(
+    accepted: Accepted, evidence: Evidence, *, probs: bool, scores: bool, judges_first: bool = False
+) -> Accepted:
     """`accepted` with the untempered probabilities of its tokens, and with the scores that decided each position."""
     if probs:
         models = [evidence.target, evidence.drafter, evidence.verifier]
@@ -165,8 +181,10 @@ def record(accepted: Accepted, evidence: Evidence, *, probs: bool, scores: bool)
             logprobs.append(evidence.verifier_logprobs)
         accepted = dataclasses.replace(accepted, probs=torch.stack(logprobs, -1).exp())
     if scores:
-        # The drafter alone decides the first position, the mixture the others.
-        logits = log_normalise(torch.cat([evidence.drafter.logits[:, :1], evidence.target.logits[:, 1:]], 1))
+        logits = evidence.target.logits
+        if not judges_first:  # the drafter alone decides the first position, the mixture the others
+            logits = torch.cat([evidence.drafter.logits[:, :1], logits[:, 1:]], 1)
+        logits = log_normalise(logits)
         warped = evidence.sampling.warp(logits).dense(logits.shape[-1])
         accepted = dataclasses.replace(accepted, logits=logits, scores=warped)
     return accepted

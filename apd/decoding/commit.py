@@ -14,7 +14,7 @@ from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
 
 #: Flags of `Proposal.fault`, which are added.
-VALID, DRAFT_FAULT, TARGET_FAULT, EMPTY_TARGET = 0, 1, 2, 4
+VALID, DRAFT_FAULT, TARGET_FAULT, EMPTY_TARGET, NOT_REPLACED = 0, 1, 2, 4, 8
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,13 @@ class Proposal:
         chosen: `b m` bool, the columns to commit.
         decisive: `b m` bool, the positions whose distribution this step used; an invalid one there is an error.
         fault: `b m` int64, `VALID` or a sum of flags: `DRAFT_FAULT` and `TARGET_FAULT` if the drafted distribution or the
-            mixture holds NaN or +∞ or allows no token, and `EMPTY_TARGET` if the mixture allows no token.
+            mixture holds NaN or +∞ or allows no token, `EMPTY_TARGET` if the mixture allows no token, and `NOT_REPLACED`
+            if a rule rejected the first token and gave no other.
         draft: int64, the drafted tokens: `b m`, or fewer columns if fewer were drafted.
         models: n names: `"target"`, and `"drafter"` and `"verifier"` if they ran.
         probs: `b m n` float32 if recorded: the untempered probability of `tokens` under each of `models`.
-        logits: `b m v` float32 if recorded: log p_D at position 0, which p_D decides, and log p_T behind it, before
-            temperature and truncation.
+        logits: `b m v` float32 if recorded: the log-probabilities that decided each position, before temperature and
+            truncation. Of APD: log p_D at position 0, unless the rule judges it, and log p_T elsewhere.
         scores: `b m v` float32 if recorded: `logits` after temperature and truncation.
         window: the columns of the proposal, where they are not those that `propose` was given.
         steps: `b` int64, the decode steps that the proposal stands for; `None`: one.

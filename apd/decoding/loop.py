@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from apd.decoding import step
-from apd.decoding.commit import DRAFT_FAULT, TARGET_FAULT, StepInfo
+from apd.decoding.commit import DRAFT_FAULT, NOT_REPLACED, TARGET_FAULT, VALID, StepInfo
 from apd.decoding.pair import Kernels, ModelPair, Support
 from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.returned import check_session, name_of
 from apd.decoding.state import DecodeState
+from apd.decoding.strategy import Strategy
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,6 +92,7 @@ class DecodeLoop:
 
         Raises:
             FloatingPointError: a model gave an invalid distribution at a decisive position.
+            ValueError: a rule that judges the first token rejected one without a replacement.
             RuntimeError: the strategy committed no token of a row in as many steps as the row has masks.
         """
         while self.newcomers or not all(self.state.layout.done):
@@ -107,7 +109,7 @@ class DecodeLoop:
                 stopping=self.request.stopping,
             )
             if any(self.state.layout.done):
-                _refuse_broken(info)
+                _refuse_broken(info, self.request.strategy)
             self._check_progress(info)
             yield info, self.state
 
@@ -176,20 +178,27 @@ class DecodeLoop:
         self.strategy.select(unfinished)
 
 
-def _refuse_broken(info: StepInfo) -> None:
-    """Raise FloatingPointError, which names the model, if a row had an invalid distribution at a decisive position."""
+def _refuse_broken(info: StepInfo, strategy: Strategy) -> None:
+    """Raise FloatingPointError, which names the model, if a row had an invalid distribution at a decisive position, and
+    ValueError, which names the rule, if it rejected a row's first token without another in its place."""
     if not info.broken.any():
         return
     row, proposal = int(info.broken.long().argmax()), info.proposal
     faults = proposal.fault[row][proposal.decisive[row]].tolist()
+    where = f"at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}"
+    if set(faults) <= {VALID, NOT_REPLACED}:
+        raise ValueError(
+            f"`rule` must replace every first token that it rejects with first='judge', got no replacement {where} from "
+            f"{getattr(strategy, 'rule', strategy)}. Give its `Judgement` a `replacement` that may be used at the first "
+            "position, or take first='draft'."
+        )
     if any(fault & DRAFT_FAULT for fault in faults):
         model, gave = proposal.models[1], "NaN, infinite or no finite logits"
-    elif any(fault == TARGET_FAULT for fault in faults):
+    elif any(fault & ~NOT_REPLACED == TARGET_FAULT for fault in faults):
         model, gave = "verifier", "NaN or infinite logits"
     else:
         model, gave = "mixture", "no token that both models allow, or the verifier none at all,"
     raise FloatingPointError(
-        f"The {model} gave {gave} at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}, where a token "
-        "had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "
+        f"The {model} gave {gave} {where}, where a token had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "
         "logits processors leave a token."
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from apd.config import check_fraction
+from apd.config import check_first, check_fraction
 from apd.decoding.acceptance import (
     AcceptanceRule,
     Accepted,
@@ -54,16 +54,34 @@ class APD(Memoryless):
     Args:
         mixture_weight: R in [0, 1]; at 1 the verifier is not needed.
         rule: the acceptance rule; the paper's if not given.
+        first: `"draft"`: the first token of a step is the drafter's, whatever the rule says. `"judge"`: the rule judges it,
+            too, and its replacement is committed where it rejects; the rule must have one, as `Rejection` and
+            `Coupling(correction=True)` do. At R = 1 the target is the draft, and nothing is rejected.
+
+    Raises:
+        ValueError: an argument is out of its range, or the rule could leave a step without a token.
 
     Source: Israel, Van den Broeck, Grover 2025, arXiv:2506.00413.
     """
 
     mixture_weight: float
     rule: AcceptanceRule = _PAPER
+    first: str = "draft"
     left_to_right = True
 
     def __post_init__(self) -> None:
         check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
+        check_first("first", self.first)
+        rule = self.rule
+        if self.judges_first and isinstance(rule, Coupling) and (rule.threshold > 0 or not rule.correction):
+            raise ValueError(
+                f"`rule` must replace every first token that it rejects with first='judge', got {rule}: a step could commit "
+                "nothing. Use Coupling(correction=True), Rejection(), or first='draft'."
+            )
+
+    @property
+    def judges_first(self) -> bool:
+        return self.first == "judge"
 
     @property
     def needs_verifier(self) -> bool:  # type: ignore[override]
@@ -130,8 +148,11 @@ def judge(
 
     # 4. Accept.
     evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)
-    accepted = accepted_prefix(judgement_of(apd.rule, evidence), draft.tokens, fault, window, previous)
-    return record(accepted, evidence, probs=pair.record_probs, scores=pair.record_scores)
+    judgement = judgement_of(apd.rule, evidence)
+    accepted = accepted_prefix(judgement, draft.tokens, fault, window, previous, judges_first=apd.judges_first)
+    return record(
+        accepted, evidence, probs=pair.record_probs, scores=pair.record_scores, judges_first=apd.judges_first
+    )
 
 
 def decode_step(

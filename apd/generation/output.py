@@ -30,7 +30,8 @@ class APDOutput(ModelOutput):
         committed_per_step: per row, the number of tokens each of its steps committed.
         trace: per row, a `RowTrace`; draws itself in a notebook, and printed to a terminal.
         scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
-            it, the drafter's at the first position of a step and the mixture's at the others; −∞ in finished rows.
+            it, the drafter's at the first position of a step (with `first="judge"` the mixture's) and the mixture's at the
+            others; −∞ in finished rows.
         logits: with `output_logits`, these scores before temperature and truncation.
     """
 

@@ -127,7 +127,8 @@ class APDLM(TemplateLM):
         sampler: models and knobs. Without it, `pair` or `drafter` names the models.
         pair: `"embedded"` for the included pair.
         drafter: directory or hub id of a diffusion LM.
-        verifier: directory or hub id of a causal LM; not needed with `mixture_weight=1`.
+        verifier: directory or hub id of a causal LM, or `"self"`, as in `APDSampler.from_pretrained`; not needed with
+            `mixture_weight=1`.
         batch_size: rows decoded or scored together.
         max_new_tokens: masks behind the prompt of a task that names no `max_gen_toks`; 256, or 32 with the included
             pair, which was trained for that.

@@ -43,6 +43,9 @@ from apd.models.families import FAMILIES, ModelSpec, RawConfig, family_names, re
 from apd.models.verifier import CausalVerifier
 from apd.models.ways import find_way
 
+#: In place of a verifier: the drafter's own weights, read with a causal mask. A directory of this name is "./self".
+SELF = "self"
+
 #: Arguments that place a large model on several devices, as in transformers.
 PLACING_ARGUMENTS = ("max_memory", "offload_folder", "offload_buffers")
 
@@ -76,6 +79,14 @@ def drafter_config(
     Arguments and errors as in `load_drafter`.
     """
     return _plan_drafter(Checkpoint(path, hub), spec, mask_token_id, block_size)[1]
+
+
+def drafter_family(path: str | Path, *, spec: str | ModelSpec | None = None, **hub: Any) -> ModelSpec:
+    """The family of a drafter, without its weights. Arguments and errors as in `load_drafter`."""
+    if spec is not None:
+        return resolve_spec(spec)
+    checkpoint = Checkpoint(path, hub)
+    return recognise(_read_config(checkpoint), checkpoint.path)
 
 
 def load_drafter(
@@ -416,21 +427,42 @@ def _wrap(
     )
 
 
-def as_verifier(model: PreTrainedModel | Verifier, drafter: Drafter | None = None) -> Verifier:
+def as_verifier(model: PreTrainedModel | Verifier | str, drafter: Drafter | None = None) -> Verifier:
     """Wrap a transformers model as a verifier. A `Verifier` is returned unchanged.
 
     Args:
-        model: a causal model, the drafter's own model, or an `apd.Verifier`.
+        model: a causal model, the drafter's own model, `"self"` for the latter where it was trained for that, or an
+            `apd.Verifier`.
         drafter: the drafter. Its bidirectional model may be the verifier too, because the verifier's passes get a causal
             mask.
     Raises:
-        ValueError: another bidirectional model, one that needs more than token ids, or unsupported attention.
+        ValueError: another bidirectional model, one that needs more than token ids, or unsupported attention; `"self"` with
+            a drafter that was not trained to predict the next token.
         TypeError: `model` is neither a transformers model nor a `Verifier`.
     """
+    if isinstance(model, str) and model == SELF:
+        check_reads_causally(getattr(drafter, "reads_causally", False), "this drafter")
+        return as_verifier(getattr(drafter, "model", None), drafter)
     if isinstance(model, PreTrainedModel) and not _is_sharded(model):
         return _wrap_verifier(model, is_drafter=model is getattr(drafter, "model", None))
     _check_protocol(model, "verifier")
-    return model
+    return model  # type: ignore[return-value]  # no string has passed the check
+
+
+def check_reads_causally(reads_causally: bool, name: str) -> None:
+    """Refuse a drafter as its own verifier that was not trained to predict the next token under a causal mask.
+
+    Args:
+        name: what it is called in the message.
+    Raises:
+        ValueError: `reads_causally` is False.
+    """
+    if not reads_causally:
+        raise ValueError(
+            f"`verifier` must be a causal model with the drafter's tokenizer, got {SELF!r}, but {name} was never trained to "
+            "predict the next token under a causal mask. Give a small causal model of the same tokenizer (a directory of that "
+            "name as './self'), or pass a `ModelSpec` with `reads_causally=True` if yours was trained that way."
+        )
 
 
 def _wrap_verifier(model: PreTrainedModel, *, is_drafter: bool = False) -> CausalVerifier:

@@ -7,20 +7,24 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from apd.decoding.protocols import Verifier
 from apd.models.checks import check_vocabularies
 from apd.models.drafter import MaskedDiffusionDrafter
 from apd.models.families import ModelSpec
 from apd.models.loading import (
     HUB_ARGUMENTS,
     PLACING_ARGUMENTS,
+    SELF,
     SPLITTING_ARGUMENTS,
+    as_verifier,
+    check_reads_causally,
     drafter_config,
+    drafter_family,
     load_drafter,
     load_tokenizer,
     load_verifier,
     verifier_config,
 )
-from apd.models.verifier import CausalVerifier
 
 __all__ = ["PAIR_OPTIONS", "LoadedPair", "load_pair", "shared_vocab_size"]
 
@@ -29,10 +33,10 @@ PAIR_OPTIONS = (*HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS)
 
 
 class LoadedPair(NamedTuple):
-    """Two models and their tokenizers; `None` where there is no verifier, or a checkpoint without tokenizer files."""
+    """Two models and their tokenizers; `None` where there is no verifier of its own, or a checkpoint has no tokenizer files."""
 
     drafter: MaskedDiffusionDrafter
-    verifier: CausalVerifier | None
+    verifier: Verifier | None
     tokenizer: PreTrainedTokenizerBase | None
     verifier_tokenizer: PreTrainedTokenizerBase | None
 
@@ -70,9 +74,18 @@ def load_pair(
     drafter_hub, verifier_hub = hub | {"revision": revision}, hub | {"revision": verifier_revision}
     family: dict[str, Any] = {"spec": spec, "mask_token_id": mask_token_id, "block_size": block_size}
 
+    is_own = isinstance(verifier, str) and verifier == SELF
+    if is_own:
+        found = drafter_family(drafter, spec=spec, **drafter_hub)
+        check_reads_causally(found.reads_causally, f"the family {found.name!r}")
+        if verifier_revision is not None:
+            raise ValueError(
+                f"`verifier_revision` must be None with verifier={SELF!r}, got {verifier_revision!r}: the drafter's own weights "
+                "verify. Set `revision`, or leave it out."
+            )
     config = drafter_config(drafter, **family, **drafter_hub)
     tokenizer, verifier_tokenizer = load_tokenizer(drafter, **drafter_hub), None
-    if verifier is not None:
+    if verifier is not None and not is_own:
         vocab_size = verifier_config(verifier, **verifier_hub).get_text_config(decoder=True).vocab_size
         verifier_tokenizer = load_tokenizer(verifier, **verifier_hub)
         shared_vocab_size(
@@ -85,8 +98,10 @@ def load_pair(
         )
 
     loaded = load_drafter(drafter, **family, device_map=device_map, **shared, **splitting, **drafter_hub)
-    loaded_verifier = None
-    if verifier is not None:
+    loaded_verifier: Verifier | None = None
+    if is_own:
+        loaded_verifier = as_verifier(SELF, loaded)
+    elif verifier is not None:
         if splitting.keys() & {"tp_plan", "distributed_config"}:
             device_map = loaded.device  # the verifier stays whole, on the device of this process's part of the drafter
         loaded_verifier = load_verifier(verifier, device_map=device_map, **shared, **verifier_hub)

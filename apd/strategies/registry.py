@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from apd.config import KNOBS, NUMBER, WHOLE_NUMBER, APDConfig, Form
-from apd.decoding.acceptance import Coupling, Rejection
+from apd.decoding.acceptance import AcceptanceRule, Coupling, Rejection
 from apd.decoding.step import APD
 from apd.decoding.strategy import Strategy, check_strategy
 from apd.strategies.base import Unmasking
@@ -52,7 +52,7 @@ GRAMMAR = """\
   one-step  autoregressive
   checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N,pass=COLUMNS][/STRATEGY]   the strategy's own tokens;
                                   e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: mixture drafter verifier lookup
-  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,correction,rejection,step]
+  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,first=judge,correction,rejection,step]
   A parameter that is left out has its default; `;` may stand for `,`."""
 
 
@@ -111,23 +111,29 @@ def _kind(make: type[Strategy], letter: str, name: str, form: Form = NUMBER, **m
 
 
 def _apd_kind() -> Kind:
-    """The grammar of APD, from its knobs: numbers by letter, flags and non-default choices as bare words."""
+    """The grammar of APD, from its knobs: numbers by letter, flags as bare words, choices by name or as bare words."""
     defaults = APDConfig()
     options = {knob.spec or knob.letter: (name, knob.form) for name, knob in KNOBS.items() if knob.form is not None}
+    named = {knob.spec: (name, _choice(knob.choices)) for name, knob in KNOBS.items() if knob.choices and knob.spec}
     words = {
         choice: (name, choice)
         for name, knob in KNOBS.items()
         for choice in knob.choices
-        if choice != getattr(defaults, name)
+        if not knob.spec and choice != getattr(defaults, name)
     }
     flags = {name: (name, True) for name in KNOBS if getattr(defaults, name) is False}
-    return Kind(APDConfig, ("R", "mixture_weight"), options, words | flags)
+    return Kind(APDConfig, ("R", "mixture_weight"), options | named, words | flags)
 
 
-def _named_proposer(text: str) -> str:
-    if text not in PROPOSERS:
-        raise ValueError
-    return text
+def _choice(names: Collection[str]) -> Form:
+    """One of these names; other values are not written."""
+
+    def named(text: str) -> str:
+        if text not in names:
+            raise ValueError
+        return text
+
+    return Form(f"one of {', '.join(names)}", named, lambda value: value if isinstance(value, str) else None)
 
 
 _WEIGHT = Form(
@@ -135,9 +141,7 @@ _WEIGHT = Form(
     lambda text: Mixture(float(text)),
     lambda value: f"{value.mixture_weight:g}" if isinstance(value, Mixture) else None,
 )
-_PROPOSER = Form(
-    f"one of {', '.join(PROPOSERS)}", _named_proposer, lambda value: value if isinstance(value, str) else None
-)
+_PROPOSER = _choice(PROPOSERS)
 _DEPTH = Form("a whole number or 'auto'", lambda text: text if text == "auto" else int(text))
 
 
@@ -312,8 +316,10 @@ def _join(kind: str, arguments: list[str]) -> str:
 def apd_of(config: APDConfig) -> APD:
     """Adaptive parallel decoding with these knobs."""
     if config.acceptance == "coupling":
-        return APD(config.mixture_weight, Coupling(config.acceptance_threshold, config.correction))
-    return APD(config.mixture_weight, Rejection() if isinstance(config.acceptance, str) else config.acceptance)
+        rule: AcceptanceRule = Coupling(config.acceptance_threshold, config.correction)
+    else:
+        rule = Rejection() if isinstance(config.acceptance, str) else config.acceptance
+    return APD(config.mixture_weight, rule, config.first)
 
 
 def settle(
@@ -347,8 +353,11 @@ def settle(
                 f"`{idle[0]}` has no effect beside `strategy`, got {strategy!r}. Leave one of them out, or decode with "
                 'strategy="apd".'
             )
-    return strategy, config.replace(**knobs)
+    config = config.replace(**knobs)
+    if strategy is None:
+        apd_of(config)  # refuses a rule that could commit nothing
+    return strategy, config
 
 
 # Knobs that only APD reads; the others apply to every strategy.
-_OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction"}
+_OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction", "first"}

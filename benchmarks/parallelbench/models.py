@@ -139,7 +139,7 @@ def embedded_pair() -> Pair:
 
 
 def pair_of(drafter: str, verifier: str | None, questions: Questions | None = None, **loading: Any) -> Pair:
-    """Any drafter with a chat template, and its verifier, by directory or hub id; their weights are not compared.
+    """Any drafter with a chat template, and its verifier, by directory or hub id or "self"; their weights are not compared.
 
     Args:
         questions: ours when not given.

@@ -211,7 +211,9 @@ def add_parser(commands: Any) -> None:
         "--pair", choices=["embedded"], default="embedded", help="the included pair, unless a drafter is named"
     )
     parser.add_argument("--drafter", metavar="MODEL", help="directory or hub id, instruction-tuned")
-    parser.add_argument("--verifier", metavar="MODEL", help="directory or hub id, with the drafter's tokenizer")
+    parser.add_argument(
+        "--verifier", metavar="MODEL", help="directory or hub id, with the drafter's tokenizer; or self"
+    )
     parser.add_argument("--causal-lm", metavar="MODEL", help="directory or hub id, decoded alone and greedily")
     parser.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, such as https://host/v1")
     parser.add_argument("--model", metavar="NAME", help="that the endpoint knows")

@@ -1,6 +1,7 @@
 """The runner of the benchmark and its report: names of strategies, resuming, and numbers worked out by hand."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import pytest
 from paths import ROOT
 
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.models.families import FAMILIES
 from benchmarks.parallelbench import report as reporting
 from benchmarks.parallelbench.__main__ import main
 from benchmarks.parallelbench.metrics import Point, aup, oracle, parallelisability, pbx, slope, summarise, wilson
@@ -132,7 +134,7 @@ def test_a_duplicate_record_is_refused(tmp_path):
         read(tmp_path / NAME)
 
 
-def test_another_pair_answers_our_tasks_as_chats(tmp_path):
+def test_another_pair_answers_our_tasks_as_chats(tmp_path, monkeypatch):
     shutil.copytree(DRAFTER_DIR, tmp_path / "drafter")
     config = json.loads((tmp_path / "drafter" / "tokenizer_config.json").read_text())
     config["chat_template"] = "{% for turn in messages %}{{ turn['content'] }} {% endfor %}"
@@ -145,10 +147,26 @@ def test_another_pair_answers_our_tasks_as_chats(tmp_path):
     assert all(row["score"] == 0 and row["prompt"][-1]["role"] == "user" for row in log.records)
     assert "verifier passes" in tables(reporting.build(log))["main"]
 
+    monkeypatch.setitem(FAMILIES, "dream", dataclasses.replace(FAMILIES["dream"], reads_causally=True))
+    arguments = f"run --drafter {tmp_path}/drafter --verifier self --out {tmp_path}/own --count 1"
+    tasks = [*tasks[:2], "--max-new-tokens", "4", "--strategies", "apd:R=0,first=judge,correction", "autoregressive"]
+    assert main([*arguments.split(), *tasks]) == 0
+    log = read(tmp_path / "own" / NAME)
+    assert log.settings["verifier"] == "self"
+    assert len({row["text"] for row in log.records}) == 1 and len(log.records) == 2
+
 
 @pytest.mark.parametrize(
     ("argument", "told"),
-    [(["--count", "0"], "count"), (["--tasks", "swap"], "swap"), (["--verifier", "v"], "drafter")],
+    [
+        (["--count", "0"], "count"),
+        (["--tasks", "swap"], "swap"),
+        (["--verifier", "v"], "drafter"),
+        (
+            ["--drafter", str(DRAFTER_DIR), "--verifier", "self"],
+            "got 'self', but the family 'dream' was never trained",
+        ),
+    ],
 )
 def test_wrong_arguments_of_a_run_are_reported(argument, told, tmp_path, capsys):
     assert main(["run", "--strategies", "one-step", "--out", str(tmp_path), *argument]) == 2

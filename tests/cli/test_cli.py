@@ -252,6 +252,7 @@ def test_knobs_reach_the_sampler(capsys: pytest.CaptureFixture, sampler: APDSamp
         ("-M", "auto", "-R", "0.9"): {"window_size": "auto", "mixture_weight": 0.9},
         ("-W", "1", "--kv-refresh", "1", "-M", "4"): {"kv_window": 1, "kv_refresh": 1, "window_size": 4},
         ("-M", "none", "--acceptance", "rejection", "--noise", "step", "--no-correction"): {"acceptance": "rejection"},
+        ("-R", "0", "--correction", "--first", "judge"): {"mixture_weight": 0, "correction": True, "first": "judge"},
     }.items():
         output = sampler.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, **knobs)
         assert main([*ask, *flags]) == 0
@@ -537,6 +538,7 @@ def test_a_missing_folder_and_the_current_one_are_named(
         (["-R", "1.5"], "`mixture_weight` must be in [0, 1], got 1.5"),
         (["-M", "0"], "`window_size` must be at least 1, got 0"),
         (["--acceptance", "rejection", "--correction"], "`correction` must be False"),
+        (["--first", "judge"], "`correction` must be True with first='judge'"),
         (["--temperature", "0.5"], "--temperature without --do-sample"),
         (["--verifier", "somewhere"], "--verifier without --drafter"),
         (["--do-sample", "--top-p", "1.5"], "`top_p` must be in (0, 1], got 1.5"),
@@ -635,6 +637,7 @@ def test_help_fits_a_terminal_and_names_every_knob(
             "acceptance",
             "correction",
             "noise",
+            "first",
         ]
         assert all(f"--{knob}" in out for knob in knobs)
 

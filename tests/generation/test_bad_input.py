@@ -193,6 +193,27 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: APDSampler(trace_sampler().drafter, strategy=2),  # type: ignore[arg-type]
     ),
     "unknown noise": (ValueError, "`noise` must be one of 'keyed', 'step'", lambda: generate(noise="fresh")),
+    "unknown first": (
+        ValueError,
+        "`first` must be one of 'draft', 'judge', got 'both'",
+        lambda: generate(first="both"),
+    ),
+    "a judged first token without correction": (
+        ValueError,
+        "`correction` must be True with first='judge' and acceptance='coupling', got False: .* Set `correction`",
+        lambda: generate(first="judge"),
+    ),
+    "a judged first token with tau": (
+        ValueError,
+        "`acceptance_threshold` must be 0 with first='judge', got 0.5: .* Leave it out",
+        lambda: generate(first="judge", correction=True, acceptance_threshold=0.5),
+    ),
+    "a judged first token and a rule that gives none": (
+        ValueError,
+        r"`rule` must replace every first token that it rejects with first='judge', got Coupling\(.* Use Coupling",
+        lambda: generate(first="judge", acceptance=Coupling()),
+    ),
+    "first of APD": (ValueError, "`first` must be one of 'draft', 'judge', got None", lambda: APD(0.5, first=None)),  # type: ignore[arg-type]
     "correction a number": (TypeError, "`correction` must be True or False", lambda: generate(correction=1)),
     "rejection with tau": (
         ValueError,

@@ -63,6 +63,7 @@ def test_compiled_passes_give_the_same_tokens(is_traced, knobs) -> None:
     "call",
     [
         {"correction": True},
+        {"correction": True, "first": "judge", "mixture_weight": 0.0},
         {"acceptance": "rejection", "do_sample": True, "top_k": 5},
         {"mixture_weight": 1.0, "window_size": None},
         {"noise": "step", "do_sample": True, "num_return_sequences": 2},
@@ -117,6 +118,7 @@ def test_concurrent_calls_have_their_own_caches(is_traced) -> None:
     "call",
     [
         {"correction": True, "acceptance_threshold": 0.3},
+        {"correction": True, "first": "judge", "mixture_weight": 0.0, "output_scores": True},
         {"acceptance": "rejection", "do_sample": True, "top_k": 5},
         {"mixture_weight": 1.0, "window_size": None},
         {"window_size": "auto"},

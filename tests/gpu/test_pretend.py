@@ -80,6 +80,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "noise by step": {**SAMPLED, "noise": "step"},
     "correction": {**SAMPLED, "correction": True},
     "rejection": {**SAMPLED, "acceptance": "rejection"},
+    "first token judged": {**SAMPLED, "correction": True, "first": "judge", "mixture_weight": 0.0},
     "rejection with top_k": {**SAMPLED, "top_k": 5, "acceptance": "rejection"},
     "threshold": {"acceptance_threshold": 0.3},
     "the drafter alone": {"mixture_weight": 1.0},

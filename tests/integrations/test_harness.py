@@ -3,6 +3,7 @@
 Nothing is downloaded: tasks are written as YAML with the data beside them. Skipped where lm-eval is not installed.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -34,6 +35,7 @@ from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import instances
 from apd.integrations.lm_eval import APDLM, StopInAnswer
 from apd.integrations.scoring import sequential_logprobs
+from apd.models.families import FAMILIES
 from apd.models.ideal import IdealListModel
 from apd.strategies.registry import parse
 
@@ -587,6 +589,17 @@ def test_model_args_reach_models_and_knobs() -> None:
     assert (config.mixture_weight, config.window_size, config.kv_window, config.correction) == (0.7, 9, None, True)
     assert (lm.batch_size, lm.max_new_tokens, lm.max_length) == (3, 20, 512)
     assert APDLM.create_from_arg_string("pair=embedded").max_new_tokens == 32
+
+
+def test_model_args_name_a_drafter_that_verifies_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="got 'self', but the family 'dream' was never trained"):
+        APDLM.create_from_arg_string(f"drafter={DRAFTER_DIR},verifier=self")
+    monkeypatch.setitem(FAMILIES, "own", dataclasses.replace(FAMILIES["dream"], name="own", reads_causally=True))
+    lm = APDLM.create_from_arg_string(
+        f"drafter={DRAFTER_DIR},verifier=self,spec=own,mixture_weight=0,correction=true,first=judge"
+    )
+    assert lm.sampler.verifier.model is lm.sampler.drafter.model
+    assert (lm.sampler.config.first, lm.sampler.config.correction) == ("judge", True)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,8 @@ def test_law_10_greedy_decoding_reproduces_the_recorded_runs(run):
         {"mixture_weight": 0.0, "correction": True},
         {"mixture_weight": 0.3, "window_size": 6},
         {"mixture_weight": 0.7, "acceptance_threshold": 0.4, "correction": True},
+        {"mixture_weight": 0.0, "correction": True, "first": "judge"},
+        {"mixture_weight": 0.3, "correction": True, "first": "judge", "window_size": 6},
     ],
 )
 def test_the_step_equals_the_slow_reference(temperature, knobs):

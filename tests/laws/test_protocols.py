@@ -94,6 +94,8 @@ STRATEGIES: list[Any] = [
     *MEMORYLESS,
     APD(1.0),
     *(APD(0.5, rule) for rule in RULES),
+    APD(0.2, Coupling(correction=True), first="judge"),
+    APD(0.2, Rejection(), first="judge"),
     Autoregressive(),
     Checked(),
     Checked(proposer="drafter", num_checked="auto", certainty=0.2),

@@ -21,6 +21,8 @@ from apd.strategies.registry import GRAMMAR, KINDS, apd_of, parse, settle
         ("apd:tau=0,R=0.3", "apd:R=0.3", "apd", 0.3),
         ("klass:0.9,h=2", "klass:0.9", "klass", 0.9),
         ("apd:rejection", "apd:R=0.5,rejection", "apd:rejection", 0.5),
+        ("apd:0,first=judge,correction", "apd:R=0,correction,first=judge", "apd:correction,first=judge", 0.0),
+        ("apd:first=draft", "apd:R=0.5", "apd", 0.5),
         ("confidence:2", "confidence:2", "confidence", 2.0),
         ("threshold:.90", "threshold:0.9", "threshold", 0.9),
         ("klass:0.9,h=3", "klass:0.9,h=3", "klass:h=3", 0.9),
@@ -57,6 +59,10 @@ def test_equal_settings_have_one_name(short, spec, family, value):
         ("apd:tau", "a number"),
         ("apd:R=0,R=1", "twice"),
         ("apd:tau=0.5,rejection", "must be 0 with"),
+        ("apd:first", "one of draft, judge"),
+        ("apd:first=mine", "first must be one of draft, judge, got 'mine'"),
+        ("apd:first=judge", "`correction` must be True with first='judge'"),
+        ("apd:judge,correction", "no option 'judge'|must be a number"),
         ("wino:0.6,revoke=2", "revoke_below"),
         ("one-step:3", "no option"),
         ("blocks:8", "LENGTH.*/STRATEGY"),
@@ -75,8 +81,8 @@ def test_every_kind_is_in_the_grammar_and_can_be_left_without_parameters():
     for name, kind in KINDS.items():
         assert name in GRAMMAR
         assert parse(name).strategy == (None if name == "apd" else kind.make())
-    spec = "apd:R=0.3,tau=0.2,M=7,W=5,refresh=3,correction,step"
-    wanted = APDConfig(0.3, 0.2, 7, 5, 3, "coupling", True, "step")
+    spec = "apd:R=0.3,tau=0,M=7,W=5,refresh=3,first=judge,correction,step"
+    wanted = APDConfig(0.3, 0, 7, 5, 3, "coupling", True, "step", "judge")
     assert APDConfig(**parse(spec).knobs) == wanted
     assert APDConfig(**parse(parse(spec).spec).knobs) == wanted
     assert {name for name, _ in [*KINDS["apd"].options.values(), *KINDS["apd"].words.values()]} == set(KNOBS)
@@ -130,9 +136,12 @@ def test_knobs_beside_a_name():
     for strategy, default in (("confidence", None), (Confidence(), None), (None, Confidence())):
         with pytest.raises(ValueError, match="`correction` has no effect beside `strategy`"):
             settle(strategy, APDConfig(), {"correction": True}, default=default)
+        with pytest.raises(ValueError, match="`first` has no effect beside `strategy`"):
+            settle(strategy, APDConfig(), {"first": "judge"}, default=default)
 
 
 def test_the_rule_follows_from_the_knobs():
     assert apd_of(APDConfig(0.3, 0.2, correction=True)) == APD(0.3, Coupling(0.2, True))
     assert apd_of(APDConfig(acceptance="rejection")) == APD(0.5, Rejection())
+    assert apd_of(APDConfig(acceptance="rejection", first="judge")) == APD(0.5, Rejection(), first="judge")
     assert apd_of(APDConfig(acceptance=Coupling(0.7))) == APD(0.5, Coupling(0.7))
