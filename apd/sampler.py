@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeGuard, overload
 
 import torch
@@ -27,7 +28,7 @@ from apd.decoding.protocols import Drafter, Verifier
 from apd.decoding.request import Request
 from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
-from apd.generation.arguments import Resolver, check_row_by_row, fresh_seed, whole_seed
+from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
 from apd.generation.interop import naming_knobs, unprepared
 from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
@@ -99,6 +100,7 @@ class APDSampler:
         refuse_unknown(knobs, KNOBS, "APDSampler()")
         self.strategy, self.config = settle(strategy, config or APDConfig(), knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
+        check_attention(self.strategy or apd_of(self.config), self.config, self.drafter)
         self.verifier: Verifier | None = None if verifier is None else as_verifier(verifier, self.drafter)
         self.tokenizer: Any = tokenizer
         self.kernels = PLAIN
@@ -180,6 +182,7 @@ class APDSampler:
             revision=revision,
             verifier_revision=verifier_revision,
             vocabularies_may_differ=_only_guesses(chosen),
+            check_family=partial(check_attention, chosen or apd_of(config), config),
             **knobs_or_loading,
         )
         return cls(

@@ -251,23 +251,27 @@ def check_order(strategy: Strategy, config: APDConfig) -> None:
 def check_attention(strategy: Strategy, config: APDConfig, drafter: Any) -> None:
     """Refuse knobs and strategies that mean nothing for the drafter's attention.
 
+    Args:
+        drafter: the drafter, or its family; exact drafters, which have no attention, take everything.
+
     Raises:
         ValueError: `kv_window` with keys that are final, or an order that the drafter cannot decode in.
     """
-    attention = getattr(drafter, "attention", None)
-    if attention is None or not attention.is_final:
+    attention = getattr(drafter, "attention", "full")
+    kind = getattr(attention, "kind", attention)
+    if kind == "full":
         return
     if config.kv_window is not None:
         raise ValueError(
-            f"`kv_window` must be None with a drafter of attention={attention.kind!r}, got {config.kv_window}: keys of committed "
-            "tokens are final there, so its cache is exact, always on, and needs no setting. Leave out `kv_window` and `kv_refresh`."
+            f"`kv_window` must be None with a drafter of attention={kind!r}, got {config.kv_window}: keys of committed tokens "
+            "are final there, so its cache is exact, always on, and needs no setting. Leave out `kv_window` and `kv_refresh`."
         )
     if getattr(strategy, "reads_decided", False):
         raise ValueError(
-            f"`strategy` must not predict decided tokens with a drafter of attention={attention.kind!r}, got {strategy!r}: that "
-            "needs a drafter whose columns all see each other. Use a strategy that revokes nothing."
+            f"`strategy` must not predict decided tokens with a drafter of attention={kind!r}, got {strategy!r}: that needs a "
+            "drafter whose columns all see each other. Use a strategy that revokes nothing."
         )
-    if attention.kind == "causal" and drafter.logit_shift and not strategy.left_to_right:
+    if kind == "causal" and drafter.logit_shift and not strategy.left_to_right:
         raise ValueError(
             f"`strategy` must decode from left to right with a causal drafter whose logits are shifted, got {strategy!r}: its row "
             "before a mask sees nothing behind it. Use APD, `LeftToRight` or `Checked`."

@@ -1,8 +1,8 @@
 """Families of diffusion LMs, and the one place that knows checkpoint names.
 
 Every supported family is an ordinary transformers decoder, run with the masks that the family was trained with:
-`Qwen2ForCausalLM` is Dream if its columns see each other, and WeDLM if they see what is left of them. A `ModelSpec` holds the
-remaining differences.
+`Qwen2ForCausalLM` is Dream if its columns see each other, and WeDLM if they see what is left of them. A `ModelSpec`
+holds the remaining differences.
 """
 
 from pathlib import Path
@@ -169,8 +169,8 @@ FAMILIES: dict[str, ModelSpec] = {
             model_types=("sdlm_qwen2_5",),
             architectures=("Qwen2ForCausalLM",),
         ),
-        # Nemotron-Labs-Diffusion. Its canvas slides with the last decided token, as in its own speculative decoding. Its other
-        # decoder finishes blocks: `dataclasses.replace(FAMILIES["nemotron"], anchored=True)`, with the strategy `Seeded`.
+        # Nemotron-Labs-Diffusion. Its canvas slides with the last decided token, as in its own speculative decoding.
+        # Its other decoder finishes blocks: `replace(FAMILIES["nemotron"], anchored=True)`, with the strategy `Seeded`.
         ModelSpec(
             "nemotron",
             Ministral3ForCausalLM,

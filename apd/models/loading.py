@@ -108,15 +108,15 @@ def load_drafter(
         path: a directory, or a model id of the hub.
         spec: a name in `FAMILIES` or a `ModelSpec`; by default the family that `config.json` identifies.
         mask_token_id: id of the mask token; by default from `config.json`, else from the tokenizer, else the family's.
-        block_size: tokens per block, or that a causal or prefix model drafts at most; by default from `config.json`, else the
-            family's. Not for models whose columns all see each other.
+        block_size: tokens per block, or that a causal or prefix model drafts at most; by default from `config.json`, else
+            the family's. Not for models whose columns all see each other.
         dtype: dtype of the weights; by default float32 on a CPU and the stored dtype on other devices.
         device_map: as in transformers; `None` is the CPU.
         attn_implementation: "sdpa", "eager" or "grouped_sdpa"; by default "grouped_sdpa" if heads share keys, else "sdpa".
         **hub: `HUB_ARGUMENTS`, `PLACING_ARGUMENTS` and `SPLITTING_ARGUMENTS`, as in transformers.
     Raises:
-        ValueError: an unknown family, no mask token, no or a wrong block size, weights that do not fit, unsupported attention, an
-            adapter, pickled weights, or a damaged file.
+        ValueError: an unknown family, no mask token, no or a wrong block size, weights that do not fit, unsupported
+            attention, an adapter, pickled weights, or a damaged file.
         TypeError: an unknown argument, or a `mask_token_id` or `block_size` that is not an integer.
         OSError: no weights, or only pickled ones.
     """
@@ -246,7 +246,7 @@ def _plan_verifier(checkpoint: Checkpoint) -> PreTrainedConfig:
     if raw.get("is_causal") is False or any(model_type in spec.model_types for spec in FAMILIES.values()):
         raise ValueError(
             f"The verifier must be a causal model, but {path!r} (model_type {model_type!r}) is a diffusion model. "
-            "Give it as the drafter, and as the verifier a causal model with the same tokenizer."
+            "Give it as the drafter, and as the verifier a causal model with the same tokenizer, or 'self' if it reads causally."
         )
     if model_type not in CONFIG_MAPPING:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ def load_pair(
     revision: str | None = None,
     verifier_revision: str | None = None,
     vocabularies_may_differ: bool = False,
+    check_family: Callable[[ModelSpec], None] | None = None,
     **options: Any,
 ) -> LoadedPair:
     """Load drafter, verifier and tokenizers; configurations and vocabularies are checked before weights are read.
@@ -61,6 +63,7 @@ def load_pair(
     Args:
         drafter, verifier, …, verifier_revision: as in `APDSampler.from_pretrained`.
         vocabularies_may_differ: take a verifier with another vocabulary, if both checkpoints have a tokenizer.
+        check_family: raises if the drafter's family does not fit the caller's other arguments.
         **options: `HUB_ARGUMENTS` and `PLACING_ARGUMENTS` for both models, `SPLITTING_ARGUMENTS` for the drafter.
 
     Raises:
@@ -75,8 +78,10 @@ def load_pair(
     family: dict[str, Any] = {"spec": spec, "mask_token_id": mask_token_id, "block_size": block_size}
 
     is_own = isinstance(verifier, str) and verifier == SELF
+    found = drafter_family(drafter, spec=spec, **drafter_hub)
+    if check_family is not None:
+        check_family(found)
     if is_own:
-        found = drafter_family(drafter, spec=spec, **drafter_hub)
         check_reads_causally(found.reads_causally, f"the family {found.name!r}")
         if verifier_revision is not None:
             raise ValueError(

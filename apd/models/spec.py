@@ -25,16 +25,16 @@ class ModelSpec:
         model_types, architectures: values in `config.json` that identify the family; both must match. If empty, the family
             is used only if `spec=` names it.
         attention: which columns see each other: "full", "causal", "prefix" or "block", see `apd.models.horizon`.
-        block_size: length of the blocks, or of a causal or prefix model's draft, where `config.json` does not say it; `None`: it
-            must be given, for "causal" and "prefix" there is no limit then.
+        block_size: length of the blocks, or of a causal or prefix model's draft, where `config.json` does not say it;
+            `None`: it must be given, for "causal" and "prefix" there is no limit then.
         block_field: name of the block length in `config.json`; "" if it has none.
         anchored: for "prefix": blocks stand still until they are decided, see `apd.models.horizon`.
-        mask_token_id: id of the mask token where neither `config.json` nor the tokenizer says it, as in families whose code has
-            it as a default argument.
+        mask_token_id: id of the mask token where neither `config.json` nor the tokenizer says it, as in families whose
+            code has it as a default argument.
         mask_field: name of the mask token's id in `config.json`.
         where: further values of `config.json` that identify the family.
-        reads_causally: True if the model was trained to predict the next token under a causal mask, too, so that it can verify
-            its own draft (`verifier="self"`).
+        reads_causally: True if the model was trained to predict the next token under a causal mask, too, so that it can
+            verify its own draft (`verifier="self"`).
         config_class: the config class, where it is another than `model_class` names.
 
     Raises:

@@ -541,6 +541,7 @@ def test_a_missing_folder_and_the_current_one_are_named(
         (["--first", "judge"], "`correction` must be True with first='judge'"),
         (["--temperature", "0.5"], "--temperature without --do-sample"),
         (["--verifier", "somewhere"], "--verifier without --drafter"),
+        (["--block-size", "8"], "--block-size without --drafter"),
         (["--do-sample", "--top-p", "1.5"], "`top_p` must be in (0, 1], got 1.5"),
         (["--do-sample", "--temperature", "-1"], "`temperature` must be at least 0 and finite, got -1"),
         (["--drafter", "somewhere"], "--drafter needs --verifier, or -R 1"),

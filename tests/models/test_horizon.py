@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,51 @@ def test_a_mask_is_its_definition(is_level, attention, num_cached) -> None:
                 block = attention.block_size
                 seen = seen and (key - padding) // block <= (query - padding) // block
             assert bool(mask[row, 0, query - start, k]) == seen or (is_level and not padding <= key < end)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shift", "arguments", "told"),
+    [
+        ("block", 0, {"kv_window": 4}, "`kv_window` must be None with a drafter of attention='block', got 4"),
+        (
+            "prefix",
+            0,
+            {"strategy": "wino:0.6"},
+            "`strategy` must not predict decided tokens .* 'prefix'|attention='prefix'",
+        ),
+        ("causal", 1, {"strategy": "confidence:1"}, "`strategy` must decode from left to right with a causal drafter"),
+    ],
+)
+def test_what_means_nothing_for_an_attention_is_refused_at_once(kind, shift, arguments, told) -> None:
+    size = 4 if kind == "block" else None
+    with pytest.raises(ValueError, match=told):
+        APDSampler(drafter(kind, size, shift), tiny(1), **arguments)
+    with pytest.raises(ValueError, match=told):
+        APDSampler(drafter(kind, size, shift), tiny(1)).generate(torch.tensor([[1, 2]]), pad_token_id=0, **arguments)
+
+
+def test_kv_window_is_refused_before_weights_are_read(tmp_path) -> None:
+    folder = Path(__file__).parents[1] / "fixtures" / "parity_sdar"
+    for name in ("config.json", "generation_config.json"):
+        (tmp_path / name).write_text((folder / name).read_text())  # there are no weights
+    with pytest.raises(ValueError, match="`kv_window` must be None"):
+        APDSampler.from_pretrained(str(tmp_path), mixture_weight=1.0, kv_window=16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("block", None), "`block_size` must be given with attention='block'"),
+        (("full", 4), "`block_size` must be None with attention='full', got 4"),
+        (("blok", 4), "`attention` must be one of .*, got 'blok'"),
+        (("block", 0), "`block_size` must be at least 1, got 0"),
+        (("prefix", None, True), "`block_size` must be given with attention='prefix'"),
+        (("block", 4, True), "`anchored` must be False"),
+    ],
+)
+def test_a_senseless_attention_is_refused(arguments, told) -> None:
+    with pytest.raises(ValueError, match=told):
+        Attention(*arguments)
 
 
 def call(sampler, prompts, rng, **settings):

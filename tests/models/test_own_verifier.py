@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from pairs import left_padded, new_tokens
+from paths import FIXTURES
 from transformers import NoRepeatNGramLogitsProcessor, Qwen2Config, Qwen2ForCausalLM
 
 import apd
 from apd import APDSampler, Autoregressive, CausalVerifier, IdealListModel, MaskedDiffusionDrafter, ModelSpec
 from apd.cli import main
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.models.loading import drafter_family
 
 MASK, STOP = 23, 22
 LAW_12 = {"mixture_weight": 0.0, "correction": True, "first": "judge"}
@@ -174,6 +176,25 @@ def test_a_checkpoint_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(
         sampler.generate(**call, strategy="checked:proposer=verifier"), sampler.generate(**call, strategy="checked")
     )
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("parity_*")), ids=lambda path: path.name)
+def test_a_family_writes_what_it_writes_alone_or_is_refused(path: Path) -> None:
+    try:
+        family = drafter_family(path)
+    except ValueError:
+        pytest.skip("no family loads it")
+    if not family.reads_causally:
+        with pytest.raises(ValueError, match=f"the family '{family.name}' was never trained"):
+            APDSampler.from_pretrained(str(path), "self")
+        return
+    sampler = APDSampler.from_pretrained(str(path), "self", dtype=torch.float64)
+    words = [token for token in range(3, 60) if token != sampler.drafter.mask_token_id]
+    prompts = [words[:7], words[7:10], words[20:25]]
+    call = left_padded(prompts, pad=0) | {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0, "seed": 3}
+    for sampling in ({}, {"do_sample": True, "top_k": 0}):
+        expected = sampler.generate(**call, **sampling, strategy=Autoregressive())
+        assert torch.equal(sampler.generate(**call, **sampling, **LAW_12), expected)
 
 
 @pytest.mark.parametrize("spec", [None, "dream", TRUSTING], ids=str)

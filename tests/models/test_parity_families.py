@@ -8,7 +8,7 @@ import pytest
 import torch
 from pairs import left_padded
 from parity import TOLERANCE
-from paths import FIXTURES
+from paths import FIXTURES, ROOT
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from apd import APDSampler, load_drafter
@@ -41,7 +41,7 @@ def supported(folder: str) -> Path:
 
 
 def without_weights(source: str, to: Path, **changes: object) -> Path:
-    """A checkpoint's config.json with other values, `None` removing one; what is refused here is refused before weights."""
+    """A config.json with other values, `None` removing one, alone: what it makes fail fails before weights are read."""
     to.mkdir()
     raw = json.loads((FIXTURES / source / "config.json").read_text()) | changes
     (to / "config.json").write_text(json.dumps({name: value for name, value in raw.items() if value is not None}))
@@ -101,6 +101,15 @@ def test_a_ragged_batch_equals_rows_alone(folder: str, do_sample: bool) -> None:
     ]
     batch = sampler.generate(**left_padded(prompts, pad=0), seed=[0, 1, 2], **settings)
     assert batch[:, 7:].tolist() == alone
+
+
+@pytest.mark.parametrize("folder", [folder for folder, *_, reads in FACTS if reads])
+def test_a_checkpoint_that_reads_causally_verifies_itself_without_loss(folder: str) -> None:
+    sampler = APDSampler.from_pretrained(str(FIXTURES / folder), "self")
+    settings = {**left_padded([[1, 2, 3, 4, 5], [6, 7]], pad=0), "max_new_tokens": 12, "eos_token_id": None}
+    settings |= {"pad_token_id": 0, "do_sample": False}
+    lossless = sampler.generate(**settings, mixture_weight=0.0, correction=True, first="judge")
+    assert torch.equal(lossless, sampler.generate(**settings, strategy="autoregressive"))
 
 
 def test_the_block_size_comes_from_the_argument_then_the_config_then_the_family(tmp_path) -> None:
@@ -178,6 +187,17 @@ def test_a_model_in_memory_says_its_block_size() -> None:
     with pytest.raises(ValueError, match="`block_size` must be None with attention='full'"):
         model.config.is_causal = False
         as_drafter(model, "dream", mask_token_id=23)
+
+
+def test_the_page_about_models_says_what_the_families_are() -> None:
+    page = (ROOT / "docs" / "models.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("| `")]
+    del rows[0]  # the heads of the columns
+    assert {row[0].strip("`") for row in rows} == FAMILIES.keys()
+    for name, _, attention, shift, block, *_ in rows:
+        spec = FAMILIES[name.strip("`")]
+        assert (attention, int(shift)) == (spec.attention, spec.logit_shift)
+        assert block == str(spec.block_size or ("config" if spec.block_field else "–"))
 
 
 LLADA_MOE = {
