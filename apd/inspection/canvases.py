@@ -18,6 +18,8 @@ from apd.models.drafter import MaskedDiffusionDrafter
 WINDOW, FRONTIERS = 8, (0.1, 0.4, 0.7)
 #: Masks of a hole, and where in an answer the holes of one canvas begin.
 HOLE, HOLES = 3, (0.25, 0.6)
+#: Log-probability, in nats, of tokens that a model excludes, so that means stay finite.
+LEAST_LOGPROB = -100.0
 #: Canvases of one pass.
 _ROWS = 16
 
@@ -88,21 +90,36 @@ class Scored:
 
 def score(drafter: MaskedDiffusionDrafter, made: Sequence[Canvas]) -> Scored:
     """The log-probabilities of the true tokens of canvases, in uncached passes of the drafter."""
-    true = torch.full((len(made), WINDOW), torch.nan)
+    true = torch.full((len(made), WINDOW), torch.nan, device="cpu")
     other, num_invalid = true.clone(), 0
-    everything = torch.tensor([canvas.ids[place] for canvas in made for place in canvas.masked])
+    everything = [canvas.ids[place] for canvas in made for place in canvas.masked]
     for first in range(0, len(made), _ROWS):
         part = made[first : first + _ROWS]
         places, drafted, logits = masked_logits(drafter, part)
-        logprobs = log_normalise(logits).cpu()
-        found = torch.tensor([[each.ids[place] for place in row] for each, row in zip(part, places, strict=True)])
-        rows = slice(first, first + len(part))
-        size = found.shape[1]
-        of_true = logprobs.gather(-1, found[..., None]).squeeze(-1)
-        num_invalid += int((logprobs.isnan().any(-1) & drafted).sum())
+        found = [[each.ids[place] for place in row] for each, row in zip(part, places, strict=True)]
+        of_true, of_others, is_invalid = read(logits, found, everything)
+        rows, size = slice(first, first + len(part)), of_true.shape[1]
+        num_invalid += int((is_invalid & drafted).sum())
         true[rows, :size] = of_true.where(drafted, torch.nan)
-        other[rows, :size] = logprobs[..., everything].mean(-1).where(drafted, torch.nan)
+        other[rows, :size] = of_others.where(drafted, torch.nan)
     return Scored(true, other, num_invalid)
+
+
+def read(logits: Tensor, true: Sequence[Sequence[int]], others: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of true tokens, the mean of those of other tokens, and where logits are no distribution, on the host.
+
+    Args:
+        logits: `n k v`.
+        true: `n` rows of k ids.
+        others: ids.
+    Returns:
+        `n k` float32 in nats, twice, and `n k` bool.
+    """
+    logprobs, device = log_normalise(logits), logits.device
+    is_invalid, logprobs = logprobs.isnan().any(-1), logprobs.clamp(min=LEAST_LOGPROB)
+    of_true = logprobs.gather(-1, to_device(true, device)[..., None]).squeeze(-1)
+    of_others = logprobs[..., to_device(others, device)].mean(-1)
+    return of_true.cpu(), of_others.cpu(), is_invalid.cpu()
 
 
 def masked_logits(
@@ -130,7 +147,7 @@ def masked_logits(
         positions.append([column - t if inside else 0 for column, inside in zip(columns, real, strict=True)])
     index = torch.arange(len(made), device=drafter.device)[:, None]
     logits = drafter.open(state).logits(state, window)[index, to_device(positions, drafter.device)]
-    return places, torch.tensor(drafted), logits
+    return places, torch.tensor(drafted, device="cpu"), logits
 
 
 def state_of(drafter: MaskedDiffusionDrafter, made: Sequence[Canvas], more_padding: int = 1) -> DecodeState:
@@ -162,4 +179,4 @@ def state_of(drafter: MaskedDiffusionDrafter, made: Sequence[Canvas], more_paddi
         decided.append([True] * padding + [place not in hidden for place in range(len(canvas.ids))] + [True] * missing)
         ends.append(padding + len(canvas.ids))
     state = dataclasses.replace(state, end=to_device(ends, device))
-    return state.with_decided(to_device(tokens, device), torch.tensor(decided).to(device))
+    return state.with_decided(to_device(tokens, device), torch.tensor(decided, device="cpu").to(device))

@@ -87,9 +87,9 @@ class Weigher:
         self.chance = -math.log(drafter.vocab_size)
         with_holes = drafter.attention.kind in ("full", "block")  # the others decode from left to right
         self.canvases = canvases(stretches, with_holes=with_holes)
-        self.is_open = torch.tensor([canvas.is_open for canvas in self.canvases])[:, None]
+        self.is_open = torch.tensor([canvas.is_open for canvas in self.canvases], device="cpu")[:, None]
         behind = [[*canvas.behind_masks, *[False] * (WINDOW - len(canvas.masked))] for canvas in self.canvases]
-        self.behind_masks = torch.tensor(behind)
+        self.behind_masks = torch.tensor(behind, device="cpu")
         self.scores: dict[Reading, Scored] = {}
 
     def score(self, reading: Reading) -> Scored:
@@ -139,7 +139,7 @@ class Weigher:
 
 def _spread(found: Scored, where: Tensor) -> Scored:
     """Scores of some canvases as those of all, NaN where a canvas was left out."""
-    true, other = (torch.full((len(where), WINDOW), torch.nan) for _ in range(2))
+    true, other = (torch.full((len(where), WINDOW), torch.nan, device="cpu") for _ in range(2))
     true[where], other[where] = found.true, found.other
     return Scored(true, other, found.num_invalid)
 
@@ -150,18 +150,20 @@ def weigh(weigher: Weigher, tokenizer: Any) -> list[Finding]:
     The best of all readings that are clearly better takes the place of the declared one, until none is better: a wrong shift
     makes other parts look wrong, too.
     """
-    reading, wrong = weigher.declared, {}
+    reading = weigher.declared
+    wrong: dict[Axis, list[Trial]] = {}
     while True:
         trials = {axis: list(weigher.trials(reading, axis)) for axis in _AXES if axis not in wrong}
         better = {axis: [trial for trial in tried if trial.is_better] for axis, tried in trials.items()}
-        if not any(better.values()):
+        if any(better.values()):
+            axis = max(better, key=lambda axis: max((trial.margin.mean for trial in better[axis]), default=-math.inf))
+            wrong[axis] = sorted(better[axis], key=lambda trial: -trial.margin.mean)
+            reading = wrong[axis][0].reading
+        elif not wrong and not weigher.is_informed(reading) and (pair := weigher.best_pair(reading)):
+            wrong = {"shift": [pair], "mask": [pair]}  # neither helps alone
+            reading = pair.reading
+        else:
             break
-        axis = max(better, key=lambda axis: max((trial.margin.mean for trial in better[axis]), default=-math.inf))
-        wrong[axis] = sorted(better[axis], key=lambda trial: -trial.margin.mean)
-        reading = wrong[axis][0].reading
-    if not wrong and not weigher.is_informed(reading) and (pair := weigher.best_pair(reading)):
-        wrong = {"shift": [pair], "mask": [pair]}
-        reading = pair.reading
     findings = [_prediction(weigher, reading)]
     if not weigher.is_informed(reading):
         return findings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apd.decoding.probability import log_normalise
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.generation.output import APDOutput
-from apd.inspection.canvases import Canvas, Scored, Stretch, masked_logits, state_of
+from apd.inspection.canvases import Canvas, Scored, Stretch, masked_logits, read, state_of
 from apd.inspection.evidence import Margin
 from apd.inspection.report import Finding, Verdict
 from apd.models.drafter import MaskedDiffusionDrafter
@@ -169,7 +169,7 @@ def next_token(
 ) -> Finding:
     """Whether a causal model predicts the next tokens of the text better than tokens of other places."""
     scored = causal_scores(verifier, drafter, stretches)
-    chance = float(torch.tensor(1 / verifier.vocab_size).log())
+    chance = -math.log(verifier.vocab_size)
     mean, information = float(scored.true.nanmean()), Margin.of(scored.true - scored.other)
     found, expected = f"{mean:.2f} nats a token", f"above chance, {chance:.2f}"
     if Margin.of(scored.true - chance).is_clear and information.is_clear:
@@ -184,21 +184,21 @@ def next_token(
 def causal_scores(verifier: CausalVerifier, drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch]) -> Scored:
     """What a causal model says of the answers of stretches: `n k` float32."""
     size = max(len(stretch.answer) for stretch in stretches)
-    true = torch.full((len(stretches), size), torch.nan)
+    true = torch.full((len(stretches), size), torch.nan, device="cpu")
     other, num_invalid = true.clone(), 0
-    everything = torch.tensor([token for stretch in stretches for token in stretch.answer])
+    everything = [token for stretch in stretches for token in stretch.answer if token < verifier.vocab_size]
     for row, stretch in enumerate(stretches):
         canvas = Canvas(stretch.ids, tuple(range(len(stretch.prompt), len(stretch.ids))), True)
         state = state_of(drafter, [canvas], more_padding=0)
         window = Window.of_rows(state, state.layout.end)
-        draft = torch.tensor([stretch.answer]).to(state.tokens.device)
-        logprobs = log_normalise(verifier.open(state).logits(state, window, draft)[:, :])[0].cpu()
-        count = len(stretch.answer)
-        is_known = draft[0].cpu() < logprobs.shape[-1]
-        of_true = logprobs.gather(-1, torch.tensor(stretch.answer)[:, None].clamp(max=logprobs.shape[-1] - 1))[:, 0]
-        true[row, :count] = of_true.where(is_known, torch.nan)
-        other[row, :count] = logprobs[:, everything[everything < logprobs.shape[-1]]].mean(-1)
-        num_invalid += int(logprobs.isnan().any(-1).sum())
+        draft, count = to_device([stretch.answer], state.tokens.device), len(stretch.answer)
+        logits = verifier.open(state).logits(state, window, draft)[:, :]
+        known = [token if token < verifier.vocab_size else 0 for token in stretch.answer]
+        of_true, of_others, is_invalid = read(logits, [known], everything)
+        is_known = torch.tensor([token < verifier.vocab_size for token in stretch.answer], device="cpu")
+        true[row, :count] = of_true[0].where(is_known, torch.nan)
+        other[row, :count] = of_others[0].where(is_known, torch.nan)
+        num_invalid += int(is_invalid.sum())
     return Scored(true, other, num_invalid)
 
 
@@ -241,8 +241,10 @@ def answer_laws(sampler: APDSampler, stretches: Sequence[Stretch]) -> Iterator[F
 
 def _answer(sampler: APDSampler, stretches: Sequence[Stretch], strategy: Any) -> Answers:
     width = max(len(stretch.prompt) for stretch in stretches)
-    ids = torch.tensor([[0] * (width - len(each.prompt)) + list(each.prompt) for each in stretches])
-    real = torch.tensor([[0] * (width - len(each.prompt)) + [1] * len(each.prompt) for each in stretches])
+    ids = torch.tensor([[0] * (width - len(each.prompt)) + list(each.prompt) for each in stretches], device="cpu")
+    real = torch.tensor(
+        [[0] * (width - len(each.prompt)) + [1] * len(each.prompt) for each in stretches], device="cpu"
+    )
     common: dict[str, Any] = {
         "max_new_tokens": NEW_TOKENS,
         "do_sample": False,
@@ -250,7 +252,9 @@ def _answer(sampler: APDSampler, stretches: Sequence[Stretch], strategy: Any) ->
         "return_dict_in_generate": True,
     }
     together: Any = sampler.generate(ids, attention_mask=real, **common)
-    alone: list[Any] = [sampler.generate(torch.tensor([each.prompt]), **common) for each in stretches[:2]]
+    alone: list[Any] = [
+        sampler.generate(torch.tensor([each.prompt], device="cpu"), **common) for each in stretches[:2]
+    ]
     return Answers(together, alone)
 
 

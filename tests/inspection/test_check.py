@@ -19,8 +19,8 @@ from apd.inspection import Report
 from apd.models.loading import load_tokenizer
 from benchmarks.families.logits import MASKS, NEWER
 
-TASKS = [(example.prompt, example.answer) for example in EXAMPLES]
-FEW = TASKS[:3]
+TASKS = [(example.prompt, example.answer) for example in EXAMPLES[::2]]
+FEW = TASKS[:2]
 FOLDERS = sorted(path.name for path in FIXTURES.iterdir() if path.name.startswith(("parity_", "decode_")))
 
 
@@ -137,8 +137,6 @@ def test_untrained_weights_are_called_so(copied: Callable[..., Path]) -> None:
 
 
 def test_text_that_the_tokenizer_does_not_know_is_no_evidence() -> None:
-    report = drafter_report(text=None, path=DRAFTER_DIR, mask_token_id=100)
-    assert "weights: mask" in problems(report)  # the included drafter is tried on its own tasks
     foreign = drafter_report(text=[("Où est la gare, s'il vous plaît ?", " Elle est derrière vous, madame.")] * 4)
     assert "unknown to the tokenizer" in found(foreign, "weights").advice
 
@@ -240,13 +238,14 @@ def test_only_transformers_models_are_checked() -> None:
 def test_the_command_prints_the_report_and_its_exit_code(
     copied: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert main(["check"]) == 0
-    assert "no problem in" in capsys.readouterr().out
     text = tmp_path / "text.txt"
     text.write_text("\n".join(prompt + answer for prompt, answer in TASKS))
     options = ["--drafter", str(DRAFTER_DIR), "--text", str(text), "--device-map", "cpu"]
     assert main(["check", *options, "--mask-token-id", "100"]) == 1
     assert "What to do:" in capsys.readouterr().out
+
+    assert main(["check", *options, "--verifier", str(VERIFIER_DIR)]) == 0
+    assert "no problem in" in capsys.readouterr().out
 
     path = copied("verifier", of=VERIFIER_DIR)
     file = path / "tokenizer.json"
