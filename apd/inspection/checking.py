@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import transformers
 
-from apd.embedded import DRAFTER_DIR
 from apd.embedded.tasks import EXAMPLES as INCLUDED_EXAMPLES
+from apd.embedded.tasks import VOCABULARY
 from apd.inspection.canvases import Stretch
 from apd.inspection.declarations import Ends, declarations, mask_candidates, verifier_declarations
 from apd.inspection.evidence import Weigher, weigh
@@ -78,7 +78,7 @@ def check(
             "checked there. `tests/laws/test_protocols.py` checks drafters of other kinds."
         )
     stored = Stored.of(drafter.model, revision)
-    tried = _tried(sampler, drafter, stored, text)
+    tried = _tried(sampler, drafter, text)
     verifier = sampler.verifier if isinstance(sampler.verifier, CausalVerifier) else None
     log = _Log()
     log.add("Drafter: declarations", lambda: declarations(sampler, drafter, stored))
@@ -128,10 +128,10 @@ class _Tried:
 
 
 def _tried(
-    sampler: APDSampler, drafter: MaskedDiffusionDrafter, stored: Stored, text: str | Sequence[tuple[str, str]] | None
+    sampler: APDSampler, drafter: MaskedDiffusionDrafter, text: str | Sequence[tuple[str, str]] | None
 ) -> _Tried:
     tokenizer, limits = sampler.tokenizer, [drafter.max_length, getattr(sampler.verifier, "max_length", None)]
-    most = min([MOST_TOKENS, *(limit - NEW_TOKENS for limit in limits if limit is not None)])
+    most = max(min([MOST_TOKENS, *(limit - NEW_TOKENS for limit in limits if limit is not None)]), 2)
     ends = Ends.of(sampler)
     banned = [drafter.mask_token_id, *ends.stop_token_ids]
     chance = random_stretches(sampler.vocab_size, banned, min(most, 2 * MOST_ANSWER))
@@ -142,16 +142,18 @@ def _tried(
     if isinstance(text, str):
         made, name = cut(tokenizer, text), "your text"
     else:
-        examples, name = EXAMPLES, f"{len(EXAMPLES)} built-in prompts"
+        examples, name, stop = EXAMPLES, f"{len(EXAMPLES)} built-in prompts", ends.of_chat
+        if tokenizer.get_vocab().keys() == set(VOCABULARY):  # it knows no other words
+            examples = tuple(Example(each.prompt, each.answer) for each in INCLUDED_EXAMPLES)
+            name, stop = "prompts of the included tasks", next(iter(ends.stop_token_ids), None)
         if text is not None:
             examples, name = _examples(text), "your prompts and answers"
-        elif stored.path == str(DRAFTER_DIR):
-            examples = tuple(Example(each.prompt, each.answer) for each in INCLUDED_EXAMPLES)
-            name = "prompts of the included tasks"
-        stop = ends.of_chat if ends.of_chat is not None else next(iter(ends.stop_token_ids), None)
-        is_ended = ends.of_chat is not None or stored.path == str(DRAFTER_DIR)
-        made = stretches_of(tokenizer, examples, stop if is_ended else None)
-    made = [_shortened(each, most) for each in made]
+        made = stretches_of(tokenizer, examples, stop)
+    made = [_shortened(each, most) for each in made if each.prompt and each.answer]
+    if not made:
+        raise ValueError(
+            f"`text` must have a prompt and an answer of at least one token each, got {text!r:.100}. Give others, or leave it out."
+        )
     if max(token for each in made for token in each.ids) >= sampler.vocab_size:
         return _Tried(chance, "random ids", "The tokenizer gives ids that the models do not have.")
     silence = ""

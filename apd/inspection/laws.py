@@ -223,7 +223,10 @@ def answer_laws(sampler: APDSampler, stretches: Sequence[Stretch]) -> Iterator[F
     rows = _new_tokens(answers.together)
     stops = sum(len(row) < NEW_TOKENS for row in rows)
     drawn = sum(row.count(drafter.mask_token_id) for row in rows)
-    yield Finding("answers", f"{stops} stop, {len(rows) - stops} to the limit", f"end by {NEW_TOKENS} tokens", "ok")
+    said = "" if sampler.tokenizer is None else f"The first one is {sampler.tokenizer.decode(rows[0])!r:.200}."
+    yield Finding(
+        "answers", f"{stops} stop, {len(rows) - stops} to the limit", f"end by {NEW_TOKENS} tokens", "ok", said
+    )
     yield Finding(
         "masks drawn", str(drawn), "0", "problem" if drawn else "ok",
         "The mask token was decoded: please report it with this table." if drawn else "",

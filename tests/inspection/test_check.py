@@ -58,6 +58,7 @@ def test_the_included_pair_is_sound() -> None:
     assert not report.problems
     for name in ("weights: text", "weights: shift", "weights: mask", "verifier: text", "verifier: ids"):
         assert found(report, name).verdict == "ok", name
+    assert '["' in found(report, "answers").advice  # a list, as the first prompt asks for
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 80
     assert all(any(each.check[:19] in line for line in lines) for each in report)
