@@ -29,6 +29,7 @@ from apd.decoding.request import Request
 from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
+from apd.generation.infilling import best_first, encode_parts, infilled, lengths_of, padded, texts_of
 from apd.generation.interop import naming_knobs, unprepared
 from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
@@ -271,6 +272,9 @@ class APDSampler:
         sequences = Sequences(loop.state, request.pad_token_id)
         recorder = Recorder(scores=request.record_scores, logits=request.record_logits)
 
+        if request.is_recorded:
+            recorder.expect(loop.state)
+
         # 2. While a row is not done.
         steps = loop.steps()
         if streamer is not None:
@@ -285,6 +289,57 @@ class APDSampler:
         if not request.is_recorded:
             return sequences.ids()
         return recorder.output(sequences.ids(), resolve.tokenizer)
+
+    def infill(self, parts: Any, *, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
+        """Fill the holes of a text, or of a list of texts; both sides of a hole are read.
+
+        Decoding goes from left to right through the holes, with everything given in sight. The verifier of APD sees only what is
+        to the left, so a high `mixture_weight` or `strategy="checked"` suits holes better (`docs/holes.md`).
+
+        Args:
+            parts: strings and numbers of masks, such as `["def area(r):\n    return ", 8, " * r\n"]`; or a list of such lists. A
+                `range` of numbers is a hole of unknown length: every length is decoded as a row, and the best is returned.
+            seed: as in `generate`, one per row; with ranges one for all.
+            **kwargs: as in `generate`. `max_new_tokens` counts tokens behind the text, 0 by default. With a range the strategy
+                is `checked` by default, whose log-probabilities are those of the drafter's own sequential decoding.
+
+        Returns:
+            An `Infilled` for a text, a list of them for a list of texts.
+
+        Raises:
+            ValueError, TypeError: no tokenizer, parts that are none, or what `generate` refuses.
+
+        Example:
+            >>> sampler.infill(["Reverse: [", 3, '"] -> ["Uma"]']).text  # doctest: +SKIP
+        """
+        refuse_for("infill()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask")
+        if self.tokenizer is None:
+            raise ValueError(
+                "`infill()` must have a tokenizer, got a sampler without one. Give it one, or use `generate`."
+            )
+        texts = texts_of(parts)
+        has_ranges = any(isinstance(part, range) for text in texts for part in text)
+        if (
+            has_ranges
+            and self.strategy is None
+            and kwargs.get("strategy") is None
+            and not kwargs.keys() & KNOBS.keys()
+        ):
+            kwargs["strategy"] = "checked" if self.verifier is not None else "checked:proposer=drafter"
+        variants = [lengths_of(text) for text in texts]
+        rows = [encode_parts(row, self.tokenizer, self.drafter.mask_token_id) for each in variants for row in each]
+        ids, real = padded(rows, 0)
+        output = self.generate(
+            ids, attention_mask=real, seed=seed, return_dict_in_generate=True, **{"max_new_tokens": 0, **kwargs}
+        )
+        counts = zip(output.drafter_forwards.tolist(), output.verifier_forwards.tolist(), strict=True)
+        found = []
+        for row, tokens, trace, forwards in zip(rows, output.sequences.tolist(), output.trace, counts, strict=True):
+            start, appended = ids.shape[1] - len(row.ids), len(trace.tokens) - sum(b - a for a, b in row.holes)
+            found.append(infilled(row, tokens[start : ids.shape[1] + appended], trace, forwards, self.tokenizer))
+        each = iter(found)
+        best = [best_first([next(each) for _ in rows]) for rows in variants]
+        return best if all(isinstance(text, (list, tuple)) for text in parts) else best[0]
 
     def compile(self, **options: Any) -> APDSampler:
         """Compile both models' forward passes for a few fixed shapes, and the functions of a step; returns the sampler.
@@ -383,7 +438,13 @@ class APDSampler:
 
         def request_of(index: int, prompt: Prompt) -> Request:
             ids = encode(prompt, self.tokenizer, most_tokens)
-            return resolve(ids, torch.ones_like(ids), [mix_seed(run_seed, index)])
+            request = resolve(ids, torch.ones_like(ids), [mix_seed(run_seed, index)])
+            if not request.max_new_tokens and not request.processing.has_holes:
+                raise ValueError(
+                    "A prompt must have a mask token with max_new_tokens=0, got none: there is nothing to decode. Raise "
+                    "`max_new_tokens`, or leave the prompt out."
+                )
+            return request
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
         queue = Queue(numbered, request_of, on_error)
@@ -431,7 +492,7 @@ class APDSampler:
         return Resolver(self, chosen or apd_of(config), config, **kwargs)
 
     def _open(self, request: Request, rows: Tensor | None = None, *, record_probs: bool = True) -> DecodeLoop:
-        if self.kernels is not PLAIN and not request.calls_user_code:
+        if self.kernels is not PLAIN and not request.is_uncommon:
             from apd.models.graphs import BucketedWindow
 
             request = replace(request, policy=BucketedWindow(request.policy))

@@ -21,7 +21,8 @@ def state_of(
     state = DecodeState.start(tokens, max_new_tokens=0, mask_token_id=0, padding=padding, seeds=seeds)
     columns = state.prompt_end * 0
     state = dataclasses.replace(state, prompt_end=columns + prompt_end, end=state.end if end is None else end)
-    state = dataclasses.replace(state, given=state.between(state.padding, state.prompt_end))
+    given = state.between(state.padding, state.prompt_end)
+    state = dataclasses.replace(state, given=given, given_end=state.prompt_end)
     state = state.with_decided(tokens, decided)
     state = dataclasses.replace(state, done=state.frontier == state.end)
     return state if frontier is None else dataclasses.replace(state, frontier=frontier)

@@ -137,6 +137,7 @@ def accepted_prefix(
     judgement: Judgement,
     draft: Tensor,
     fault: Tensor,
+    given: Tensor,
     window: Window,
     previous: Accepted | None,
     *,
@@ -147,11 +148,12 @@ def accepted_prefix(
     Args:
         draft: `b c` int64.
         fault: `b c` int64, see `Proposal.fault`.
+        given: `b c` bool, given tokens between two holes, which are never a miss.
         previous: the part before this one, `None` for the first.
         judges_first: whether the very first position may be a miss. If not, it is accepted: p_D is the drafter's exact
             conditional there.
     """
-    missed = ~window.within(judgement.accept)
+    missed = ~window.within(judgement.accept | given)
     misses = missed.cumsum(1)
     if previous is not None:
         misses = misses + previous.misses[:, -1:]

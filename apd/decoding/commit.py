@@ -114,6 +114,8 @@ class Stopping:
     Attributes:
         token_ids: `s` int64, the stop tokens.
         criteria: transformers' stopping criteria, called once per token with the row's ids without padding.
+
+    In a hole, and at given tokens, nothing ends a row.
     """
 
     token_ids: Tensor
@@ -127,6 +129,9 @@ class Stopping:
             tokens: `b m` int64, the row's tokens from the frontier on, after the step.
             settled: `b m` bool, True for tokens that became final: those left of the new frontier.
         """
+        settled = settled & (
+            before.frontier[:, None] + torch.arange(tokens.shape[1], device=tokens.device) >= before.given_end[:, None]
+        )
         stops = torch.isin(tokens, self.token_ids) & settled
         if (
             len(self.criteria) > 0
@@ -158,19 +163,23 @@ def commit(
         The rows after the step, and diagnostics without forward counts.
     """
     # Windows only move to the right, so decided columns right of the frontier are inside the window.
-    chosen = window.within(proposal.chosen)
+    known = window.gather(state.decided)
+    chosen = window.within(proposal.chosen) & ~known
     tokens = torch.where(chosen, proposal.tokens, window.gather(state.tokens))
-    decided = chosen | window.gather(state.decided)
+    decided = chosen | known
     settled = (~window.within(decided)).cumsum(1) == 0
     stops = stopping.find(state, tokens, settled)
     stopped = stops.any(1)
     kept = stops.cumsum(1) <= stops  # up to the first stop token
-    frontier = state.frontier + (settled & kept).sum(1)
-    broken = ((proposal.fault != VALID) & proposal.decisive).any(1)
+    is_decided = window.fill(decided & kept, state.decided)
+    undecided = ~is_decided & state.between(state.padding, state.end)
+    # Not the number of settled columns: behind the window there may be given ones.
+    frontier = torch.where(undecided.any(1), undecided.long().argmax(1), state.end)
+    broken = ((proposal.fault != VALID) & proposal.decisive & ~known).any(1)
     after = dataclasses.replace(
         state,
         tokens=window.fill(torch.where(kept, tokens, mask_token_id), state.tokens),
-        decided=window.fill(decided & kept, state.decided),
+        decided=is_decided,
         frontier=frontier,
         done=stopped | (frontier == state.end) | broken,
         steps=state.steps + (1 if proposal.steps is None else proposal.steps),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -77,7 +78,7 @@ class DecodeLoop:
             self._open(verifier) if verifier is not None and strategy.needs_verifier else None,
             Support(vocab_size, removed, request.processing),
             mask_token_id=drafter.mask_token_id,
-            kernels=step.PLAIN if request.calls_user_code else kernels,
+            kernels=step.PLAIN if request.is_uncommon else kernels,
             policy=request.policy,
             record_probs=record_probs,
             record_scores=request.record_scores or request.record_logits,
@@ -162,6 +163,10 @@ class DecodeLoop:
     @without_gradients
     def _admit_newcomers(self) -> None:
         for request, rows in self.newcomers:
+            if request.processing.has_holes and not self.pair.support.processing.has_holes:
+                processing = dataclasses.replace(self.pair.support.processing, has_holes=True)
+                self.pair.support = dataclasses.replace(self.pair.support, processing=processing)
+                self.pair.kernels = step.PLAIN
             self.state = self.state.stack(self._start(request, rows), self.mask_token_id)
             self.pair.join(self.state)
             self.strategy.join(self.state)

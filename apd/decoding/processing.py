@@ -71,6 +71,8 @@ class Processing:
         allowed_tokens: transformers' `prefix_allowed_tokens_fn`: (row, ids `n` int64) → ids that may come next.
         min_new_tokens: number of new tokens before which no stop token is allowed.
         suppressed_first: ids that may not be the first new token.
+        stops_in_holes: stop tokens may be drawn in holes, where they end nothing.
+        has_holes: True if a prompt may have holes.
     """
 
     stop_token_ids: Tensor
@@ -78,6 +80,8 @@ class Processing:
     allowed_tokens: AllowedTokens | None = None
     min_new_tokens: int = 0
     suppressed_first: tuple[int, ...] = ()
+    stops_in_holes: bool = False
+    has_holes: bool = False
 
     @property
     def needs_history(self) -> bool:
@@ -94,14 +98,17 @@ class Processing:
         Returns:
             `b m v` float32.
         """
+        if self.has_holes and not self.stops_in_holes and len(self.stop_token_ids):
+            logits = _remove(logits, self.stop_token_ids, window.columns < state.given_end[:, None])
         if not (self.min_new_tokens or self.suppressed_first or len(self.processors)):
             return logits
-        position = window.columns - state.prompt_end[:, None]
-        if self.min_new_tokens and len(self.stop_token_ids):
-            logits = _remove(logits, self.stop_token_ids, position < self.min_new_tokens)
-        if self.suppressed_first:
-            suppressed = to_device(list(self.suppressed_first), logits.device)
-            logits = _remove(logits, suppressed, position == 0)
+        if self.min_new_tokens or self.suppressed_first:
+            place = window.gather(state.places)
+            if self.min_new_tokens and len(self.stop_token_ids):
+                logits = _remove(logits, self.stop_token_ids, place < self.min_new_tokens)
+            if self.suppressed_first:
+                suppressed = to_device(list(self.suppressed_first), logits.device)
+                logits = _remove(logits, suppressed, place == 0)
         if self.processors and not self.needs_history:
             flat = processed(self.processors, None, rearrange(logits, "b m v -> (b m) v"))
             logits = rearrange(flat, "(b m) v -> b m v", m=window.columns.shape[1])
@@ -124,16 +131,17 @@ class Processing:
             ValueError: `allowed_tokens` allows no token.
         """
         logits = logits.clone()
+        known, is_known = window.gather(state.tokens), window.within(window.gather(state.given))
         frontier = window.columns[:, 0]
         rows = [ids[a:t] for ids, a, t in zip(state.tokens, state.padding, frontier, strict=True)]
         active = torch.ones_like(state.done)
         for j in range(logits.shape[1]):
             active = active & window.inside[:, j]
-            for i in active.nonzero().flatten().tolist():
+            for i in (active & ~is_known[:, j]).nonzero().flatten().tolist():
                 logits[i, j] = self._processed(logits[i, j], rows[i], int(state.rows[i]))
-            tokens = sample(logits[:, j], j)
+            tokens = torch.where(is_known[:, j], known[:, j], sample(logits[:, j], j))
             rows = [torch.cat([ids, token[None]]) for ids, token in zip(rows, tokens, strict=True)]
-            active = active & ~torch.isin(tokens, self.stop_token_ids)
+            active = active & (is_known[:, j] | ~torch.isin(tokens, self.stop_token_ids))
         return logits
 
     def _processed(self, scores: Tensor, ids: Tensor, row: int) -> Tensor:

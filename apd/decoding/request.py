@@ -52,8 +52,9 @@ class Request:
     is_recorded: bool = False
 
     @property
-    def calls_user_code(self) -> bool:
-        """True if a step calls Python functions that the caller may have written."""
+    def is_uncommon(self) -> bool:
+        """True if a step calls Python functions that the caller may have written, or prompts have holes: not compiled."""
         own_warpers = [warper for warper in self.sampling.warpers if type(warper) not in WARPERS]
         processing = self.processing
-        return bool(own_warpers or self.stopping.criteria or processing.processors or processing.allowed_tokens)
+        calls = own_warpers or self.stopping.criteria or processing.processors or processing.allowed_tokens
+        return bool(calls or processing.has_holes)

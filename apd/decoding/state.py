@@ -28,6 +28,7 @@ class Layout(NamedTuple):
     done: Sequence[int]
     decided: Sequence[int]
     prompt_end: Sequence[int]
+    given_end: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class DecodeState:
     """The rows of a batch between two decode steps. Each row has its own frontier; batches are ragged in general.
 
     Invariant: `frontier` is the first undecided column. Code that changes `decided` must update it (`with_decided`).
+
+    A prompt may have masks of its own, its holes; the tokens behind them are given, too.
 
     Attributes:
         tokens: `b l` int64: padding, prompt and committed ids; the mask id in undecided columns.
@@ -45,7 +48,8 @@ class DecodeState:
         done: `b` bool: the row is finished: all columns, or all up to a stop token, are decided, or a model gave an
             invalid distribution at a decisive position.
         padding: `b` int64: columns of left padding.
-        prompt_end: `b` int64: the column behind the prompt; new tokens are counted from here.
+        prompt_end: `b` int64: the column behind the prompt.
+        given_end: `b` int64: the column behind the last given one; masks before it are holes.
         end: `b` int64: the column behind the last that may be generated.
         seeds: `b` int64: the row seeds.
         steps: `b` int64: decode steps made so far.
@@ -60,6 +64,7 @@ class DecodeState:
     done: Tensor
     padding: Tensor
     prompt_end: Tensor
+    given_end: Tensor
     end: Tensor
     seeds: Tensor
     steps: Tensor
@@ -80,7 +85,7 @@ class DecodeState:
         """Rows before their first step: the prompt, then `max_new_tokens` masks.
 
         Args:
-            prompt: `b l` int64, padded on the left.
+            prompt: `b l` int64, padded on the left; masks in it are holes.
             max_new_tokens: number of masks behind each prompt.
             mask_token_id: the drafter's mask token.
             padding: `b` int64; no padding if not given.
@@ -92,15 +97,19 @@ class DecodeState:
         tokens = pad(prompt, (0, max_new_tokens), value=mask_token_id)
         prompt_end = torch.full_like(zeros, prompt.shape[1])
         columns = torch.arange(tokens.shape[1], device=prompt.device)
-        in_prompt = (columns < prompt.shape[1]).expand_as(tokens)
+        is_real = columns >= padding[:, None]
+        decided = (columns < prompt.shape[1]) & ~(is_real & (tokens == mask_token_id))
+        given = decided & is_real
+        frontier = (~pad(decided, (0, 1))).long().argmax(1)
         return cls(
             tokens=tokens,
-            decided=in_prompt.clone(),
-            given=in_prompt & (columns >= padding[:, None]),
-            frontier=prompt_end.clone(),  # dynamo guards on tensors that are one object in the first step only
-            done=torch.zeros_like(zeros, dtype=torch.bool),
+            decided=decided,
+            given=given,
+            frontier=frontier,
+            done=frontier == tokens.shape[1],
             padding=padding,
             prompt_end=prompt_end,
+            given_end=((columns + 1) * given).amax(1) if tokens.shape[1] else prompt_end.clone(),
             end=torch.full_like(zeros, tokens.shape[1]),
             seeds=zeros if seeds is None else seeds,
             steps=zeros.clone(),
@@ -111,8 +120,31 @@ class DecodeState:
     @cached_property
     def layout(self) -> Layout:
         """Host copies of per-row fields. The first access makes the one host sync of a decode step."""
-        numbers = [self.padding, self.frontier, self.end, self.done.long(), self.decided.sum(1), self.prompt_end]
-        return Layout(*torch.stack(numbers).tolist())
+        numbers = [self.padding, self.frontier, self.end, self.done.long(), self.decided.sum(1)]
+        return Layout(*torch.stack([*numbers, self.prompt_end, self.given_end]).tolist())
+
+    @property
+    def has_holes(self) -> bool:
+        """True if a row has a given token behind its frontier."""
+        return any(given > t for given, t in zip(self.layout.given_end, self.layout.frontier, strict=True))
+
+    @cached_property
+    def given_columns(self) -> Sequence[Sequence[bool]]:
+        """Host copy of `given`. The first access makes a host sync, so only rows with holes are asked."""
+        return self.given.tolist()
+
+    def columns_behind(self, counts: Sequence[int]) -> Sequence[int]:
+        """The column behind the next `counts` (`b`) columns of each row from the frontier on that are not given.
+
+        At most the row's end.
+        """
+        ends = [min(t + n, end) for t, n, end in zip(self.layout.frontier, counts, self.layout.end, strict=True)]
+        if not self.has_holes:
+            return ends
+        for row, (t, n, end) in enumerate(zip(self.layout.frontier, counts, self.layout.end, strict=True)):
+            open_columns = [column for column in range(t, end) if not self.given_columns[row][column]]
+            ends[row] = open_columns[:n][-1] + 1 if open_columns else t
+        return ends
 
     @property
     def width(self) -> int:
@@ -131,10 +163,30 @@ class DecodeState:
         column = torch.arange(self.width, device=self.tokens.device)
         return (column >= start[:, None]) & (column < end[:, None])
 
+    def last_new_columns(self, frontier: Sequence[int]) -> Sequence[int]:
+        """The last column of each row before `frontier` whose token was not given; where all were given, the one before it."""
+        last = [t - 1 for t in frontier]
+        for row, (t, given_end) in enumerate(zip(frontier, self.layout.given_end, strict=True)):
+            if given_end >= t and self.layout.prompt_end[row] > self.layout.padding[row]:  # t is behind a given token
+                open_columns = [c for c in range(self.layout.padding[row], t) if not self.given_columns[row][c]]
+                last[row] = open_columns[-1] if open_columns else t - 1
+        return last
+
     @property
     def num_new_tokens(self) -> Tensor:
-        """Number of tokens committed so far, the stop token included: `b` int64."""
-        return (self.decided & self.between(self.prompt_end, self.end)).sum(1)
+        """Number of tokens committed so far, in holes and behind the prompt, the stop token included: `b` int64."""
+        return (self.decided & self.is_new).sum(1)
+
+    @property
+    def is_new(self) -> Tensor:
+        """True for columns that are or will be generated: `b l` bool."""
+        return self.between(self.padding, self.end) & ~self.given
+
+    @property
+    def places(self) -> Tensor:
+        """The number of generated columns before each column, decided or not: `b l` int64."""
+        is_new = self.is_new.long()
+        return is_new.cumsum(1) - is_new
 
     def with_decided(self, tokens: Tensor, decided: Tensor) -> DecodeState:
         """A copy with these tokens (`b l` int64) and decided columns (`b l` bool), and the frontier that follows."""

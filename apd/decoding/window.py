@@ -121,7 +121,7 @@ class AllMasks(WindowPolicy):
 
 @dataclass(frozen=True)
 class FixedWindow(WindowPolicy):
-    """A window of M masks, fewer near the row's end (`window_size=M`).
+    """A window of M masks, fewer near the row's end (`window_size=M`). Given tokens between them do not count.
 
     Args:
         size: M, at least 1.
@@ -130,7 +130,7 @@ class FixedWindow(WindowPolicy):
     size: int
 
     def ends(self, state: DecodeState) -> Sequence[int]:
-        return [min(t + self.size, end) for t, end in zip(state.layout.frontier, state.layout.end, strict=True)]
+        return state.columns_behind([self.size] * len(state.layout.frontier))
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,9 @@ class AutoWindow(WindowPolicy):
     least: int = 8
 
     def ends(self, state: DecodeState) -> Sequence[int]:
-        sizes = [max(math.ceil(self.headroom * rate), self.least) for rate in state.commit_rate.tolist()]
-        return [min(t + n, end) for t, n, end in zip(state.layout.frontier, sizes, state.layout.end, strict=True)]
+        return state.columns_behind(
+            [max(math.ceil(self.headroom * rate), self.least) for rate in state.commit_rate.tolist()]
+        )
 
     def update(self, state: DecodeState, info: StepInfo) -> DecodeState:
         rate = self.next_rate(state.commit_rate, info.committed.sum(1), info.window.inside.sum(1))

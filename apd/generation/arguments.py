@@ -61,7 +61,7 @@ WARPERS: tuple[tuple[str, float, Callable[[Any], LogitsProcessor]], ...] = (
     ("eta_cutoff", 0.0, EtaLogitsWarper),
 )
 _RULES: dict[str, tuple[str, Callable[[float], bool], str]] = {
-    "max_new_tokens": ("at least 1", lambda value: value >= 1, "Leave it out for the default"),
+    "max_new_tokens": ("at least 1", lambda value: value >= 1, "Leave it out for the default; 0 fills holes only"),
     "max_length": ("at least 1", lambda value: value >= 1, "Set `max_new_tokens` instead"),
     "min_new_tokens": ("at least 0", lambda value: value >= 0, "Use 0 for no minimum"),
     "min_length": ("at least 0", lambda value: value >= 0, "Use 0 for no minimum"),
@@ -130,6 +130,11 @@ class Resolver:
         **kwargs: Any,
     ) -> None:
         self.models, self.strategy, self.config = models, strategy, config
+        #: No masks are appended: `max_new_tokens=0`. transformers takes no 0.
+        self.fills_only = kwargs.get("max_new_tokens") == 0 and not isinstance(kwargs.get("max_new_tokens"), bool)
+        if self.fills_only:
+            kwargs = {name: value for name, value in kwargs.items() if name != "max_new_tokens"}
+        self.has_length = any(kwargs.get(name) is not None for name in _LENGTHS)
         self.tokenizer = models.tokenizer if tokenizer is None else tokenizer
         self.generation = generation = effective_config(generation_config, _defaults(models), kwargs)
         if strategy.needs_verifier and models.proposer is not None:
@@ -192,7 +197,15 @@ class Resolver:
         check_tokens(
             prompt, padding, vocab_size=self.models.vocab_size, mask_token_id=self.models.drafter.mask_token_id
         )
-        max_new_tokens = _max_new_tokens(generation, width)
+        holes = prompt == self.models.drafter.mask_token_id
+        holes &= torch.arange(width, device=prompt.device) >= padding[:, None]
+        has_holes = bool(holes.any())
+        if has_holes:
+            check_holes(holes, padding, self.strategy, self.models.drafter)
+        fills_only = self.fills_only or (has_holes and not self.has_length)
+        if fills_only and not has_holes:
+            warn("`max_new_tokens` is 0 and no prompt has a mask token: there is nothing to decode.")
+        max_new_tokens = 0 if fills_only else _max_new_tokens(generation, width)
         _check_length(width - int(padding.min()), max_new_tokens, self.max_lengths)
         copies = int(generation.num_return_sequences or 1)
         prompt, padding = (each.to(device).repeat_interleave(copies, 0) for each in (prompt, padding))
@@ -210,7 +223,7 @@ class Resolver:
             seeds=seeds,
             pad_token_id=pad_token_id,
             stopping=self.stopping,
-            processing=dataclasses.replace(self.processing, min_new_tokens=at_least),
+            processing=dataclasses.replace(self.processing, min_new_tokens=at_least, has_holes=has_holes),
             sampling=self.sampling,
             strategy=self.strategy,
             policy=self.policy,
@@ -275,6 +288,44 @@ def check_attention(strategy: Strategy, config: APDConfig, drafter: Any) -> None
         raise ValueError(
             f"`strategy` must decode from left to right with a causal drafter whose logits are shifted, got {strategy!r}: its row "
             "before a mask sees nothing behind it. Use APD, `LeftToRight` or `Checked`."
+        )
+
+
+def check_holes(holes: Tensor, padding: Tensor, strategy: Strategy, drafter: Any) -> None:
+    """Refuse holes whose right side the drafter would not see.
+
+    Args:
+        holes: `b l` bool, the mask tokens of the prompts.
+        padding: `b` int64.
+
+    Raises:
+        ValueError: the strategy runs no drafter or revokes tokens, or the drafter's attention does not reach the right side.
+    """
+    width = holes.shape[1]
+    columns = torch.arange(width, device=holes.device)
+    given = ~holes & (columns >= padding[:, None])
+    last_given, first_hole = (columns * given).amax(1), torch.where(holes, columns, width).amin(1)
+    if not (first_hole < last_given).any():
+        return  # all masks stand at the end, as appended ones do
+    if not strategy.needs_drafter:
+        raise ValueError(
+            f"A hole needs a strategy that runs the drafter, got {strategy!r}: a causal model sees nothing of what is behind the "
+            "hole. Use APD, a threshold or `Checked`."
+        )
+    if getattr(strategy, "reads_decided", False):
+        raise ValueError(
+            f"A hole needs a strategy that revokes nothing, got {strategy!r}. Use APD, a threshold or `Checked`."
+        )
+    attention = getattr(drafter, "attention", None)
+    kind = getattr(attention, "kind", "full")
+    hides = kind == "prefix" or (kind == "causal" and drafter.logit_shift == 1)
+    if attention is not None and kind == "block":
+        same = (last_given - padding) // attention.block_size == (first_hole - padding) // attention.block_size
+        hides = not bool((same | (first_hole > last_given)).all())
+    if hides:
+        raise ValueError(
+            f"A hole needs a drafter that sees what is behind it, but with attention={kind!r} a given token behind the hole "
+            "is invisible there. Put hole and right side into one block, or use a drafter with attention='full'."
         )
 
 

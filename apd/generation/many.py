@@ -115,6 +115,11 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
             f"The chat must suit the tokenizer's template, got {reprlib.repr(prompt)}: {type(error).__name__}: {error}"
         ) from error
     _check_text_of_prompt(text, tokenizer, most_tokens, add_special_tokens=False)
+    if (mask := getattr(tokenizer, "mask_token", None)) and mask in text:
+        raise ValueError(
+            f"A message must not hold the tokenizer's mask token {mask!r}, got {reprlib.repr(text)}: a hole in a chat is hardly "
+            "meant. Render the chat yourself and give its ids, or use `infill`."
+        )
     return torch.tensor([render(tokenize=True)], dtype=torch.int64, device="cpu")
 
 

@@ -75,36 +75,50 @@ class Recorder:
         self.keeps = {name for name, kept in (("scores", scores), ("logits", logits)) if kept}
         self.rows: dict[int, _Row] = {}
 
+    def expect(self, state: DecodeState) -> None:
+        """Rows that will be recorded, or are done without a step."""
+        for row, tokens, start, end in zip(
+            state.rows.tolist(), state.tokens, state.layout.padding, state.layout.prompt_end, strict=True
+        ):
+            self.rows.setdefault(row, _Row(tokens[start:end].tolist()))
+
     def record(self, info: StepInfo, after: DecodeState) -> None:
         """Record a step; its proposal must have `probs`."""
         proposal, before = info.proposal, info.before
         # One transfer of whole numbers and one of probabilities.
-        starts = info.window.columns[:, 0] - before.prompt_end
-        of_row = torch.stack([before.rows, starts, info.window.inside.sum(1), after.num_new_tokens], 1)
-        by_position = [info.committed.long(), proposal.tokens, proposal.draft]
+        places = info.window.gather(before.places)
+        of_row = torch.stack([before.rows, info.window.inside.sum(1), after.num_new_tokens], 1)
+        by_position = [
+            info.committed.long(),
+            info.window.gather(before.is_new).long(),
+            places,
+            proposal.tokens,
+            proposal.draft,
+        ]
         assert proposal.probs is not None  # the loop records them (`record_probs`)
         numbers, probs = torch.cat([of_row, *by_position], 1).tolist(), proposal.probs.tolist()
         width = proposal.tokens.shape[1]
         extra = [0] * len(numbers) if info.extra_canvases is None else info.extra_canvases.tolist()
-        for i, (row_id, start, num_drafted, num_tokens, *positions) in enumerate(numbers):
+        for i, (row_id, num_drafted, num_tokens, *positions) in enumerate(numbers):
             if row_id not in self.rows:
                 self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.prompt_end[i]].tolist())
             row = self.rows[row_id]
-            committed, tokens, draft = positions[:width], positions[width : 2 * width], positions[2 * width :]
+            committed, is_new, place, tokens = (positions[k * width : (k + 1) * width] for k in range(4))
+            draft = positions[4 * width :][:num_drafted]
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
             row.entries |= {
-                start + j: (tokens[j], len(row.drafts), dict(zip(proposal.models, probs[i][j], strict=True)))
+                place[j]: (tokens[j], len(row.drafts), dict(zip(proposal.models, probs[i][j], strict=True)))
                 for j in kept
             }
-            row.starts.append(start)
-            row.drafts.append(draft[:num_drafted])
+            row.starts.append(place[0])
+            row.drafts.append([token for j, token in enumerate(draft) if is_new[j]])
             row.num_tokens = num_tokens
             row.num_drafted += info.drafter_forwards
             row.num_verified += info.verifier_forwards
             row.num_canvases += info.drafter_forwards + extra[i]
             for name in self.keeps:
                 deciding = getattr(proposal, name)
-                getattr(row, name).update({start + j: deciding[i, j].clone() for j in kept})
+                getattr(row, name).update({place[j]: deciding[i, j].clone() for j in kept})
 
     def trace(self, row_id: int) -> RowTrace:
         """The trace of a row, its tokens in the order of their positions."""
@@ -140,7 +154,7 @@ class Recorder:
             drafter_forwards=drafted,
             verifier_forwards=verified,
             canvases=canvases,
-            tokens_per_forward=new_tokens / torch.where(drafted > 0, drafted, verified),
+            tokens_per_forward=new_tokens / torch.where(drafted > 0, drafted, verified).clamp(min=1),
             committed_per_step=[trace.committed for trace in traces],
             trace=Trace(traces, tokenizer),
             scores=self._per_position("scores"),
@@ -151,7 +165,9 @@ class Recorder:
         if name not in self.keeps:
             return None
         rows = [self.rows[row] for row in sorted(self.rows)]
-        nothing = torch.full_like(getattr(rows[0], name)[0], -torch.inf)
+        if not any(row.num_tokens for row in rows):
+            return ()
+        nothing = torch.full_like(next(getattr(row, name)[0] for row in rows if row.num_tokens), -torch.inf)
         return tuple(
             torch.stack([getattr(row, name)[i] if i < row.num_tokens else nothing for row in rows])
             for i in range(max(row.num_tokens for row in rows))

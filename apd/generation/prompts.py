@@ -101,7 +101,7 @@ def _inferred_mask(prompt: Tensor, pad_token_id: int | None, stop_token_ids: lis
 
 
 def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token_id: int) -> None:
-    """Refuse the mask token, and ids that one of the models does not have, outside the padding.
+    """Refuse ids that one of the models does not have, outside the padding and the holes.
 
     Args:
         prompt: `b l` int64.
@@ -109,15 +109,10 @@ def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token
         vocab_size: number of shared ids.
 
     Raises:
-        ValueError: the mask token or a foreign id.
+        ValueError: a foreign id.
     """
     real = torch.arange(prompt.shape[1], device=prompt.device) >= padding[:, None]
-    if (real & (prompt == mask_token_id)).any():
-        raise ValueError(
-            f"The prompt must not hold the mask token, got id {mask_token_id}: masks are appended behind the prompt. "
-            "Infilling is not supported."
-        )
-    foreign = real & ((prompt < 0) | (prompt >= vocab_size))
+    foreign = real & (prompt != mask_token_id) & ((prompt < 0) | (prompt >= vocab_size))
     if foreign.any():
         raise ValueError(
             f"`input_ids` must be below {vocab_size}, the vocabulary that the models share, got "

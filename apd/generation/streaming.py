@@ -34,8 +34,8 @@ class Chunk:
 
 
 def settled_tokens(info: StepInfo, after: DecodeState) -> list[Tensor]:
-    """Per row of the step, the tokens that became final, `n` int64: those between the old and the new frontier."""
-    new = after.between(info.before.frontier, after.frontier)
+    """Per row of the step, the generated tokens that became final, `n` int64: between the old and the new frontier."""
+    new = after.between(info.before.frontier, after.frontier) & ~after.given
     return [tokens[is_new] for tokens, is_new in zip(after.tokens, new, strict=True)]
 
 

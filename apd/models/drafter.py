@@ -123,12 +123,15 @@ class NeuralDrafterSession:
         span = self.next_span(state.select(to_device(firsts, device)), first)
         whole = self.span([span.starts[row] for row in of_row], state, window)
         tokens = self.canvas(state, whole)
-        hidden = packed_hidden_states(self.passes, tokens, rows, whole, window.columns - shift)
+        hidden = packed_hidden_states(
+            self.passes, tokens, rows, whole, window.columns - shift, self.unseen(state, window, whole)
+        )
         return Projection(self.head, hidden, device)
 
     def run(self, passes: Passes, state: DecodeState, window: Window, span: Span) -> Projection:
         """Logits of the window from one pass over the span."""
         tokens, shift, positions, columns = self.canvas(state, span), self.drafter.logit_shift, None, window.columns
+        unseen = self.unseen(state, window, span)
         if self._is_out_of_order(state):
             # A mask of a causal model sees every decided token: they stand first, with positions of their own.
             column = torch.arange(tokens.shape[1], device=tokens.device)
@@ -138,13 +141,26 @@ class NeuralDrafterSession:
             tokens = tokens.gather(1, order)
             positions = order - state.padding[:, None]
             columns = order.argsort(1).gather(1, columns)
-            return Projection.at(self.head, passes(tokens, span, positions), columns - span.columns[:, :1])
-        return Projection.of_window(self.head, passes(tokens, span), span, window, -shift)
+            unseen = None if unseen is None else unseen.gather(1, order)
+            return Projection.at(self.head, passes(tokens, span, positions, unseen), columns - span.columns[:, :1])
+        return Projection.of_window(self.head, passes(tokens, span, None, unseen), span, window, -shift)
 
     def canvas(self, state: DecodeState, span: Span) -> Tensor:
         """The tokens of the rows up to the end of the span, which may be behind the last column: `b l` int64."""
         missing = max(span.ends) - state.width
         return state.tokens if missing <= 0 else pad(state.tokens, (0, missing), value=self.drafter.mask_token_id)
+
+    def unseen(self, state: DecodeState, window: Window, span: Span) -> Tensor | None:
+        """Masks behind the window, where given tokens behind them are in the canvas: `b l` bool; `None`: there are none."""
+        if (
+            all(end <= window_end for end, window_end in zip(span.ends, window.ends, strict=True))
+            or not state.has_holes
+        ):
+            return None
+        columns = torch.arange(max(span.ends), device=state.tokens.device)
+        ends = to_device(window.ends, state.tokens.device)[:, None]
+        decided = pad(state.decided, (0, max(0, len(columns) - state.width)))[:, : len(columns)]
+        return ~decided & (columns >= ends)
 
     def _is_out_of_order(self, state: DecodeState) -> bool:
         """True if the model is causal and tokens behind the frontier of a row are decided."""
@@ -178,6 +194,8 @@ class NeuralDrafterSession:
         paddings, shift = state.layout.padding, self.drafter.logit_shift
         rows = zip(window.starts, window.ends, paddings, strict=True)
         ends = [self.attention.canvas_end(t, end, padding, shift) for t, end, padding in rows]
+        if state.has_holes:
+            ends = [max(end, given) for end, given in zip(ends, state.layout.given_end, strict=True)]
         seeds = None
         if self.attention.kind == "prefix":
             rows = zip(window.starts, paddings, state.layout.prompt_end, strict=True)

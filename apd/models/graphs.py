@@ -276,17 +276,19 @@ class GraphPasses(EagerPasses):
         self.last_slots: tuple[list[int], Tensor] | None = None  # arguments and result of the last `slot_tensor`
         self.fixed: FixedCache | None = None
 
-    def __call__(self, tokens: Tensor, span: Span, positions: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, span: Span, positions: Tensor | None = None, unseen: Tensor | None = None
+    ) -> Tensor:
         check_evaluating(self.model, [("", self.model)], self.role)
         if not self.is_cached:
-            if positions is not None:
-                return super().__call__(tokens, span, positions)
+            if positions is not None or unseen is not None:
+                return super().__call__(tokens, span, positions, unseen)
             return self.forward_compiled(tokens, span, self.slots)
         if self.fixed is None:
             self.cache = self.fixed = self.compiled.lend(self, self.num_slots, self.num_columns)
         prefill, decode = span.prefill_and_decode()
-        if not decode or positions is not None:  # positions out of order are rare: they have no graphs
-            return self.prefill(tokens, span, self.slots, positions)
+        if not decode or positions is not None or unseen is not None:  # no graphs of what is rare
+            return self.prefill(tokens, span, self.slots, positions, unseen)
         if not prefill:
             return self.forward_compiled(tokens, span, self.slots)
         whole: Tensor | None = None
@@ -299,9 +301,16 @@ class GraphPasses(EagerPasses):
         assert whole is not None
         return whole
 
-    def prefill(self, tokens: Tensor, span: Span, slots: list[int], positions: Tensor | None = None) -> Tensor:
+    def prefill(
+        self,
+        tokens: Tensor,
+        span: Span,
+        slots: list[int],
+        positions: Tensor | None = None,
+        unseen: Tensor | None = None,
+    ) -> Tensor:
         """One eager pass over the rows in these slots: `n l` int64 → `n q d` in the model's dtype."""
-        inputs = self.inputs(tokens, span, to_device(slots, tokens.device), positions)
+        inputs = self.inputs(tokens, span, to_device(slots, tokens.device), positions, unseen)
         return self.model.base_model(**inputs).last_hidden_state
 
     def forward_compiled(self, tokens: Tensor, span: Span, slots: list[int]) -> Tensor:

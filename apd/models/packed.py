@@ -13,7 +13,9 @@ from apd.models.span import Span
 from apd.models.transformer import EagerPasses, attention_mask
 
 
-def packed_hidden_states(passes: EagerPasses, tokens: Tensor, rows: Tensor, span: Span, columns: Tensor) -> Tensor:
+def packed_hidden_states(
+    passes: EagerPasses, tokens: Tensor, rows: Tensor, span: Span, columns: Tensor, unseen: Tensor | None = None
+) -> Tensor:
     """Last hidden states of several canvases per row, from one pass over all of them.
 
     The first canvas of each row is computed as in a plain pass: its keys stay in the cache. Those of the others are written
@@ -24,6 +26,7 @@ def packed_hidden_states(passes: EagerPasses, tokens: Tensor, rows: Tensor, span
         tokens: `n l` int64, n canvases.
         rows: `n` int64, ascending, the row of each canvas; every row has one.
         span: the columns of each canvas, which the pass computes; those before them are frozen, the same of all canvases of a row.
+        unseen: `n l` bool, columns of each canvas that no column attends to; `None`: none.
         columns: `n m` int64, the columns whose hidden states are wanted; those outside the span are clamped.
     Returns:
         `n m d`, float dtype of the model.
@@ -73,6 +76,9 @@ def packed_hidden_states(passes: EagerPasses, tokens: Tensor, rows: Tensor, span
         horizon = passes.attention.horizon(position + padding, padding, end, seed)
         mask = mask & (key[:, None] <= horizon[..., None])
 
+    if unseen is not None:
+        off = torch.zeros(num_rows, num_slots, dtype=torch.bool, device=device)
+        mask = mask & ~off.index_put((row, slot), unseen[canvas, column])[:, None]
     target = cache.target
     target.rows, target.num_readable = None, num_slots
     target.slots = torch.arange(num_rows, device=device)[:, None], packed(slot, num_slots)

@@ -111,7 +111,9 @@ class Span:
         """Cache entries of the columns, `b q`, or `1 q` if level, int64; fillers go to entry `num_columns`, behind the last."""
         return self.columns if self.is_level else self.columns.masked_fill(~self.real, num_columns)
 
-    def mask(self, num_cached: int | None, attention: Attention, reach: Reach = WHOLE_ROW) -> Tensor | None:
+    def mask(
+        self, num_cached: int | None, attention: Attention, reach: Reach = WHOLE_ROW, unseen: Tensor | None = None
+    ) -> Tensor | None:
         """The attention mask, `b 1 q k` bool (True attends); `None` if every column attends to every key.
 
         A column attends to real keys before the row's end, up to its horizon, and within `reach`.
@@ -120,17 +122,21 @@ class Span:
             num_cached: number of cached columns: keys are columns 0 … `num_cached` − 1; `None`: keys are the span's columns.
             attention: gives the horizons.
             reach: how far back a layer attends.
+            unseen: `b l` bool, columns that no column attends to; `None`: none.
         """
-        if self.edges is None and attention == FULL and reach == WHOLE_ROW:
+        if self.edges is None and attention == FULL and reach == WHOLE_ROW and unseen is None:
             return None
-        if self.edges is None and attention.kind == "causal" and reach.chunk is None:
+        if self.edges is None and attention.kind == "causal" and reach.chunk is None and unseen is None:
             before, num_keys = (0, self.width) if num_cached is None else (self.starts[0], num_cached)
             mask = torch.ones(1, 1, self.width, num_keys, dtype=torch.bool, device=self.columns.device)
             return mask.tril_(before) if reach.window is None else mask.tril_(before).triu_(before - reach.window + 1)
         ends, paddings = (max(self.ends), 0) if self.edges is None else (self.edges[1], self.edges[2])
         seeds = self.edges[3] if self.edges is not None and len(self.edges) == 4 else None
         keys = self.columns if num_cached is None else torch.arange(num_cached, device=self.columns.device)[None]
-        seen = ((keys >= paddings) & (keys < ends))[:, None]
+        seen = (keys >= paddings) & (keys < ends)
+        if unseen is not None:
+            seen = seen & ~unseen.gather(1, keys.clamp(max=unseen.shape[1] - 1).expand(len(unseen), -1))
+        seen = seen[:, None]
         if attention != FULL:
             seen = seen & (keys[:, None, :] <= attention.horizon(self.columns, paddings, ends, seeds)[:, :, None])
         if reach != WHOLE_ROW:

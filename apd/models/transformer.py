@@ -50,13 +50,16 @@ class TransformersModel:
 class Passes(RowMemory, Protocol):
     """Forward passes of a model over the rows of one call."""
 
-    def __call__(self, tokens: Tensor, span: Span, positions: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, span: Span, positions: Tensor | None = None, unseen: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states of the columns in `span`, each attending to real columns before the span's end.
 
         Args:
             tokens: `b l` int64.
             span: the columns to compute; without a cache, they start at the first real column.
             positions: `b l` int64, the position id of each column; by default they count from the first real column.
+            unseen: `b l` bool, columns that no column attends to; `None`: none.
         Returns:
             `b q d`, float dtype of the model; fillers hold arbitrary numbers.
         """
@@ -95,24 +98,28 @@ class EagerPasses:
             check_evaluating(model, model.named_modules(), role)
         self.cache: ColumnCache | None = None if cache_shape is None else ColumnCache(model, *cache_shape)
 
-    def __call__(self, tokens: Tensor, span: Span, positions: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, tokens: Tensor, span: Span, positions: Tensor | None = None, unseen: Tensor | None = None
+    ) -> Tensor:
         check_evaluating(self.model, [("", self.model)], self.role)  # `train()` sets the flag here, too
         groups = [[]] if self.cache is None else span.groups()
         whole: Tensor | None = None
         for group in groups:
             rows = to_device(group, tokens.device) if len(groups) > 1 else None
             part, of_part = (tokens, span) if rows is None else (tokens.index_select(0, rows), span.select(group))
-            places = positions if rows is None or positions is None else positions.index_select(0, rows)
-            inputs = self.inputs(part, of_part, rows, places)
+            more = [
+                each if rows is None or each is None else each.index_select(0, rows) for each in (positions, unseen)
+            ]
+            inputs = self.inputs(part, of_part, rows, *more)
             # Spares each operation autograd's bookkeeping. Only the output layer reads the hidden states, outside of this
             # mode, so everything computed from its logits is an ordinary tensor.
             with torch.inference_mode():
-                hidden = self.forward(inputs)
+                computed = self.forward(inputs)
             if rows is None:
-                return hidden
+                return computed
             if whole is None:
-                whole = hidden.new_zeros(len(tokens), span.width, hidden.shape[-1])
-            whole[rows.to(hidden.device), : hidden.shape[1]] = hidden
+                whole = computed.new_zeros(len(tokens), span.width, computed.shape[-1])
+            whole[rows.to(computed.device), : computed.shape[1]] = computed
         assert whole is not None
         return whole
 
@@ -121,18 +128,23 @@ class EagerPasses:
         return self.model.base_model(**inputs).last_hidden_state
 
     def inputs(
-        self, tokens: Tensor, span: Span, rows: Tensor | None = None, positions: Tensor | None = None
+        self,
+        tokens: Tensor,
+        span: Span,
+        rows: Tensor | None = None,
+        positions: Tensor | None = None,
+        unseen: Tensor | None = None,
     ) -> dict[str, Any]:
         """Arguments of the model's forward for this span: ids `n q`, mask `n 1 q k`, positions `n q`, the cache.
 
         Args:
             tokens: `n l` int64.
             rows: `n` int64, their rows of the cache; `None`: all of them.
-            positions: `n l` int64, see `Passes`.
+            positions, unseen: `n l`, see `Passes`.
         """
         if self.cache is not None:
             self.cache.set_target(span, rows)
-        inputs = forward_inputs(self.model, tokens, span, self.attention, self.cache)
+        inputs = forward_inputs(self.model, tokens, span, self.attention, self.cache, unseen)
         if positions is not None:
             inputs["position_ids"] = span.ids(positions)
         return on_device(inputs, self.device)
@@ -147,7 +159,12 @@ class EagerPasses:
 
 
 def forward_inputs(
-    model: PreTrainedModel, tokens: Tensor, span: Span, attention: Attention, cache: ColumnCache | None
+    model: PreTrainedModel,
+    tokens: Tensor,
+    span: Span,
+    attention: Attention,
+    cache: ColumnCache | None,
+    unseen: Tensor | None = None,
 ) -> dict[str, Any]:
     """Arguments of `model.base_model` for a span: ids `n q`, mask `n 1 q k`, positions `n q`, the cache.
 
@@ -157,11 +174,12 @@ def forward_inputs(
         span: the columns to compute.
         attention: see `TransformersModel`.
         cache: its target must be set to `span`; `None` without a cache.
+        unseen: see `Passes`.
     """
     num_cached, reach = (None, WHOLE_ROW) if cache is None else (cache.num_readable, cache.reach)
 
     def mask_of(reach: Reach) -> Tensor | None:
-        return attention_mask(span.mask(num_cached, attention, reach), model)
+        return attention_mask(span.mask(num_cached, attention, reach, unseen), model)
 
     masks = mask_of(reach) if isinstance(reach, Reach) else {kind: mask_of(each) for kind, each in reach.items()}
     inputs = {"input_ids": span.ids(tokens), "attention_mask": masks, "use_cache": False}

@@ -57,6 +57,11 @@ class _Around(Unmasking):
         """Columns counted from where the row's first block starts: `b m` int64."""
         return columns - (state.padding if self.aligned else state.prompt_end)[:, None]
 
+    def within(self, candidate: Tensor, state: DecodeState, window: Window) -> Tensor:
+        """The candidates of the first block that has any: `b m` bool."""
+        block = self.offset(window.columns, state) // self.length
+        return candidate & (block == block[:, :1])  # the window's first column is the frontier
+
 
 @dataclass(frozen=True)
 class Blocks(_Around):
@@ -80,18 +85,17 @@ class Blocks(_Around):
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
-        block = self.offset(window.columns, state) // self.length
-        within = candidate & (block == block[:, :1])  # the window's first column is the frontier
-        return self.strategy.chosen(measure, within, state, window, sampling)
+        return self.strategy.chosen(measure, self.within(candidate, state, window), state, window, sampling)
 
 
 @dataclass(frozen=True)
 class Seeded(_Around):
-    """Decides the first token of each block alone, in a step of its own, and the others by another strategy.
+    """Semi-autoregressive decoding that decides the first token of each block alone, in a step of its own.
 
     By the drafter, it is the token that the last row of the finished block predicts, if the logits are shifted (Fast-dLLM
     v2). By the verifier, it is the next token of a causal model; with `verifier="self"`, of the drafter's own weights
-    (Nemotron).
+    (Nemotron). A step then runs the verifier if any row is at the first token of a block, and the drafter if any is not: in a
+    ragged batch a row also pays for passes of the other model. Traces have the probabilities of the target only.
 
     Args:
         strategy, length, aligned: as in `Blocks`.
@@ -123,7 +127,7 @@ class Seeded(_Around):
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
     ) -> Tensor:
         first = torch.arange(candidate.shape[1], device=candidate.device) == 0
-        others = self.strategy.chosen(measure, candidate, state, window, sampling)
+        others = self.strategy.chosen(measure, self.within(candidate, state, window), state, window, sampling)
         return torch.where(self.is_first(state, window), candidate & first, others)
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:

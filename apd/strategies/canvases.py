@@ -35,6 +35,7 @@ class Guess:
         measure: `b u` float32, the reference's measure of each guessed token under the drafter's last marginals.
         measured: `b u` bool, False where there is no such measure.
         certain: `b u` bool, tokens that are taken without a check.
+        ends: `b u` bool, tokens that end their row: stop tokens that are not in a hole.
         likely: `b u` bool, tokens that need no canvas of their own: certain ones, and those that will probably turn out to
             be certain by the marginals of an earlier canvas of the pass.
     """
@@ -44,6 +45,7 @@ class Guess:
     measured: Tensor
     certain: Tensor
     likely: Tensor
+    ends: Tensor
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def guess_canvases(
     base = ~columns.inside | columns.gather(state.decided)
     most = int(depths.max())
     if type(reference) is LeftToRight and reference.tokens_per_step == 1:
-        chain, exists = _prefixes(guess, base, pair, most)
+        chain, exists = _prefixes(guess, base, most)
         others: list[tuple[Tensor, Tensor, int]] = []
     else:
         chain, exists, others = _simulated(reference, state, columns, guess, base, pair, sampling, most, breadth)
@@ -188,7 +190,7 @@ def guess_canvases(
     # certain tokens is always drafted.
     adds = chain[:, 1:] & ~chain[:, :-1]
     certain, likely = ((tokens[:, None] | ~adds).all(-1) & exists[:, 1:] for tokens in (guess.certain, guess.likely))
-    has_mask = exists & ~_is_done(chain, guess, pair)
+    has_mask = exists & ~_is_done(chain, guess)
     start = pad(certain, (0, 1)).long().cumprod(1).sum(1, keepdim=True)
     start = start.minimum(has_mask.sum(1, keepdim=True) - 1).clamp(min=0)
     drafted = has_mask & (~pad(likely, (0, 1)) | (level == start))
@@ -208,7 +210,7 @@ def guess_canvases(
         equal = (decided[:, :, None] == decided[:, None]).all(-1) & exists[:, None]
         number = torch.arange(decided.shape[1], device=base.device)
         exists = exists & ~(equal & (number < number[:, None])).any(-1)
-        drafted = torch.cat([drafted, (exists & ~_is_done(decided, guess, pair))[:, most + 1 :]], 1)
+        drafted = torch.cat([drafted, (exists & ~_is_done(decided, guess))[:, most + 1 :]], 1)
     rows, at = drafted.nonzero(as_tuple=True)
     index = (drafted.flatten().cumsum(0) - 1).view_as(drafted)
     first = index.gather(1, start).squeeze(1)
@@ -225,14 +227,14 @@ def guess_canvases(
     return Canvases(state, columns, *parts)
 
 
-def _prefixes(guess: Guess, base: Tensor, pair: ModelPair, depth: int) -> tuple[Tensor, Tensor]:
+def _prefixes(guess: Guess, base: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """The canvases of sequential decoding: the first 0, 1, … `depth` guessed tokens. `b g u` bool and `b g` bool."""
-    place = torch.arange(base.shape[1], device=base.device)
+    place = ((~base).cumsum(1) - 1)[:, None]  # decided columns, such as given ones between two holes, are no guesses
     level = torch.arange(depth + 1, device=base.device)[:, None]
     chain = base[:, None] | (place < level)
     # A canvas exists if every token on it is guessed, and if the one before it has a mask.
-    missing = (guess.tokens == NO_GUESS)[:, None] & (place < level)
-    exists = ~missing.any(-1) & ~pad(_is_done(chain, guess, pair)[:, :-1], (1, 0))
+    missing = (~base & (guess.tokens == NO_GUESS))[:, None] & (place < level)
+    exists = ~missing.any(-1) & ~pad(_is_done(chain, guess)[:, :-1], (1, 0))
     exists[:, 0] = True
     return chain, exists
 
@@ -279,7 +281,7 @@ def _simulated(
             else:
                 others.append((after, goes_on, step + 1))
             candidate = candidate & ~chosen
-        here, exists = following, follows & ~_is_done(following, guess, pair)
+        here, exists = following, follows & ~_is_done(following, guess)
         chain.append(here)
         there.append(follows)
     if breadth > 1:
@@ -289,15 +291,14 @@ def _simulated(
             exists = exists & (usable & first).any(1)
             left = left | first
             others.append((left, exists, step + 1))
-            exists = exists & ~_is_done(left, guess, pair)
+            exists = exists & ~_is_done(left, guess)
     return torch.stack(chain, 1), torch.stack(there, 1), others
 
 
-def _is_done(decided: Tensor, guess: Guess, pair: ModelPair) -> Tensor:
+def _is_done(decided: Tensor, guess: Guess) -> Tensor:
     """Whether these decided columns leave nothing to decode: no mask, or none before a stop token: `b … u` → `b …` bool."""
     settled = (~decided).cumsum(-1) == 0
-    ends = torch.isin(guess.tokens, pair.support.processing.stop_token_ids)
-    ends = ends.view(len(ends), *[1] * (decided.dim() - 2), -1) & settled
+    ends = guess.ends.view(len(guess.ends), *[1] * (decided.dim() - 2), -1) & settled
     return decided.all(-1) | ends.any(-1)
 
 

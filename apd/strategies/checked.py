@@ -194,8 +194,7 @@ class CheckedSession:
 
     def _guess(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> tuple[Guess, Tensor]:
         """The proposer's tokens, what the last marginals say of them, and how sure it is of each: by column, `b u`."""
-        ends = [min(t + self.most, end) for t, end in zip(state.layout.frontier, state.layout.end, strict=True)]
-        near = Window.of_rows(state, ends)
+        near = Window.of_rows(state, state.columns_behind([self.most] * len(state.rows)))
         size = max(end - t for t, end in zip(state.layout.frontier, state.layout.end, strict=True))
         # The row with the widest window may have left.
         marginals = None if self.marginals is None else self.marginals.first(window.columns.shape[1])
@@ -204,14 +203,15 @@ class CheckedSession:
         tokens = pad(tokens, (0, size - tokens.shape[1]), value=NO_GUESS)
         probs = pad(probs, (0, size - probs.shape[1]), value=UNKNOWN)
         known = Window.of_rows(state, state.layout.end)
-        tokens = torch.where(known.within(known.gather(state.decided)), known.gather(state.tokens), tokens)
-        tokens = allowed_guesses(tokens, state, pair)
+        is_known = known.within(known.gather(state.decided))
+        tokens = torch.where(is_known, known.gather(state.tokens), tokens)
+        tokens = allowed_guesses(tokens, is_known, state, pair)
         measure = torch.zeros(tokens.shape, device=tokens.device)
         measured = certain = likely = torch.zeros_like(tokens, dtype=torch.bool)
         if marginals is None:
             if self.strategy.certainty < 1:
                 likely = probs >= self.strategy.certainty
-            return Guess(tokens, measure, measured, certain, likely), probs
+            return Guess(tokens, measure, measured, certain, likely, self._ends(tokens, known, state, pair)), probs
         width = marginals.tokens.shape[1]
         rest = (0, size - width)
         measured = pad(marginals.known, rest)
@@ -232,7 +232,13 @@ class CheckedSession:
             expected = pad(marginals.probs(tokens[:, :width]), rest)
             certain = measured & (expected >= self.strategy.certainty) & self.expected[:, None]
             likely = torch.where(measured, expected, probs) >= self.strategy.certainty
-        return Guess(tokens, measure, measured, certain, likely), probs
+        return Guess(tokens, measure, measured, certain, likely, self._ends(tokens, known, state, pair)), probs
+
+    @staticmethod
+    def _ends(tokens: Tensor, columns: Window, state: DecodeState, pair: ModelPair) -> Tensor:
+        """True for tokens that end their row, `b u` bool: stop tokens behind the last hole."""
+        stops = torch.isin(tokens, pair.support.processing.stop_token_ids)
+        return stops & (columns.columns >= state.given_end[:, None])
 
     def _depths(self, guess: Guess, probs: Tensor, state: DecodeState, window: Window) -> Tensor:
         """K of each row: `b` int64. `probs` is `b u`, how sure the proposer is of each token."""

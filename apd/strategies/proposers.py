@@ -127,11 +127,12 @@ def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: 
     return tokens.masked_fill(~can_be_drawn, NO_GUESS), probs
 
 
-def allowed_guesses(tokens: Tensor, state: DecodeState, pair: ModelPair) -> Tensor:
+def allowed_guesses(tokens: Tensor, known: Tensor, state: DecodeState, pair: ModelPair) -> Tensor:
     """Guesses up to the first that `prefix_allowed_tokens_fn` does not allow, so that it sees no impossible prefix.
 
     Args:
-        tokens: `b u` int64, guesses of the columns from each row's frontier on, which are all undecided.
+        tokens: `b u` int64, guesses of the columns from each row's frontier on.
+        known: `b u` bool, columns that are decided already.
     """
     allowed = pair.support.processing.allowed_tokens
     if allowed is None:
@@ -140,10 +141,13 @@ def allowed_guesses(tokens: Tensor, state: DecodeState, pair: ModelPair) -> Tens
     for i, guesses in enumerate(tokens.tolist()):
         ids = state.tokens[i, state.layout.padding[i] : state.layout.frontier[i]]
         for j, guess in enumerate(guesses):
-            if guess == NO_GUESS or guess not in torch.as_tensor(allowed(int(state.rows[i]), ids)).tolist():
+            is_known = bool(known[i, j])
+            if guess == NO_GUESS or (
+                not is_known and guess not in torch.as_tensor(allowed(int(state.rows[i]), ids)).tolist()
+            ):
                 break
             found[i, j] = guess
-            if guess in stops:
+            if guess in stops and not is_known:
                 break
             ids = torch.cat([ids, found[i, j : j + 1]])
     return found

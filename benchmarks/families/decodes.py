@@ -255,7 +255,7 @@ def nemotron(record: Record) -> Iterator[Decode]:
         strategy: Strategy | None
         if method == "generate":
             rule = Confidence(1) if threshold is None else Threshold(threshold)
-            strategy, model["anchored"] = Seeded(Blocks(rule, block), block, by="verifier"), True
+            strategy, model["anchored"] = Seeded(rule, block, by="verifier"), True
             name = f"blocks of {block}, " + ("one per pass" if threshold is None else f"threshold {threshold}")
         elif method == "ar_generate":
             strategy, name = Autoregressive(), "one token per step"

@@ -44,12 +44,14 @@ _CHECKED = ("checked", "checked:0.9", "checked/threshold:0.9", "checked:breadth=
 _FINE_WEIGHTS = (0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9)
 _FINE_TAUS = (0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 PRESETS: dict[str, tuple[str, ...]] = {
-    # The grids of the paper and of the later official code; for APD and the entropy bound, ours.
+    # The grids of the paper and of the later official code; for APD, the prefix and entropies, ours.
     "all": (
         *(spec for kind in _TOP_K_KINDS for spec in _grid(f"{kind}:{{}}", _POWERS)),
         *_grid("threshold:{}", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
+        *_grid("prefix:{}", (0.5, 0.7, 0.9, 0.98)),
         *_grid("factor:{}", (0.7, 1.0, 1.3, 1.6, 1.9)),
         *_grid("entropy-bound:{}", (0.01, 0.1, 0.3, 1.0)),
+        *_grid("entropy-threshold:{}", (0.1, 0.2, 0.4, 0.8)),
         *_grid("klass:{}", (0.7, 0.8, 0.9, 0.95)),
         *_grid("wino:{}", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
         *_grid("wino:{},length=8", (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),

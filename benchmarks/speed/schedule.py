@@ -85,7 +85,7 @@ class ScheduledThreshold(Threshold):
         schedule: the counts.
     """
 
-    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    schedule: Schedule = dataclasses.field(default_factory=Schedule, kw_only=True)
 
     def choose(
         self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling

@@ -127,7 +127,7 @@ def _strategy(setting: Setting, pair: Pair, schedule: Schedule) -> Strategy:
     if setting.strategy == "left-to-right":
         return LeftToRight(1)
     if setting.strategy == "threshold":
-        return Threshold(THRESHOLD) if pair.trained else ScheduledThreshold(THRESHOLD, schedule)
+        return Threshold(THRESHOLD) if pair.trained else ScheduledThreshold(THRESHOLD, schedule=schedule)
     if setting.strategy == "apd" and setting.mixture_weight is not None:
         return APD(setting.mixture_weight, Coupling() if pair.trained else Scheduled(Coupling(), schedule))
     raise ValueError(f"`strategy` must be one that `Setting` names, with its knobs, got {setting}.")

@@ -7,7 +7,7 @@ from benchmarks.parallelbench.knobs import points, write
 
 
 def test_on_exact_shuffle_every_weight_below_one_is_right_and_the_same(tmp_path):
-    found = list(points(rows=20))
+    found = list(points(rows=8))
     setting = lambda p: (p.correction, p.acceptance_threshold, p.window_size)  # noqa: E731
     for _, group in groupby(found, setting):
         below = [point for point in group if point.mixture_weight < 1]

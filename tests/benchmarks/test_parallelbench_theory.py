@@ -267,11 +267,16 @@ def test_what_cannot_be_meant_is_named(call, named):
 # --- What the strategies of `apd` do
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", METHODS, ids=str)
-def test_strategies_meet_their_closed_forms_on_the_exact_model(method, task):
+CELLS = [(method, task, 3 + (i + j) % 2) for i, method in enumerate(METHODS) for j, task in enumerate(TASKS)]
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "n"),  # lists of four by default: every method, every task
+    [pytest.param(*each, marks=() if each[2] == 4 else pytest.mark.slow) for each in CELLS],
+    ids=str,
+)
+def test_strategies_meet_their_closed_forms_on_the_exact_model(method, task, n):
     """Exactly where nothing is random, else at most `FALSE_ALARM` for each of the comparisons."""
-    n = 3 + (METHODS.index(method) + [*TASKS].index(task)) % 2
     found = cell(task, n, method, rows=400)
     assert found.agrees, found
 

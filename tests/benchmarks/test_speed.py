@@ -113,7 +113,7 @@ def test_a_scheduled_rule_asks_the_real_one_and_commits_the_schedule(tiny):
             assert count == counts(Schedule(), *rows_at([frontier], seeds=[seed], width=tiny.new_tokens - frontier))
             frontier += count
         assert frontier == tiny.new_tokens
-    by_threshold = counted(tiny, ScheduledThreshold(0.9, Schedule()))
+    by_threshold = counted(tiny, ScheduledThreshold(0.9, schedule=Schedule()))
     assert by_threshold.committed_per_step == output.committed_per_step
 
 
@@ -441,7 +441,7 @@ def test_tokens_count_to_the_first_stop_token(tiny, monkeypatch):
     assert trained.to_stop([1, 5, 3, 0]) == [1, 5] and trained.to_stop([1, 2]) == [1, 2]
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("is_compiled", [pytest.param(False, marks=pytest.mark.slow), True])  # compiled runs both
 def test_the_targets_are_one_table_their_verdicts_and_a_line(is_compiled, tmp_path, capsys, monkeypatch, untraced):
     torch._dynamo.reset()
     monkeypatch.setattr(targets, "compiled", lambda pair: compiled(pair, backend=Counting()))

@@ -7,6 +7,7 @@ import pytest
 from paths import ROOT
 
 import apd
+from apd.strategies.registry import parse
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 PAGES["CONTRIBUTING.md"] = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -48,3 +49,40 @@ def test_the_step_that_is_explained_is_the_step_that_runs(capsys: pytest.Capture
     assert [float(p) for p in re.findall(number, ran)] == pytest.approx(
         [float(p) for p in re.findall(number, shown)], abs=0.002
     )
+
+
+def test_the_numbers_about_families_are_those_of_the_results() -> None:
+    """Of each recording: layouts, largest logit, largest differences, equal decodes, and passes."""
+    of = {
+        "SDAR": ["parity_sdar"],
+        "SDAR-MoE": ["parity_sdar_moe"],
+        "Fast-dLLM v2": ["parity_fast_dllm_v2"],
+        "WeDLM (Qwen2)": ["parity_wedlm"],
+        "WeDLM (Qwen3)": ["parity_wedlm_qwen3"],
+        "LLaDA2": ["decode_llada2_moe", "parity_llada2_moe"],
+        "LLaDA-MoE": ["parity_llada_moe"],
+        "SDLM": ["parity_sdlm"],
+        "Nemotron-Labs-Diffusion": ["parity_nemotron"],
+    }
+    results = table((ROOT / "benchmarks/results/families.md").read_text(encoding="utf-8"))
+    assert {row[0] for row in results[1:]} - {"folder"} == {folder for folders in of.values() for folder in folders}
+    shown = {row[0]: row[1:] for row in table(PAGES["models.md"]) if row[0] in of and len(row) == 7}
+    assert shown.keys() == of.keys()
+    for name, folders in of.items():
+        logits = [row for row in results if row[0] in folders and len(row) == 8]
+        largest, grouped, sdpa, eager = ([float(row[i]) for row in logits] for i in (4, 5, 6, 7))
+        numbers = [f"{max(largest):.1f}", f"{max(grouped + sdpa):.1e}", f"{max(eager):.1e}"]
+        decodes = [[row[2], f"{row[3]} / {row[4]}"] for row in results if row[0] in folders and row[1] == "**all**"]
+        assert shown[name] == [str(len(logits)), *numbers, *(decodes or [["–", "–"]])[0]], name
+
+
+def test_each_familys_own_rule_is_a_strategy() -> None:
+    rows = [row for row in table(PAGES["models.md"].split("## Each family's own rule")[1]) if len(row) == 3]
+    assert rows[0] == ["family", "published rule", "`strategy`"] and len(rows) > 1
+    for *_, spec in rows[1:]:
+        parse(spec.strip("`"))
+
+
+def table(page: str) -> list[list[str]]:
+    """The cells of every row of the page's tables, the lines under the heads left out."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]

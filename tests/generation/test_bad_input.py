@@ -274,16 +274,21 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
         lambda: generate(input_ids=torch.tensor([[7, 160]])),
     ),
     "negative id": (ValueError, "must be below 160", lambda: generate(input_ids=torch.tensor([[7, -1]]))),
-    "mask token in the prompt": (
+    "a hole before a causal model alone": (
         ValueError,
-        "must not hold the mask token, got id 150",
-        lambda: generate(input_ids=torch.tensor([[7, MASK, 9]])),
+        "A hole needs a strategy that runs the drafter, got Autoregressive",
+        lambda: generate(input_ids=torch.tensor([[7, MASK, 9]]), strategy="autoregressive"),
+    ),
+    "a hole with a strategy that revokes": (
+        ValueError,
+        "A hole needs a strategy that revokes nothing, got WINO",
+        lambda: generate(input_ids=torch.tensor([[7, MASK, 9]]), strategy="wino:0.6"),
     ),
     # lengths
-    "max_new_tokens of 0": (
+    "max_new_tokens below 0": (
         ValueError,
-        "`max_new_tokens` must be greater than 0, but is 0",
-        lambda: generate(max_new_tokens=0),
+        "`max_new_tokens` must be greater than 0, but is -1",
+        lambda: generate(max_new_tokens=-1),
     ),
     "max_new_tokens a fraction": (TypeError, "`max_new_tokens` must be a whole", lambda: generate(max_new_tokens=1.5)),
     "max_length within the prompt": (

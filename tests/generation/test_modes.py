@@ -158,7 +158,7 @@ def test_another_default_device_changes_no_iterator() -> None:
 
 @pytest.mark.parametrize("is_compiled", [False, True])
 def test_calls_inside_and_outside_of_autocast_do_not_mix(is_compiled) -> None:
-    sampler = own_sampler()
+    sampler = APDSampler(*tiny_pair(num_layers=1))
     if is_compiled:
         sampler.compile(backend="eager")
         sampler.kernels = PLAIN

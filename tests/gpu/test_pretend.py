@@ -115,14 +115,23 @@ STRATEGIES = [
     strategies.EntropyBound(2.0),
     strategies.OneStep(),
     strategies.Blocks(strategies.Threshold(0.3), 4),
+    strategies.ConfidentPrefix(0.2),
+    strategies.EntropyThreshold(2.0),
+    strategies.Seeded(strategies.Threshold(0.3), 3, by="verifier"),
     strategies.Autoregressive(),
     strategies.KLASS(threshold=0.2, kl_threshold=0.5, history=1),
     strategies.WINO(threshold=0.2, revoke_below=0.9, length=5),
 ]
 CALLS |= {type(strategy).__name__: {"strategy": strategy} for strategy in STRATEGIES}
+# What differs in a number or in a function of transformers only from a call that is not here.
+ALIKE = {"temperature", "top_k", "min_p", "typical_p", "cutoffs", "correction", "rejection", "threshold"}
+ALIKE |= {"the drafter alone", "kv_refresh", "seeds", "several stops", "no stop"}
+ALIKE |= {"Confidence", "Margin", "Entropy", "OneStep"}
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    "call", [pytest.param(call, marks=pytest.mark.slow) if call in ALIKE else call for call in CALLS]
+)
 def test_a_gpu_gives_the_answers_of_the_cpu(call: str) -> None:
     """Everything that a call returns; ids that come on the device stay there."""
     settings, sampler = KNOBS | CALLS[call], on_gpu()

@@ -221,7 +221,7 @@ def test_law_10_greedy_decoding_reproduces_the_recorded_runs(run):
     assert output.committed_per_step[0] == [count for count in counts if count]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.2])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.6, marks=pytest.mark.slow), 1.2])
 @pytest.mark.parametrize(
     "knobs",
     [

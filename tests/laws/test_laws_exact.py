@@ -6,6 +6,7 @@ shown to fail for a sampler that is known to be wrong.
 """
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -170,8 +171,13 @@ def test_law_6_fails_when_noise_is_redrawn():
     assert not draw(toy(), rows=2000, mixture_weight=0, noise="step").equal(sequential)
 
 
-@pytest.mark.parametrize("window_size", [1, 2, 3, 4, None])
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 2.0])
+NEURAL = list(itertools.product([0.0, 0.7, 1.0, 2.0], [1, 2, 3, 4, None]))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "window_size"),  # by default a third of the pairs: every temperature, every window
+    [pytest.param(*each, marks=() if i % 3 == 0 else pytest.mark.slow) for i, each in enumerate(NEURAL)],
+)
 def test_law_6_a_perfect_verifier_changes_no_token_of_a_neural_drafter(temperature, window_size):
     model_seed = ((window_size or 5) + int(temperature)) % 2
     drafter, _ = tiny_pair(model_seed)

@@ -32,13 +32,16 @@ from apd.strategies import (
     Blocks,
     Checked,
     Confidence,
+    ConfidentPrefix,
     Entropy,
     EntropyBound,
+    EntropyThreshold,
     Factor,
     LeftToRight,
     Margin,
     OneStep,
     RandomOrder,
+    Seeded,
     Threshold,
     Unmasking,
 )
@@ -78,15 +81,20 @@ POLICIES: list[WindowPolicy] = [
 MEMORYLESS: list[Unmasking] = [
     Blocks(Confidence(2), 3),
     Blocks(RandomOrder(1), 2),
+    Blocks(Threshold(0.3), 4, aligned=True),
     Confidence(2),
+    ConfidentPrefix(0.1),
     Entropy([1, 3]),
     EntropyBound(0.5),
+    EntropyThreshold(2.5),
     Factor(1.5),
     LeftToRight(2),
     Margin(2),
     OneStep(),
     RandomOrder(2),
+    Seeded(Blocks(Threshold(0.2), 2), 4),
     Threshold(0.3),
+    Threshold(0.9, at_least=2),
     skeleton("strategy").SurePrefix(0.2),
     skeleton("strategy").TwoRounds(0.3),
 ]
@@ -102,6 +110,7 @@ STRATEGIES: list[Any] = [
     Checked(Threshold(0.3), num_checked=3, breadth=2),
     Checked(Blocks(Confidence(1), 4), "lookup"),
     KLASS(0.1, 0.5, 1),
+    Seeded(Confidence(2), 3, by="verifier"),
     WINO(0.1, 0.5, 4),
 ]
 
@@ -177,6 +186,8 @@ class Watched:
         assert proposal.draft.shape[0] == shape[0] and proposal.draft.shape[1] <= shape[1]
         decides = self.needs_verifier and not isinstance(self.strategy, Checked)  # there the verifier only proposes
         ran = ("drafter",) * self.needs_drafter + ("verifier",) * decides
+        if isinstance(self.strategy, Seeded) and decides:  # each row by one of the two
+            ran = ()
         assert proposal.models == ("target", *ran)
         assert proposal.probs is not None and proposal.probs.shape == (*shape, len(proposal.models))
         for recorded in (proposal.logits, proposal.scores):
@@ -244,6 +255,8 @@ def test_a_row_does_not_depend_on_its_batch_mates_coming_and_going(strategy: Any
     separate = alone(sampler, PROMPTS, **arguments)
     if isinstance(strategy, Checked):  # a proposer goes on token by token while any row of the batch does
         together, separate = ([(one[0], one[1], one[3]) for one in found] for found in (together, separate))
+    if isinstance(strategy, Seeded) and strategy.needs_verifier:  # a step runs both models where any row needs each
+        together, separate = ([(one[0], one[3]) for one in found] for found in (together, separate))
     assert together == separate
     assert len({len(tokens) for tokens, *_ in together}) > 1, "rows leave at different times"
 

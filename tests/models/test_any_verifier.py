@@ -45,6 +45,15 @@ KINDS = {
 }
 
 
+# Kinds that are run in the same way as another one.
+ALIKE = {"divided logits", "shared keys, capped logits", "a mask of its own", "state space and attention"}
+ALIKE |= {"both in each layer", "state space", "a cache that is wrong"}
+
+
+def slow(*kinds: str) -> list:
+    return [pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
+
+
 @functools.cache
 def verifier_of(kind: str):
     model_type, fields, _ = KINDS[kind]
@@ -53,14 +62,14 @@ def verifier_of(kind: str):
         return as_verifier(tiny_model(model_type, **fields).double())  # rounding must not hide a fault
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind not in ALIKE), *slow(*sorted(ALIKE))])
 def test_a_verifier_scores_as_the_model_alone_after_every_rollback(kind):
     """Ragged rows behind a window of 8, drafts that are taken back, single tokens, rows that leave and join."""
     verifier = verifier_of(kind)
     assert worst_difference(verifier.model, verifier, (40, 31, 26), steps=10, seed=1) < ROUNDING
 
 
-@pytest.mark.parametrize("kind", ["sliding, full, local rope", "convolutions"])
+@pytest.mark.parametrize("kind", ["sliding, full, local rope", *slow("convolutions")])
 def test_a_row_of_1500_tokens_is_scored_as_the_model_alone(kind):
     verifier = verifier_of(kind)
     assert worst_difference(verifier.model, verifier, LENGTHS, steps=5) < ROUNDING
@@ -185,7 +194,7 @@ def test_a_mask_reaches_as_far_back_as_a_layer(reach, is_level):
     assert mask.any(-1).all()  # fillers, too: their outputs stay finite
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "gated delta rule", "ALiBi", "state space, token by token"])
+@pytest.mark.parametrize("kind", ["convolutions", "state space, token by token", *slow("gated delta rule", "ALiBi")])
 def test_a_row_that_goes_on_by_single_tokens_runs_each_of_them_once(kind):
     """And a way back by n tokens runs few more than n again: states are saved at more and more distant columns."""
     model, again = verifier_of(kind).model, 16

@@ -29,7 +29,7 @@ def prompts_of(sampler):
     return [[token % 59 for token in prompt] for prompt in trace_prompts()]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.parametrize("temperature", [pytest.param(0.0, marks=pytest.mark.slow), 0.9])
 @pytest.mark.parametrize("knobs", [{}, {"window_size": 5, "correction": True}])
 def test_a_ragged_batch_equals_the_slow_reference(sampler, temperature, knobs):
     prompts, seeds = prompts_of(sampler)[::2], [7, 9, 11]

@@ -48,7 +48,9 @@ def without_weights(source: str, to: Path, **changes: object) -> Path:
     return to
 
 
-@pytest.mark.parametrize("implementation", ["grouped_sdpa", "sdpa", "eager"])
+@pytest.mark.parametrize(
+    "implementation", ["grouped_sdpa", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdpa", "eager"))]
+)
 @pytest.mark.parametrize("folder", LAYOUTS)
 def test_every_recorded_layout_is_computed_as_published(folder: str, implementation: str) -> None:
     supported(folder)
@@ -87,7 +89,7 @@ def test_a_sampler_decodes_blocks_of_the_size_that_it_is_given() -> None:
     assert output.committed_per_step[0] == [5, 8, 8, 8]  # at R = 1 a whole window, which ends with its block
 
 
-@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("do_sample", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("folder", [folder for folder, *_ in FACTS])
 def test_a_ragged_batch_equals_rows_alone(folder: str, do_sample: bool) -> None:
     sampler = APDSampler.from_pretrained(
@@ -101,15 +103,6 @@ def test_a_ragged_batch_equals_rows_alone(folder: str, do_sample: bool) -> None:
     ]
     batch = sampler.generate(**left_padded(prompts, pad=0), seed=[0, 1, 2], **settings)
     assert batch[:, 7:].tolist() == alone
-
-
-@pytest.mark.parametrize("folder", [folder for folder, *_, reads in FACTS if reads])
-def test_a_checkpoint_that_reads_causally_verifies_itself_without_loss(folder: str) -> None:
-    sampler = APDSampler.from_pretrained(str(FIXTURES / folder), "self")
-    settings = {**left_padded([[1, 2, 3, 4, 5], [6, 7]], pad=0), "max_new_tokens": 12, "eos_token_id": None}
-    settings |= {"pad_token_id": 0, "do_sample": False}
-    lossless = sampler.generate(**settings, mixture_weight=0.0, correction=True, first="judge")
-    assert torch.equal(lossless, sampler.generate(**settings, strategy="autoregressive"))
 
 
 def test_the_block_size_comes_from_the_argument_then_the_config_then_the_family(tmp_path) -> None:

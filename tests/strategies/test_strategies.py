@@ -1,6 +1,7 @@
 """Rival strategies: recorded runs of the published samplers, and each definition on hand-made numbers."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -17,13 +18,16 @@ from apd import (
     Autoregressive,
     Blocks,
     Confidence,
+    ConfidentPrefix,
     Entropy,
     EntropyBound,
+    EntropyThreshold,
     Factor,
     LeftToRight,
     Margin,
     OneStep,
     RandomOrder,
+    Seeded,
     Threshold,
     load_drafter,
 )
@@ -42,6 +46,8 @@ ANY_ORDER = [
     EntropyBound(0.5),
     Blocks(Confidence(2), 8),
     Blocks(Threshold(0.6), 5),
+    EntropyThreshold(1.0),
+    Seeded(Threshold(0.6, at_least=2), 5, aligned=True),
     KLASS(0.5, 0.5, 1),
     WINO(0.3, 0.9),
 ]
@@ -182,6 +188,12 @@ ROWS = [OPEN, SURE, SPLIT, LIKELY]
         (Threshold(0.6), [1, 3]),
         (Threshold(0.99), [1]),  # always the most confident
         (Threshold(0.0), [0, 1, 2, 3]),
+        (Threshold(0.99, at_least=2), [1, 3]),
+        (Threshold(0.5, at_least=2), [1, 2, 3]),  # more than two reach it
+        (Threshold(0.99, at_least=9), [0, 1, 2, 3]),
+        (ConfidentPrefix(0.99), [0]),  # always the first
+        (ConfidentPrefix(0.5), [0]),  # the others are confident, but it is not
+        (ConfidentPrefix(0.3), [0, 1, 2, 3]),
         (OneStep(), [0, 1, 2, 3]),
         (Factor(0.05), [1]),  # 2·.02 < .05, 3·.30 ≥ .05
         (Factor(1.0), [1, 3]),  # 3·.30 < 1, 4·.45 ≥ 1
@@ -191,9 +203,20 @@ ROWS = [OPEN, SURE, SPLIT, LIKELY]
         (EntropyBound(0.2), [1, 2]),  # Σ − max over SURE, SPLIT = H(SURE) = .112
         (EntropyBound(1.0), [1, 2, 3]),  # H(SURE) + H(SPLIT) = .85
         (EntropyBound(9.0), [0, 1, 2, 3]),
+        (EntropyThreshold(0.1), [1]),  # always the lowest: H(SURE) + .02
+        (EntropyThreshold(0.75), [1]),  # H(SPLIT) + 2·.02 = .776
+        (EntropyThreshold(0.75, 0.0), [1, 2]),
+        (EntropyThreshold(2.0, 0.5), [0, 1, 2]),  # H(LIKELY) + 3·.5 = 2.32
+        (EntropyThreshold(0.0, 1.0), [0]),  # H(OPEN) = 1.09 < H(SURE) + 1
         (Blocks(Confidence(1), 2), [1]),
         (Blocks(OneStep(), 3), [0, 1, 2]),
         (Blocks(Threshold(0.99), 1), [0]),
+        (Blocks(Confidence(1), 2, aligned=True), [0]),  # the prompt's token and the first mask are a block
+        (Blocks(OneStep(), 3, aligned=True), [0, 1]),
+        (Seeded(OneStep(), 3), [0]),
+        (Seeded(Threshold(0.6), 3), [0]),  # however sure the others are
+        (Seeded(OneStep(), 3, aligned=True), [0, 1]),  # within a block
+        (Seeded(Threshold(0.6), 5, aligned=True), [1, 3]),
     ],
 )
 def test_definitions_on_hand_made_numbers(strategy, expected):
@@ -205,6 +228,13 @@ def test_entropies_of_the_hand_made_numbers():
     values = [-sum(p * math.log(p) for p in row) for row in ROWS]
     assert values[1] == pytest.approx(0.112, abs=1e-3)
     assert values[1] + values[2] == pytest.approx(0.848, abs=1e-3)
+    assert values == pytest.approx([1.089, 0.112, 0.736, 0.819], abs=1e-3)
+
+
+def test_a_confident_prefix_ends_at_the_first_doubt():
+    assert choose(ConfidentPrefix(0.6), [SURE, LIKELY, OPEN, SURE]) == [0, 1]
+    assert choose(ConfidentPrefix(0.9), [SURE, LIKELY, SURE, SURE]) == [0]
+    assert choose(ConfidentPrefix(0.6), [SURE, LIKELY, SURE, SURE]) == [0, 1, 2, 3]
 
 
 def test_among_certain_tokens_the_leftmost_comes_first():
@@ -235,6 +265,60 @@ def test_rows_do_not_depend_on_their_batch(strategy, sampling):
         alone = trace_sampler().generate(torch.tensor([trace_prompts()[i]]), seed=[i], **common, **sampling)
         assert new_tokens(batch)[i] == new_tokens(alone)[0]
         assert batch.drafter_forwards[i] == alone.drafter_forwards[0]
+
+
+def seeded_by_hand(prompt, length, seeded):
+    """One row, plain Python: tokens, tokens per step, and which model decided each step."""
+    sampler = trace_sampler()
+    mask = sampler.drafter.mask_token_id
+    tokens, counts, models = list(prompt) + [mask] * length, [], []
+    while mask in tokens:
+        at = tokens.index(mask)
+        offset = at - (0 if seeded.aligned else len(prompt))
+        is_first = offset % seeded.length == 0
+        by = seeded.by if is_first else "drafter"
+        with torch.no_grad():
+            if by == "verifier":
+                logits = sampler.verifier.model(torch.tensor([tokens[:at]])).logits[0, -1:].clone()
+            else:
+                logits = sampler.drafter.model(torch.tensor([tokens])).logits[0, at - 1 : -1].clone()
+        logits[:, mask] = -torch.inf
+        p = logits[:, : sampler.verifier.vocab_size].softmax(-1)
+        chosen = [at]
+        if not is_first:
+            block = range(at, min(at + seeded.length - offset % seeded.length, len(tokens)))
+            masks = [i for i in block if tokens[i] == mask]
+            best = max(masks, key=lambda i: float(p[i - at].max()))
+            chosen = [i for i in masks if i == best or p[i - at].max() >= seeded.strategy.threshold]
+        for i in chosen:
+            tokens[i] = int(p[i - at].argmax())
+        counts.append(len(chosen))
+        models.append(by)
+    return tokens[len(prompt) :], counts, models
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("by", ["drafter", "verifier"])
+def test_the_first_token_of_a_block_is_decided_alone(by, aligned):
+    """Rows that stand at the beginning of a block beside rows that do not."""
+    seeded = Seeded(Threshold(0.4), 4, aligned=aligned, by=by)
+    prompts = trace_prompts()
+    expected = [seeded_by_hand(prompt, 14, seeded) for prompt in prompts]
+    common = {"max_new_tokens": 14, "eos_token_id": None, "strategy": seeded, "return_dict_in_generate": True}
+    output = trace_sampler().generate(**left_padded(prompts), **common)
+    found = zip(new_tokens(output), output.committed_per_step, strict=True)
+    assert list(found) == [(tokens, counts) for tokens, counts, _ in expected]
+    steps = [set(models) for models in itertools.zip_longest(*(models for *_, models in expected))]
+    assert max(map(max, output.committed_per_step)) > 1
+    if by == "verifier":
+        assert any({"drafter", "verifier"} <= models for models in steps), "rows are never at different places"
+    for i, (_, counts, models) in enumerate(expected):
+        during = steps[: len(counts)]
+        assert output.drafter_forwards[i] == sum("drafter" in models for models in during)
+        assert output.verifier_forwards[i] == sum("verifier" in models for models in during)
+        alone = trace_sampler().generate(torch.tensor([prompts[i]]), **common)
+        assert alone.drafter_forwards[0] == models.count("drafter")
+        assert alone.verifier_forwards[0] == models.count("verifier")
 
 
 def klass_by_hand(prompt, length, klass):
@@ -350,7 +434,13 @@ def test_a_sampler_may_have_a_strategy_of_its_own():
         (lambda: Threshold(1.1), r"`threshold` must be in \[0, 1\], got 1.1"),
         (lambda: Factor(0), "`factor` must be above 0"),
         (lambda: EntropyBound(-1), "`bound` must be at least 0 nats"),
+        (lambda: Threshold(0.9, at_least=0), "`at_least` must be at least 1, got 0"),
+        (lambda: ConfidentPrefix(-0.1), r"`threshold` must be in \[0, 1\], got -0.1"),
+        (lambda: EntropyThreshold(-1), "`threshold` must be at least 0 nats"),
+        (lambda: EntropyThreshold(penalty=-1), "`penalty` must be at least 0 nats"),
         (lambda: Blocks(Confidence(), 0), "`length` must be at least 1"),
+        (lambda: Seeded(Confidence(), 0), "`length` must be at least 1"),
+        (lambda: Seeded(Confidence(), by="both"), "`by` must be 'drafter' or 'verifier', got 'both'"),
         (lambda: KLASS(1.5), r"`threshold` must be in \[0, 1\]"),
         (lambda: KLASS(kl_threshold=0), "`kl_threshold` must be above 0"),
         (lambda: KLASS(history=0), "`history` must be at least 1"),
@@ -359,3 +449,10 @@ def test_a_sampler_may_have_a_strategy_of_its_own():
 def test_settings_out_of_range_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("around", [Blocks, Seeded])
+@pytest.mark.parametrize("inner", [KLASS(), Autoregressive(), "threshold:0.9"])
+def test_blocks_are_around_strategies_that_pick_by_the_state_alone(around, inner):
+    with pytest.raises(TypeError, match="`strategy` must pick within a block by the state alone"):
+        around(inner, 4)
