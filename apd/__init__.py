@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.generation.many import Generated as Generated
     from apd.generation.output import APDOutput as APDOutput
     from apd.generation.streaming import Chunk as Chunk
+    from apd.inspection import check as check
     from apd.models import FAMILIES as FAMILIES
     from apd.models import ModelSpec as ModelSpec
     from apd.models import load_drafter as load_drafter
@@ -83,6 +84,7 @@ _NAMES = {
     "apd.generation.many": "Generated",
     "apd.generation.output": "APDOutput",
     "apd.generation.streaming": "Chunk",
+    "apd.inspection": "check",
     "apd.models": "FAMILIES ModelSpec load_drafter load_verifier",
     "apd.models.drafter": "MaskedDiffusionDrafter",
     "apd.models.ideal": "IdealListModel",

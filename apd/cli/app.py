@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apd import __version__
-from apd.cli.options import UsageError, add_colour, add_generate, add_knobs, config_of
+from apd.cli.options import UsageError, add_check, add_colour, add_generate, add_knobs, config_of
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
 
@@ -25,6 +25,8 @@ examples:
   apd generate --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \\
       --input prompts.jsonl --output answers.jsonl --chat --device-map cuda
       many prompts with checkpoints; run it again to continue where it was interrupted
+  apd check --drafter JetLM/SDAR-1.7B-Chat --verifier Qwen/Qwen3-0.6B --device-map cuda
+      whether a checkpoint is read as it was trained, before anything else
   accelerate launch --num-processes 8 -m apd generate --input prompts.jsonl ...
       many prompts over 8 GPUs
 
@@ -32,7 +34,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 (the run failed), 2 (wrong usage) or 130 (interrupted)."""
+    """Run the command line; returns the exit code: 0, 1 (the run failed, or found a problem), 2 (wrong usage) or 130 (interrupted)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character shows "?"
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            arguments.run(arguments)
+            code = arguments.run(arguments)
         sys.stdout.flush()
     except UsageError as error:
         return _complain(error, 2)
@@ -55,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, 1)
     except KeyboardInterrupt:
         return _complain("interrupted; with --output FILE, the same command continues", 130)
-    return 0
+    return int(code or 0)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `run`, which takes the parsed arguments."""
+    """The parser of all commands; each sets `run`, which takes the parsed arguments and may return an exit code."""
     top = argparse.ArgumentParser(
         prog="apd",
         usage="apd COMMAND ...",
@@ -84,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     add_generate(commands, _Help).set_defaults(run=_generate)
+    add_check(commands, _Help).set_defaults(run=_check)
     commands.add_parser("lm-eval", add_help=False, help="lm-eval's own command line with `apd` among its models")
     return top
 
@@ -106,6 +109,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     from apd.cli import generate
 
     generate.run(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from apd.cli import check
+
+    return check.run(arguments)
 
 
 def _lm_eval(arguments: argparse.Namespace) -> None:

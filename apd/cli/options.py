@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,14 @@ command continues. As a file, - is standard input or output; answers go there in
 nothing is continued. Started by `accelerate launch` or `torchrun`, every process decodes its
 share. With --do-sample, prompt i has the seed mix(SEED, i): its answer depends neither on its
 batch nor on the number of processes nor on interruptions."""
+
+
+_ABOUT_CHECK = """\
+Check a checkpoint before it is used: is what is used what its files and its
+family say? Is known text likely in this reading of the weights, and less likely
+in others (logit shift, mask token, attention)? Do rows, batches and caches
+agree? Prints a table; the exit code is 1 if there is a problem. Nothing is
+written. Send us the table with a report."""
 
 
 class UsageError(ValueError):
@@ -76,22 +85,7 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
         help="small causal LM of the same vocabulary, or of any with --strategy checked; 'self': the drafter's own weights, "
         "read causally; not needed at R = 1",
     )
-    models.add_argument(
-        "--block-size",
-        type=int,
-        metavar="N",
-        help="tokens that the drafter drafts at once (default: as its config.json or family says)",
-    )
-    models.add_argument("--dtype", help="float32, bfloat16, ... (default: float32 on a CPU)")
-    models.add_argument(
-        "--device-map", metavar="DEVICE", help="cpu, cuda, auto, ... (default: each process's own GPU, else cpu)"
-    )
-    models.add_argument(
-        "--attn-implementation",
-        metavar="NAME",
-        help="sdpa, eager or grouped_sdpa (default: grouped_sdpa where heads share keys)",
-    )
-    models.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the drafter on the hub")
+    _add_loading(models)
 
     add_knobs(generate)
 
@@ -119,6 +113,59 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
         "blocks:8/confidence:2; an unknown name lists all",
     )
     return generate
+
+
+def add_check(commands: Any, formatter: type[argparse.HelpFormatter]) -> argparse.ArgumentParser:
+    """Add the command `check` and return its parser."""
+    check: argparse.ArgumentParser = commands.add_parser(
+        "check",
+        usage="apd check [--drafter PATH [--verifier PATH]] [options]",
+        help="check that a checkpoint is read as it was trained",
+        description=_ABOUT_CHECK,
+        formatter_class=formatter,
+    )
+    check.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="try the weights on this plain text, best 500 tokens or more (default: ten built-in prompts)",
+    )
+    models = check.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
+    models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, LLaDA, SDAR, WeDLM, ...)")
+    models.add_argument(
+        "--verifier", metavar="PATH", help="causal LM; 'self': the drafter's own weights, read causally"
+    )
+    models.add_argument(
+        "--spec", metavar="NAME", help="family of the drafter (default: the one that config.json names)"
+    )
+    models.add_argument(
+        "--mask-token-id",
+        type=int,
+        metavar="N",
+        help="id of the drafter's mask token (default: as config.json, tokenizer or family say)",
+    )
+    _add_loading(models)
+    return check
+
+
+def _add_loading(models: argparse._ArgumentGroup) -> None:
+    """Add the options `LOADING`."""
+    models.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="tokens that the drafter drafts at once (default: as its config.json or family says)",
+    )
+    models.add_argument("--dtype", help="float32, bfloat16, ... (default: float32 on a CPU)")
+    models.add_argument(
+        "--device-map", metavar="DEVICE", help="cpu, cuda, auto, ... (default: each process's own GPU, else cpu)"
+    )
+    models.add_argument(
+        "--attn-implementation",
+        metavar="NAME",
+        help="sdpa, eager or grouped_sdpa (default: grouped_sdpa where heads share keys)",
+    )
+    models.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the drafter on the hub")
 
 
 def add_colour(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -221,10 +268,18 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError(error) from None
     if arguments.drafter is not None and arguments.verifier is None and strategy.needs_verifier:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
-    if arguments.drafter is None:
-        homeless = [_flag(name) for name in ("verifier", *LOADING) if given[name] is not None]
-        if homeless:
-            raise UsageError(f"{', '.join(homeless)} without --drafter: the included pair is complete. Add --drafter.")
+    check_homeless(arguments, ("verifier", *LOADING))
+
+
+def check_homeless(arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse options about a drafter without one.
+
+    Raises:
+        UsageError: the message names the options.
+    """
+    homeless = [_flag(name) for name in names if getattr(arguments, name) is not None]
+    if arguments.drafter is None and homeless:
+        raise UsageError(f"{', '.join(homeless)} without --drafter: the included pair is complete. Add --drafter.")
 
 
 def check_files(arguments: argparse.Namespace, num_processes: int) -> None:

@@ -22,10 +22,11 @@ ROOMS = {
     "show": CORE,
     "many": "generation",  # an old path
     "sampler": CORE + "strategies models generation embedded",
+    "inspection": CORE + "strategies models generation embedded sampler apd",
     "integrations": CORE + "strategies models generation embedded sampler apd",
-    "cli": CORE + "strategies models generation embedded sampler apd show integrations",
+    "cli": CORE + "strategies models generation embedded sampler apd show inspection integrations",
     "__main__": "cli",
-    "apd": CORE + "strategies models generation embedded sampler",
+    "apd": CORE + "strategies models generation embedded sampler inspection",
 }
 
 

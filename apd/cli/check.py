@@ -1,0 +1,55 @@
+"""`apd check`: checks a checkpoint and prints the report."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import torch
+
+from apd.cli.options import LOADING, UsageError, check_homeless
+from apd.cli.settings import set_up
+from apd.inspection import Report, check
+from apd.inspection.declarations import differing_ids
+from apd.models.pairs import load_pair
+from apd.sampler import APDSampler
+
+_FAMILY = ("spec", "mask_token_id")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command with parsed arguments; returns the exit code, 1 if there is a problem.
+
+    Raises:
+        UsageError: options that cannot be used together, or a text that cannot be read.
+        ValueError, OSError: the models cannot be loaded.
+    """
+    check_homeless(arguments, ("verifier", *_FAMILY, *LOADING))
+    text = None
+    if arguments.text is not None:
+        try:
+            text = arguments.text.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--text must be a file of text in UTF-8, got {arguments.text}: {error}.") from None
+    set_up(embedded=arguments.drafter is None)
+    report = _report(arguments, text)
+    print(report)
+    return 1 if report.problems else 0
+
+
+def _report(arguments: argparse.Namespace, text: str | None) -> Report:
+    if arguments.drafter is None:
+        return check(APDSampler.from_embedded(), text=text)
+    loading = {name: getattr(arguments, name) for name in (*_FAMILY, *LOADING)}
+    if loading["device_map"] is None and torch.cuda.is_available():
+        loading["device_map"] = "cuda"
+    pair = load_pair(arguments.drafter, arguments.verifier, vocabularies_may_differ=True, **loading)
+    tokenizers = {"tokenizer": pair.tokenizer, "verifier_tokenizer": pair.verifier_tokenizer}
+    try:
+        sampler, differ = APDSampler(pair.drafter, pair.verifier, **tokenizers), ""
+    except ValueError as error:  # the vocabularies differ: the drafter can be checked nevertheless
+        sampler, differ = APDSampler(pair.drafter, **tokenizers), str(error)
+    report = check(sampler, text=text, revision=arguments.revision)
+    if differ:
+        report = dataclasses.replace(report, parts={**report.parts, "Verifier": [differing_ids(differ)]})
+    return report

@@ -1,0 +1,274 @@
+"""`apd.check` notices a checkpoint that is read wrongly, by name, and has no complaint about a sound one."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from paths import FIXTURES
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from apd import FAMILIES, APDSampler, IdealListModel, check, load_drafter, load_verifier
+from apd.cli import main
+from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.embedded.tasks import ARITHMETIC, EXAMPLES, instances
+from apd.inspection import Report
+from apd.models.loading import load_tokenizer
+from benchmarks.families.logits import MASKS, NEWER
+
+TASKS = [(example.prompt, example.answer) for example in EXAMPLES[::2]]
+FEW = TASKS[:2]
+FOLDERS = sorted(path.name for path in FIXTURES.iterdir() if path.name.startswith(("parity_", "decode_")))
+
+
+def drafter_report(path: Path = DRAFTER_DIR, text=TASKS, **loading) -> Report:
+    drafter = load_drafter(path, **loading)
+    return check(APDSampler(drafter, tokenizer=load_tokenizer(path)), text=text)
+
+
+def problems(report: Report) -> set[str]:
+    return {finding.check for finding in report.problems}
+
+
+def found(report: Report, name: str):
+    [finding] = [each for each in report if each.check == name]
+    return finding
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the included drafter with other fields in its config.json and tokenizer_config.json."""
+
+    def copy(name: str = "drafter", config=None, tokenizer=None, of: Path = DRAFTER_DIR) -> Path:
+        path = tmp_path / name
+        shutil.copytree(of, path)
+        for file, fields in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+            if fields:
+                (path / file).write_text(json.dumps(json.loads((path / file).read_text()) | fields))
+        return path
+
+    return copy
+
+
+def test_the_included_pair_is_sound() -> None:
+    report = check(APDSampler.from_embedded())
+    assert not report.problems
+    for name in ("weights: text", "weights: shift", "weights: mask", "verifier: text", "verifier: ids"):
+        assert found(report, name).verdict == "ok", name
+    assert '["' in found(report, "answers").advice  # a list, as the first prompt asks for
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(any(each.check[:19] in line for line in lines) for each in report)
+    assert any("no problem" in line for line in lines)
+
+
+@pytest.mark.parametrize("folder", sorted(set(FOLDERS) - set(NEWER)))
+def test_random_weights_of_every_family_are_sound_and_give_no_evidence(folder: str) -> None:
+    drafter = load_drafter(
+        FIXTURES / folder, mask_token_id=MASKS.get(folder, 60 if folder == "parity_a2d_qwen3" else None)
+    )
+    verifier = "self" if drafter.reads_causally else None
+    report = check(APDSampler(drafter, verifier))
+    assert not report.problems
+    assert "no tokenizer" in found(report, "weights").advice
+    law = "cached = uncached" if drafter.attention.is_final else "wide KV window"
+    for name in ("finite logits", "batch = single", law, "masks drawn", "answers in a batch"):
+        assert found(report, name).verdict == "ok", name
+
+
+def test_a_wrong_shift_is_noticed_twice() -> None:
+    wrong = dataclasses.replace(FAMILIES["dream"], logit_shift=0)
+    report = drafter_report(spec=wrong)
+    assert problems(report) == {"logit shift", "weights: shift"}
+    assert "logit_shift=1" in found(report, "weights: shift").advice
+
+
+@pytest.mark.parametrize("mask", [100, 3])
+def test_a_wrong_mask_token_is_noticed_twice(mask: int) -> None:
+    report = drafter_report(mask_token_id=mask)
+    assert problems(report) == {"mask token", "weights: mask"}
+    assert "--mask-token-id 2" in found(report, "weights: mask").advice
+
+
+def test_a_wrong_mask_token_in_the_config_is_noticed(copied: Callable[..., Path]) -> None:
+    report = drafter_report(copied(config={"mask_token_id": 100}))
+    assert problems(report) == {"mask token", "weights: mask"}
+    assert "ordinary word" in found(report, "mask token").advice
+
+
+def test_wrong_shift_and_mask_token_are_both_named() -> None:
+    """Each alone is hard to see where the other is wrong."""
+    report = drafter_report(spec=dataclasses.replace(FAMILIES["dream"], logit_shift=0), mask_token_id=100)
+    assert problems(report) == {"logit shift", "mask token", "weights: shift", "weights: mask"}
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_wrong_block_size_is_noticed(size: int) -> None:
+    report = check(APDSampler(load_drafter(FIXTURES / "parity_sdar", block_size=size)))
+    assert problems(report) == {"block size"}
+    assert found(report, "block size").expected.startswith("4 (block_size in config.json")
+
+
+def test_a_family_other_than_that_of_the_config_is_noticed() -> None:
+    spec = dataclasses.replace(FAMILIES["dream"], attention="causal")
+    assert problems(drafter_report(text=FEW, spec=spec)) == {"attention"}
+
+
+def test_attention_that_the_weights_were_not_trained_with_is_noticed() -> None:
+    """Stories whose results depend on what stands behind: causal attention makes them unlikely."""
+    stories = [(each.prompt, each.answer) for each in instances(ARITHMETIC, 20, seed=11)]
+    report = drafter_report(spec=dataclasses.replace(FAMILIES["dream"], attention="causal"), text=stories)
+    assert problems(report) == {"attention", "weights: attention"}
+    assert "attention='full'" in found(report, "weights: attention").advice
+
+
+def test_untrained_weights_are_called_so(copied: Callable[..., Path]) -> None:
+    path = copied()
+    torch.manual_seed(0)
+    drafter = load_drafter(path)
+    random = Qwen2ForCausalLM(drafter.model.config).eval()
+    random.save_pretrained(path, safe_serialization=True)
+    shutil.copy(DRAFTER_DIR / "config.json", path)
+    report = drafter_report(path)
+    assert not report.problems
+    assert "look untrained: evidence not usable" in found(report, "weights: text").advice
+
+
+def test_text_that_the_tokenizer_does_not_know_is_no_evidence() -> None:
+    foreign = drafter_report(text=[("Où est la gare, s'il vous plaît ?", " Elle est derrière vous, madame.")] * 4)
+    assert "unknown to the tokenizer" in found(foreign, "weights").advice
+
+
+def test_plain_text_is_tried_too() -> None:
+    text = "\n".join(prompt + answer for prompt, answer in TASKS)
+    assert problems(drafter_report(text=text, mask_token_id=100)) == {"mask token", "weights: mask"}
+    with pytest.raises(ValueError, match=r"at least 48 tokens .* got 3 tokens"):
+        drafter_report(text="Ada Ben Carl")
+    with pytest.raises(TypeError, match=r"list of \(prompt, answer\)"):
+        drafter_report(text=["a prompt"])
+
+
+TEMPLATE = "{% for m in messages %}<unk>{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<pad>{% endif %} {% endfor %}"
+
+
+def test_a_chat_that_ends_with_no_stop_token_is_noticed(copied: Callable[..., Path]) -> None:
+    path = copied(tokenizer={"chat_template": TEMPLATE})
+    report = drafter_report(path, FEW)
+    assert "stop tokens" in problems(report)
+    assert "eos_token_id=[0, 1]" in found(report, "stop tokens").advice
+
+
+def test_no_stop_token_and_no_chat_template_are_noticed(copied: Callable[..., Path]) -> None:
+    path = copied("Drafter-Instruct", {"eos_token_id": None}, {"eos_token": None})
+    assert problems(drafter_report(path, FEW)) == {"stop tokens", "chat template"}
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_noticed() -> None:
+    tokenizer = load_tokenizer(DRAFTER_DIR)
+    tokenizer.add_tokens(["more"])
+    report = check(APDSampler(load_drafter(DRAFTER_DIR), tokenizer=tokenizer), text=FEW)
+    assert problems(report) == {"vocabulary"}
+
+
+def test_rows_that_depend_on_their_batch_are_noticed() -> None:
+    drafter = load_drafter(DRAFTER_DIR)
+    hook = drafter.model.model.layers[0].register_forward_hook(lambda _, __, out: out + 0.1 * (out.shape[0] > 1))
+    report = check(APDSampler(drafter, tokenizer=load_tokenizer(DRAFTER_DIR)), text=FEW)
+    hook.remove()
+    assert "batch = single" in problems(report)
+
+
+def test_a_cache_that_changes_logits_is_noticed() -> None:
+    drafter = load_drafter(FIXTURES / "parity_sdar")
+    hook = drafter.model.model.layers[0].register_forward_hook(lambda _, __, out: out + 1.0 * (out.shape[1] < 9))
+    report = check(APDSampler(drafter))
+    hook.remove()
+    assert "cached = uncached" in problems(report)
+
+
+def test_logits_that_are_nan_are_noticed() -> None:
+    drafter = load_drafter(DRAFTER_DIR)
+    with torch.no_grad():
+        drafter.model.model.norm.weight[3] = torch.nan
+    report = check(APDSampler(drafter, tokenizer=load_tokenizer(DRAFTER_DIR)), text=FEW)
+    assert {"finite logits", "answers"} <= problems(report)
+
+
+def test_an_untrained_verifier_is_called_so() -> None:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=239,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    sampler = APDSampler(load_drafter(DRAFTER_DIR), Qwen2ForCausalLM(config).eval(), load_tokenizer(DRAFTER_DIR))
+    report = check(sampler, text=FEW)
+    assert not report.problems
+    assert "untrained" in found(report, "verifier: text").advice
+    assert found(report, "verifier: ids").verdict == "not known"  # nothing says what its ids are
+
+
+def test_a_verifier_loaded_with_other_ids_is_noticed(copied: Callable[..., Path]) -> None:
+    path = copied("verifier", of=VERIFIER_DIR)
+    file = path / "tokenizer.json"
+    text = file.read_text().replace('"Ada"', '"Ada*"').replace('"Ben"', '"Ada"').replace('"Ada*"', '"Ben"')
+    file.write_text(text)
+    drafter = load_drafter(DRAFTER_DIR)
+    report = check(APDSampler(drafter, load_verifier(path), load_tokenizer(DRAFTER_DIR)), text=FEW)
+    assert "verifier: ids" in problems(report)
+    guessing = APDSampler(
+        drafter, load_verifier(path), load_tokenizer(DRAFTER_DIR), verifier_tokenizer=load_tokenizer(path), strategy="checked"
+    )  # fmt: skip
+    assert not check(guessing, text=FEW).problems
+
+
+def test_only_transformers_models_are_checked() -> None:
+    with pytest.raises(TypeError, match="must be a transformers model, got IdealDrafter"):
+        check(APDSampler(IdealListModel(torch.tensor([[3, 4]])).drafter))
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_the_command_prints_the_report_and_its_exit_code(
+    copied: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(prompt + answer for prompt, answer in TASKS))
+    options = ["--drafter", str(DRAFTER_DIR), "--text", str(text), "--device-map", "cpu"]
+    assert main(["check", *options, "--mask-token-id", "100"]) == 1
+    assert "What to do:" in capsys.readouterr().out
+
+    assert main(["check", *options, "--verifier", str(VERIFIER_DIR)]) == 0
+    assert "no problem in" in capsys.readouterr().out
+
+    path = copied("verifier", of=VERIFIER_DIR)
+    file = path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"Ada"', '"Zac"'))
+    before = {each: each.stat().st_mtime_ns for each in tmp_path.rglob("*")}
+    assert main(["check", *options, "--verifier", str(path)]) == 1
+    printed = capsys.readouterr().out
+    assert "verifier: ids" in printed and "1 problem in" in printed
+    assert before == {each: each.stat().st_mtime_ns for each in tmp_path.rglob("*")}
+
+
+def test_wrong_usage_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["check", "--spec", "dream"]) == 2
+    assert "--spec without --drafter" in capsys.readouterr().err
+    assert main(["check", "--text", str(tmp_path / "none.txt")]) == 2
+    assert "--text must be a file of text" in capsys.readouterr().err
+    assert main(["check", "--drafter", str(DRAFTER_DIR), "--spec", "none"]) == 1
+    assert "`spec` must be" in capsys.readouterr().err
+
+
+def test_the_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(["check", "--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
