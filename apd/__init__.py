@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.models import load_verifier as load_verifier
     from apd.models.drafter import MaskedDiffusionDrafter as MaskedDiffusionDrafter
     from apd.models.ideal import IdealListModel as IdealListModel
+    from apd.models.masked_lm import MaskedLMDrafter as MaskedLMDrafter
     from apd.models.text_proposer import TextProposer as TextProposer
     from apd.models.verifier import CausalVerifier as CausalVerifier
     from apd.sampler import APDSampler as APDSampler
@@ -85,6 +86,7 @@ _NAMES = {
     "apd.models": "FAMILIES ModelSpec load_drafter load_verifier",
     "apd.models.drafter": "MaskedDiffusionDrafter",
     "apd.models.ideal": "IdealListModel",
+    "apd.models.masked_lm": "MaskedLMDrafter",
     "apd.models.text_proposer": "TextProposer",
     "apd.models.verifier": "CausalVerifier",
     "apd.sampler": "APDSampler",

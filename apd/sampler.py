@@ -52,7 +52,7 @@ class APDSampler:
     cache memory of finished calls for later ones.
 
     Args:
-        drafter: a `Drafter`, or a transformers model together with `spec`.
+        drafter: a `Drafter`, a masked LM of transformers, or a transformers decoder together with `spec`.
         verifier: a `Verifier`, a transformers causal LM, or the drafter's own transformers model, which then verifies its
             drafts with causal attention; `"self"` for the latter where the drafter was trained to predict the next token, too;
             `None` only where no verifier runs (R = 1).
@@ -143,7 +143,7 @@ class APDSampler:
         """Load drafter, verifier and tokenizers from directories or hub ids; never remote code, never pickles.
 
         Args:
-            drafter: a diffusion LM of a supported family (`apd.FAMILIES`).
+            drafter: a diffusion LM of a supported family (`apd.FAMILIES`), or a masked LM of transformers.
             verifier: a causal LM with the same tokenizer; with `strategy=Checked()`, with any tokenizer. `"self"`: the
                 drafter's own weights, read with a causal mask, where its family was trained for that; they are loaded once.
             config: the knobs.

@@ -65,7 +65,11 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     add_colour(what)
 
     models = generate.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
-    models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, LLaDA, SDAR, WeDLM, ...)")
+    models.add_argument(
+        "--drafter",
+        metavar="PATH",
+        help="masked-diffusion LM (Dream, LLaDA, SDAR, ...) or masked LM (ModernBERT, ESM-2, ...)",
+    )
     models.add_argument(
         "--verifier",
         metavar="PATH",

@@ -72,6 +72,8 @@ class DecodeLoop:
         self.strategy = strategy.open(self.state)
         check_session(self.strategy, name_of(strategy, "open"), "propose")
         masks = [drafter.mask_token_id] if drafter.mask_token_id < vocab_size else []
+        special = [id for id in getattr(drafter, "never_drawn", ()) if id < vocab_size]
+        masks += [id for id in special if id not in request.stopping.token_ids]
         removed = torch.tensor(masks, dtype=torch.int64, device=drafter.device)
         self.pair = ModelPair(
             self._open(drafter) if strategy.needs_drafter else None,

@@ -73,6 +73,8 @@ class Drafter(Protocol):
         mask_token_id: the id in undecided columns.
         max_length: most tokens of a row; `None` for no limit.
         device: device of its inputs.
+
+    With an attribute `never_drawn`, ids, these are removed from what may be drawn, stop tokens excepted.
     """
 
     vocab_size: int

@@ -268,10 +268,21 @@ def check_attention(strategy: Strategy, config: APDConfig, drafter: Any) -> None
         drafter: the drafter, or its family; exact drafters, which have no attention, take everything.
 
     Raises:
-        ValueError: `kv_window` with keys that are final, or an order that the drafter cannot decode in.
+        ValueError: `kv_window` with keys that are final or not kept, decided tokens predicted by a drafter that cannot, or an order that the drafter cannot decode in.
     """
     attention = getattr(drafter, "attention", "full")
     kind = getattr(attention, "kind", attention)
+    if not getattr(drafter, "keeps_keys", True):
+        if config.kv_window is not None:
+            raise ValueError(
+                f"`kv_window` must be None with a masked LM, got {config.kv_window}: its class keeps no keys and values from one "
+                "pass to the next. Leave out `kv_window` and `kv_refresh`."
+            )
+        if getattr(strategy, "reads_decided", False):
+            raise ValueError(
+                f"`strategy` must not predict decided tokens with a masked LM, got {strategy!r}: its class takes no mask per "
+                "column. Use a strategy that revokes nothing."
+            )
     if kind == "full":
         return
     if config.kv_window is not None:

@@ -73,7 +73,8 @@ def check_prompts(prompts: Any) -> None:
 
 
 def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Tensor:
-    """A prompt as ids, `1 n` int64. A chat whose last message is the assistant's is left open, to be continued.
+    """A prompt as ids, `1 n` int64. A chat whose last message is the assistant's is left open, to be continued; so is a text
+    behind which the tokenizer puts special tokens that close it, such as BERT's [SEP].
 
     Args:
         most_tokens: a text whose beginning has more than twice as many is refused without looking at the rest, which can
@@ -98,7 +99,7 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
         raise ValueError("A prompt must be a list of ids, got text: the sampler has no tokenizer. Give it one.")
     if isinstance(prompt, str):
         _check_text_of_prompt(prompt, tokenizer, most_tokens)
-        return torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.int64, device="cpu")
+        return torch.tensor([_open_ids(prompt, tokenizer)], dtype=torch.int64, device="cpu")
     chat: Any = prompt
     is_begun = chat[-1].get("role") == "assistant"
     render = partial(
@@ -121,6 +122,17 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
             "meant. Render the chat yourself and give its ids, or use `infill`."
         )
     return torch.tensor([render(tokenize=True)], dtype=torch.int64, device="cpu")
+
+
+def _open_ids(text: str, tokenizer: Any) -> list[int]:
+    ids: list[int] = tokenizer(text)["input_ids"]
+    if not ids or ids[-1] not in getattr(tokenizer, "all_special_ids", ()):
+        return ids
+    bare: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for end in range(len(ids), max(len(bare), 1) - 1, -1):
+        if ids[end - len(bare) : end] == bare:
+            return ids[:end]
+    return ids
 
 
 def _check_text_of_prompt(text: str, tokenizer: Any, most_tokens: int | None, **kwargs: Any) -> None:

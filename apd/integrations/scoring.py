@@ -89,7 +89,7 @@ def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:
 
 @torch.inference_mode()
 def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
-    """log p_D at the first mask of each row, `b v` float32; 0 probability for the mask token, as in the sampler."""
+    """log p_D at the first mask of each row, `b v` float32; 0 probability for tokens never drawn, as in the sampler."""
     state = _canvases(rows, drafter.mask_token_id, drafter.device)
     # A window of one column that ends behind all masks: they are attended to, their logits are not computed.
     window = dataclasses.replace(AllMasks().window(state).first(), ends=state.layout.end)
@@ -97,8 +97,10 @@ def _first_mask(drafter: Drafter, rows: list[_Row], vocab_size: int) -> Tensor:
     check_session(session, name_of(drafter, "open"), "logits")
     of_window = CheckedLogits(session.logits(state, window), name_of(session, "logits"), (len(rows), 1), vocab_size)
     logits = of_window[:, :1][:, 0, :vocab_size].float()
-    if drafter.mask_token_id < vocab_size:
-        logits[:, drafter.mask_token_id] = -torch.inf
+    stops = getattr(getattr(drafter, "generation_config", None), "eos_token_id", None)
+    stops = stops if isinstance(stops, list) else [stops]
+    special = [id for id in getattr(drafter, "never_drawn", ()) if id not in stops]
+    logits[:, [id for id in (drafter.mask_token_id, *special) if id < vocab_size]] = -torch.inf
     logprobs = log_normalise(logits)
     if logprobs.isnan().any():
         raise FloatingPointError(

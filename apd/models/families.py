@@ -28,6 +28,7 @@ from apd.models.config_fields import (
     wedlm_fields,
 )
 from apd.models.config_fields import decoder_fields as decoder_fields
+from apd.models.masked_lm import masked_lm_class
 from apd.models.spec import ModelSpec
 
 _LLADA_BLOCK = {
@@ -206,7 +207,11 @@ def resolve_spec(spec: str | ModelSpec) -> ModelSpec:
 
 
 def recognise(raw: RawConfig, path: str | Path) -> ModelSpec:
-    """The family of a checkpoint with this `config.json`; `path` is for the message.
+    """The family of a checkpoint with this `config.json`; a masked LM of transformers has one of its own, named as its class.
+
+    Args:
+        raw: the content of `config.json`.
+        path: the checkpoint, for the message.
 
     Raises:
         ValueError: no family matches.
@@ -214,11 +219,15 @@ def recognise(raw: RawConfig, path: str | Path) -> ModelSpec:
     for spec in FAMILIES.values():
         if spec.matches(raw):
             return spec
+    masked_lm = masked_lm_class(raw.get("model_type"))
+    if masked_lm is not None and masked_lm.__name__ in (raw.get("architectures") or ()):
+        return ModelSpec(masked_lm.__name__, masked_lm, 0)
     near = [f"{spec.name!r} where {dict(spec.where)}" for spec in FAMILIES.values() if spec.is_named(raw)]
     raise ValueError(
         f"{str(path)!r} has model_type {raw.get('model_type')!r} and architectures {raw.get('architectures')!r}, "
-        f"which is none of the families that work: {family_names()}. "
+        f"which is none of the families that work: {family_names()}, and no masked LM of transformers. "
         + (f"It would be {' or '.join(near)}; name the family by `spec=`. " if near else "")
+        + (f"A masked LM of that model type is a {masked_lm.__name__}. " if masked_lm is not None else "")
         + "If a transformers decoder computes it, describe it by an `apd.models.ModelSpec` and pass that as `spec=`."
     )
 

@@ -58,7 +58,7 @@ def compile_pair(models: dict[str, Any], **options: Any) -> Kernels:
     """
     for role, model in models.items():
         if not isinstance(model, TransformersModel):
-            raise TypeError(f"`{role}` must be a transformers model to be compiled, got {type(model).__name__}.")
+            raise TypeError(f"`{role}` must be a transformers decoder to be compiled, got {type(model).__name__}.")
     for model in models.values():
         model.compiled = CompiledModel(model.model, model.attention, model.role, **options)
     backend = options.get("backend", "inductor")

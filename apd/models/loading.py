@@ -40,6 +40,14 @@ from apd.models.checks import (
 )
 from apd.models.drafter import MaskedDiffusionDrafter, check_mask_token
 from apd.models.families import FAMILIES, ModelSpec, RawConfig, family_names, recognise, resolve_spec
+from apd.models.masked_lm import (
+    MaskedLMDrafter,
+    check_masked_lm,
+    is_masked_lm,
+    masked_lm_class,
+    special_ids,
+    warn_if_untried,
+)
 from apd.models.verifier import CausalVerifier
 from apd.models.ways import find_way
 
@@ -99,14 +107,15 @@ def load_drafter(
     device_map: Any = None,
     attn_implementation: str | None = None,
     **hub: Any,
-) -> MaskedDiffusionDrafter:
-    """Load a masked-diffusion drafter from a directory or the hub.
+) -> MaskedDiffusionDrafter | MaskedLMDrafter:
+    """Load a masked-diffusion drafter, or a masked LM as one, from a directory or the hub.
 
     transformers loads quantised weights, which needs the packages of their format.
 
     Args:
         path: a directory, or a model id of the hub.
-        spec: a name in `FAMILIES` or a `ModelSpec`; by default the family that `config.json` identifies.
+        spec: a name in `FAMILIES` or a `ModelSpec`; by default the family that `config.json` identifies, or the masked LM of
+            transformers that it names (`BertForMaskedLM`, …).
         mask_token_id: id of the mask token; by default from `config.json`, else from the tokenizer, else the family's.
         block_size: tokens per block, or that a causal or prefix model drafts at most; by default from `config.json`, else
             the family's. Not for models whose columns all see each other.
@@ -127,15 +136,19 @@ def load_drafter(
     model = _read_model(
         checkpoint,
         spec.model_class,
-        ("missing_keys", "mismatched_keys", "unexpected_keys"),
+        # Checkpoints of masked LMs may hold poolers and heads of other tasks: unexpected keys.
+        ("missing_keys", "mismatched_keys", *(() if spec.is_masked_lm else ("unexpected_keys",))),
         config=config,
-        generation_config=generation_config,
+        **({} if spec.is_masked_lm else {"generation_config": generation_config}),
         key_mapping=dict(spec.key_mapping) or None,
         dtype=dtype,
         device_map=device_map,
         attn_implementation=attn_implementation,
         **placing,
     )
+    if spec.is_masked_lm:
+        tokenizer = load_tokenizer(checkpoint.path, **checkpoint.hub)
+        return _wrap_masked_lm(model, config.mask_token_id, tokenizer, generation_config, path)
     return _wrap(model, spec, config.mask_token_id, config.block_size)
 
 
@@ -147,6 +160,17 @@ def _plan_drafter(
     # type is unknown. `Qwen2ForCausalLM.from_pretrained(path)` alone would silently load Dream as a causal model.
     raw = _read_config(checkpoint)
     spec = recognise(raw, checkpoint.path) if spec is None else resolve_spec(spec)
+    load = partial(load_tokenizer, checkpoint.path, **checkpoint.hub)
+    if complaint := misfit(raw, {spec.mask_field: ID}, " in config.json"):
+        raise ValueError(complaint)
+    if spec.is_masked_lm:
+        spec.attention_of(raw, block_size)  # refuses a block size
+        with _naming_config(checkpoint):
+            config = (spec.config_class or spec.model_class.config_class).from_dict(raw)
+        check_masked_lm(spec.model_class, config)
+        config.mask_token_id = _mask_token_id(mask_token_id, raw.get(spec.mask_field), load, spec.mask_token_id)
+        check_mask_token(config.mask_token_id, config.vocab_size)
+        return spec, config, _generation_config(checkpoint, raw, config)
     # Special ids come from the checkpoint only: with LlamaConfig's defaults, LLaDA would stop at id 2.
     fields = {name: raw.get(name) for name in _SPECIAL_IDS} | spec.config_fields(raw)
     # These fields say how and where the weights are stored.
@@ -156,9 +180,6 @@ def _plan_drafter(
     if spec.attention == "full":
         config.is_causal = False
     config.block_size = spec.attention_of(raw, block_size).block_size
-    load = partial(load_tokenizer, checkpoint.path, **checkpoint.hub)
-    if complaint := misfit(raw, {spec.mask_field: ID}, " in config.json"):
-        raise ValueError(complaint)
     default = spec.mask_token_id if (spec.mask_token_id or 0) < config.vocab_size else None
     config.mask_token_id = _mask_token_id(mask_token_id, raw.get(spec.mask_field), load, default)
     check_mask_token(config.mask_token_id, config.vocab_size)
@@ -298,7 +319,8 @@ def _read_model(
 def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a checkpoint, padding on the left; `None` if it has none.
 
-    `tokenizer.json` is a complete tokenizer and is used directly. Dream has `vocab.json` and `merges.txt`, and its own
+    `tokenizer.json` is a complete tokenizer and is used directly, unless it is a masked LM's and no file names its mask token,
+    as in older checkpoints, where only the tokenizer's class knows it. Dream has `vocab.json` and `merges.txt`, and its own
     class equals Qwen2's. Other tokenizers are left to `AutoTokenizer`.
 
     Args:
@@ -312,9 +334,12 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
     settings = checkpoint.read_json("tokenizer_config.json", TOKENIZER)
     # Without `model_input_names` some tokenizers return token_type_ids, which the supported models do not take.
     more: dict[str, Any] = {"model_input_names": ["input_ids", "attention_mask"]}
-    if checkpoint.find("tokenizer.json"):
+    tokenizer_class: Any
+    if "mask_token" not in (settings or {}) and _has_masked_lm(checkpoint):
+        tokenizer_class, more = AutoTokenizer, more | {"trust_remote_code": False}
+    elif checkpoint.find("tokenizer.json"):
         # Unlike AutoTokenizer, this class does not read config.json, whose model_type transformers may not know.
-        tokenizer_class: Any = PreTrainedTokenizerFast
+        tokenizer_class = PreTrainedTokenizerFast
     elif settings is None:
         return None
     elif settings.get("tokenizer_class") in ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast"):
@@ -323,6 +348,14 @@ def load_tokenizer(path: str | Path, **hub: Any) -> PreTrainedTokenizerBase | No
         tokenizer_class, more = AutoTokenizer, {"trust_remote_code": False}
     with checkpoint.reading_tokenizer():
         return tokenizer_class.from_pretrained(path, padding_side="left", **more, **hub)
+
+
+def _has_masked_lm(checkpoint: Checkpoint) -> bool:
+    """True if the checkpoint is a masked LM with files of a tokenizer."""
+    raw = checkpoint.read_json("config.json", _CONFIG) or {}
+    model_class = masked_lm_class(raw.get("model_type"))
+    is_one = model_class is not None and model_class.__name__ in (raw.get("architectures") or ())
+    return is_one and any(map(checkpoint.find, ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")))
 
 
 def _taken(arguments: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -374,8 +407,8 @@ def as_drafter(
 
     Args:
         model: a transformers model, with `config.is_causal=False` for "full" attention, or an `apd.Drafter`.
-        spec: the model's family, required for a transformers model: a Dream in memory is a plain `Qwen2ForCausalLM`. Its block
-            size is `model.config.block_size`, else the family's.
+        spec: the model's family, required for a transformers decoder: a Dream in memory is a plain `Qwen2ForCausalLM`. A
+            masked LM (`AutoModelForMaskedLM`) needs none. Its block size is `model.config.block_size`, else the family's.
         mask_token_id: id of the mask token; by default `model.config.mask_token_id`, else the tokenizer's.
         tokenizer: the model's tokenizer.
     Raises:
@@ -390,6 +423,8 @@ def as_drafter(
                 "own. Leave them out."
             )
         return model
+    if spec is None and is_masked_lm(type(model)):
+        spec = ModelSpec(type(model).__name__, type(model), 0)
     if spec is None:
         raise ValueError(
             f"`spec` must be given with a model in memory: {type(model).__name__} alone does not say at which row it "
@@ -397,6 +432,9 @@ def as_drafter(
         )
     spec = resolve_spec(spec)
     mask_token_id = _mask_token_id(mask_token_id, getattr(model.config, "mask_token_id", None), lambda: tokenizer)
+    if spec.is_masked_lm:
+        _check_class(model, spec)
+        return _wrap_masked_lm(model, mask_token_id, tokenizer)
     block_size = getattr(model.config, "block_size", None)
     return _wrap(model, spec, mask_token_id, spec.block_size if block_size is None else block_size)
 
@@ -404,11 +442,7 @@ def as_drafter(
 def _wrap(
     model: PreTrainedModel, spec: ModelSpec, mask_token_id: int, block_size: int | None
 ) -> MaskedDiffusionDrafter:
-    if not isinstance(model, spec.model_class):
-        raise ValueError(
-            f"`spec` {spec.name!r} is computed by {spec.model_class.__name__}, but the model is a "
-            f"{type(model).__name__}. Pass a `ModelSpec` with that class and your model's `logit_shift`."
-        )
+    _check_class(model, spec)
     if spec.attention == "full" and getattr(model.config, "is_causal", None) is not False:
         raise ValueError(
             "The drafter must attend both ways, but `model.config.is_causal` is not False. If it was trained that "
@@ -425,6 +459,32 @@ def _wrap(
         anchored=spec.anchored,
         reads_causally=spec.reads_causally,
     )
+
+
+def _check_class(model: PreTrainedModel, spec: ModelSpec) -> None:
+    if not isinstance(model, spec.model_class):
+        raise ValueError(
+            f"`spec` {spec.name!r} is computed by {spec.model_class.__name__}, but the model is a "
+            f"{type(model).__name__}. Pass a `ModelSpec` with that class and your model's `logit_shift`."
+        )
+
+
+def _wrap_masked_lm(
+    model: PreTrainedModel,
+    mask_token_id: int,
+    tokenizer: PreTrainedTokenizerBase | None,
+    generation_config: GenerationConfig | None = None,
+    path: str | Path = "PATH",
+) -> MaskedLMDrafter:
+    check_implementation(model.config._attn_implementation)
+    drafter = MaskedLMDrafter(
+        model,
+        mask_token_id=mask_token_id,
+        never_drawn=special_ids(model.config, tokenizer),
+        generation_config=generation_config,
+    )
+    warn_if_untried(model.config.model_type, type(model).__name__, path)
+    return drafter
 
 
 def as_verifier(model: PreTrainedModel | Verifier | str, drafter: Drafter | None = None) -> Verifier:
@@ -444,7 +504,8 @@ def as_verifier(model: PreTrainedModel | Verifier | str, drafter: Drafter | None
         check_reads_causally(getattr(drafter, "reads_causally", False), "this drafter")
         return as_verifier(getattr(drafter, "model", None), drafter)
     if isinstance(model, PreTrainedModel) and not _is_sharded(model):
-        return _wrap_verifier(model, is_drafter=model is getattr(drafter, "model", None))
+        is_drafter = model is getattr(drafter, "model", None) and not isinstance(drafter, MaskedLMDrafter)
+        return _wrap_verifier(model, is_drafter=is_drafter)
     _check_protocol(model, "verifier")
     return model  # type: ignore[return-value]  # no string has passed the check
 

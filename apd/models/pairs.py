@@ -26,6 +26,7 @@ from apd.models.loading import (
     load_verifier,
     verifier_config,
 )
+from apd.models.masked_lm import MaskedLMDrafter
 
 __all__ = ["PAIR_OPTIONS", "LoadedPair", "load_pair", "shared_vocab_size"]
 
@@ -36,7 +37,7 @@ PAIR_OPTIONS = (*HUB_ARGUMENTS, *PLACING_ARGUMENTS, *SPLITTING_ARGUMENTS)
 class LoadedPair(NamedTuple):
     """Two models and their tokenizers; `None` where there is no verifier of its own, or a checkpoint has no tokenizer files."""
 
-    drafter: MaskedDiffusionDrafter
+    drafter: MaskedDiffusionDrafter | MaskedLMDrafter
     verifier: Verifier | None
     tokenizer: PreTrainedTokenizerBase | None
     verifier_tokenizer: PreTrainedTokenizerBase | None

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from apd.models.config_fields import RawConfig, decoder_fields, need
 from apd.models.horizon import Attention, Kind
+from apd.models.masked_lm import is_masked_lm
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class ModelSpec:
 
     Args:
         name: the family's name, as in `spec="dream"`.
-        model_class: the transformers class that computes the model; with `config.is_causal=False` for "full" attention.
+        model_class: the transformers class that computes the model: a decoder, with `config.is_causal=False` for "full"
+            attention, or a masked LM, which needs nothing else.
         logit_shift: 1 if row i-1 of the logits predicts the token at position i, as in models adapted from a causal one
             (Dream); 0 if row i does (LLaDA).
         config_fields: function from the content of `config.json` to the arguments of the config class.
@@ -38,8 +40,8 @@ class ModelSpec:
         config_class: the config class, where it is another than `model_class` names.
 
     Raises:
-        ValueError: `logit_shift` is neither 0 nor 1, an unknown kind of attention, a block size with "full" attention, or
-            `anchored` with another than "prefix".
+        ValueError: `logit_shift` is neither 0 nor 1, an unknown kind of attention, a block size with "full" attention,
+            `anchored` with another than "prefix", or a masked LM with a shift, with another than "full" attention, or that reads causally.
         TypeError: the block size is not a whole number.
 
     Example:
@@ -69,8 +71,25 @@ class ModelSpec:
             raise ValueError(
                 f"`logit_shift` must be 0 (token i predicted at row i) or 1 (at row i-1), got {self.logit_shift!r}."
             )
+        named = (self.logit_shift, self.attention, self.reads_causally)
+        if self.is_masked_lm and named != (0, "full", False):
+            raise ValueError(
+                f"A masked LM such as {self.model_class.__name__} predicts each mask at its own row and sees the whole row: "
+                "`logit_shift` must be 0, `attention` 'full' and `reads_causally` False, got "
+                f"{self.logit_shift}, {self.attention!r} and {self.reads_causally}."
+            )
         needs_size = self.attention == "block" or self.anchored
         Attention(self.attention, 1 if needs_size and self.block_size is None else self.block_size, self.anchored)
+
+    @property
+    def is_masked_lm(self) -> bool:
+        """True if the class is a masked LM of transformers (`MaskedLMDrafter`)."""
+        return is_masked_lm(self.model_class)
+
+    @property
+    def keeps_keys(self) -> bool:
+        """True if the drafter can keep keys and values between passes."""
+        return not self.is_masked_lm
 
     def matches(self, raw: RawConfig) -> bool:
         """True if a checkpoint with this `config.json` belongs to the family."""
