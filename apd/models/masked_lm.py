@@ -217,10 +217,22 @@ class MaskedLMSession:
         return self.logits(state, window)
 
     def visible(self, state: DecodeState, window: Window) -> Canvas:
-        """What the pass sees: the columns from each row's first real token to its window's end."""
-        return Canvas.of_rows(
-            state.tokens, state.layout.padding, window.ends, _pad_token_id(self.drafter.model.config)
-        )
+        """What the pass sees: the columns from each row's first real token to its window's end, and what is given behind it.
+
+        Raises:
+            ValueError: a mask behind the window stands before a given token.
+        """
+        ends = window.ends
+        if state.has_holes:
+            ends = [max(end, given) for end, given in zip(ends, state.layout.given_end, strict=True)]
+            open_columns = (~state.decided).tolist()
+            for row, (end, given) in enumerate(zip(window.ends, state.layout.given_end, strict=True)):
+                if any(open_columns[row][end:given]):
+                    raise ValueError(
+                        "`window_size` must be None with holes and a masked LM, got a window that ends before a hole: its class "
+                        "cannot leave out columns in the middle of a row. Leave out `window_size`."
+                    )
+        return Canvas.of_rows(state.tokens, state.layout.padding, ends, _pad_token_id(self.drafter.model.config))
 
     def select(self, rows: Tensor) -> None:
         pass
