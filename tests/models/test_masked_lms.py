@@ -94,6 +94,27 @@ def test_a_row_decodes_in_a_batch_as_it_does_alone(saved):
     assert equal == total == 12 * len(PROMPTS) * len(STRATEGIES)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "esm", "roberta"])
+def test_holes_are_filled_from_both_sides_alone_as_in_a_batch(model_type, saved):
+    sampler = APDSampler(load_drafter(saved(model_type), mask_token_id=MASK), mixture_weight=1.0)
+    rows = [[5, MASK, MASK, 9, 11, MASK, 7], [6, 8, MASK, 10], [5, 6, 7, MASK, MASK, MASK, 12, 13, MASK, 9]]
+    settings = {"strategy": "left-to-right:1", "eos_token_id": None, "pad_token_id": 0}
+    alone = [sampler.generate(**left_padded([row], pad=0), **settings)[0].tolist() for row in rows]
+    for strategy in ("left-to-right:1", "checked:proposer=drafter"):
+        batch = sampler.generate(**left_padded(rows, pad=0), **settings | {"strategy": strategy}).tolist()
+        assert [ids[-len(row) :] for ids, row in zip(batch, rows, strict=True)] == alone
+    # By definition: the leftmost mask, given all else.
+    row, model = list(rows[0]), sampler.drafter.model
+    while MASK in row:
+        with torch.no_grad():
+            logits = model(torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long)).logits[0]
+        logits[:, [MASK, *sampler.drafter.never_drawn]] = -torch.inf
+        row[row.index(MASK)] = int(logits[row.index(MASK)].argmax())
+    assert row == alone[0]
+    with pytest.raises(ValueError, match="`window_size` must be None with holes and a masked LM"):
+        sampler.generate(**left_padded(rows, pad=0), window_size=1, **settings)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", sorted(TRIED))
 def test_every_model_type_that_is_called_tried_was(model_type):
