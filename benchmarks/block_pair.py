@@ -1,10 +1,10 @@
 """A block-causal drafter beside the full one of the included pair, on the same tasks: what an exact cache gives.
 
-    python examples/train_pair.py --attention block --block-size 8 --out block_pair
-    python -m benchmarks.block_pair --drafter block_pair/drafter --out block_pair.md
+    python -m benchmarks.block_pair --out block_pair.md
 
 Why: a full drafter's keys depend on what comes later, so its cache (`kv_window`) changes answers. In a block-causal drafter
-the keys of finished blocks are final. Both drafters have one shape, and the included verifier serves both.
+the keys of finished blocks are final. Both drafters are included (`python examples/train_pair.py --attention block` trains
+the block-causal one). They have one shape, and the included verifier serves both.
 
 The first tables have the accuracy and the tokens per drafter pass of every strategy, task by task. The last one compares
 caches. `equal`: answers equal to those without a cache, same drafter and strategy. `columns`: columns that the drafter
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.embedded import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded.tasks import TASKS, instances
 from apd.models.drafter import MaskedDiffusionDrafter
 from apd.sampler import APDSampler
@@ -33,8 +33,10 @@ from apd.strategies.registry import parse
 from benchmarks.checked.__main__ import Tally, decode
 
 SEQUENTIAL, NO_CACHE, EXACT = "left-to-right:1", "no cache", "exact cache"
+#: Decide the first position of a block first: with shift 1, its logits are read where nothing of the block is seen.
+SEEDED = ("seeded:8,aligned/confidence:1", "seeded:8,aligned/threshold:0.9")
 #: Compared with every cache.
-CACHED = (SEQUENTIAL, "threshold:0.9", "apd:R=0.5", "checked:c=0.9")
+CACHED = (SEQUENTIAL, "threshold:0.9", *SEEDED, "apd:R=0.5", "checked:c=0.9")
 #: Shown task by task, as in the README.
 BY_TASK = (
     SEQUENTIAL,
@@ -45,6 +47,7 @@ BY_TASK = (
     "apd:R=0",
     "apd:R=0.5",
     "apd:R=0.5,correction",
+    *SEEDED,
 )
 KV_WINDOWS = (16, 4)
 NEW_TOKENS, BATCH = 32, 16  # the pair was trained for 32
@@ -172,7 +175,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.block_pair", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--drafter", required=True, help="directory of the block-causal drafter")
+    parser.add_argument(
+        "--drafter",
+        default=str(BLOCK_DRAFTER_DIR),
+        help="directory of the block-causal drafter; the included one if left out",
+    )
     parser.add_argument("--count", type=int, default=100, help="instances per task")
     parser.add_argument("--alone", type=int, default=55, help="prompts that are timed one at a time")
     parser.add_argument("--repetitions", type=int, default=3, help="of the timed prompts")

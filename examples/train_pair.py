@@ -22,7 +22,7 @@ After an interruption the same command continues from the last checkpoint:
     python examples/train_pair.py                # about 70 minutes on one CPU core
     python examples/train_pair.py --table        # only measure the pair in --out
     python examples/train_pair.py --quick --out pair   # seconds; shows that the script runs
-    python examples/train_pair.py --attention block --block-size 8 --out block_pair   # about 25 minutes
+    python examples/train_pair.py --attention block   # about 50 minutes on one loaded core; with --table, only measure
 """
 
 import argparse
@@ -46,7 +46,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from apd import APDSampler, Autoregressive, Confidence, LeftToRight, Threshold
-from apd.embedded import tasks
+from apd.embedded import BLOCK_DRAFTER_DIR, tasks
 
 INCLUDED_PAIR = Path(__file__).parents[1] / "apd" / "embedded"
 
@@ -610,11 +610,11 @@ def measure(sampler: APDSampler, task: str, count: int, arguments: dict[str, Any
     return Measured(right, count, int(output.new_tokens.sum()), int(forwards))
 
 
-def print_table(out: Path, count: int) -> None:
-    """Accuracy and tokens per forward of the exported pair, greedy, task by task; without a verifier, of the included one."""
-    places = {"drafter": out / "drafter", "verifier": out / "verifier"}
-    if not places["verifier"].exists():
-        places["verifier"] = INCLUDED_PAIR / "verifier"
+def print_table(drafter: Path, verifier: Path, count: int) -> None:
+    """Accuracy and tokens per forward of an exported pair, greedy, task by task; without a verifier, of the included one."""
+    if not verifier.exists():
+        verifier = INCLUDED_PAIR / "verifier"
+    places = {"drafter": drafter, "verifier": verifier}
     sampler = APDSampler.from_pretrained(*map(str, places.values()))
     print(
         f"Greedy, {count} held-out instances per task, {MAX_CANVAS} new tokens: accuracy @ tokens per drafter forward"
@@ -656,8 +656,10 @@ def main() -> None:
     block_size = arguments.block_size if arguments.attention == "block" else None
     if not 1 <= arguments.block_size <= MAX_CANVAS:
         parser.error(f"--block-size must be 1 to {MAX_CANVAS}, got {arguments.block_size}.")
+    # The included drafters lie side by side.
+    folders = {"drafter": arguments.out / "drafter", "verifier": arguments.out / "verifier"}
     if block_size and arguments.out == INCLUDED_PAIR:
-        parser.error("--attention block needs --out, as the default is the place of the included pair.")
+        folders["drafter"] = BLOCK_DRAFTER_DIR
     torch.set_num_threads(int(os.environ.get("APD_NUM_THREADS", "1")))
 
     if not arguments.table:
@@ -692,9 +694,9 @@ def main() -> None:
                 for now, then in zip((time.perf_counter(), time.process_time()), started, strict=True)
             ]
             print(f"{name}: {minutes[0]:.1f} minutes, {minutes[1]:.1f} CPU minutes in this run")
-            export(network, tokenizer, arguments.out / name, name == "drafter", block_size)
+            export(network, tokenizer, folders[name], name == "drafter", block_size)
     if arguments.only is None or arguments.table:
-        print_table(arguments.out, arguments.count if not arguments.quick else 4)
+        print_table(**folders, count=arguments.count if not arguments.quick else 4)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ from apd.decoding.probability import log_normalise
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.models.drafter import MaskedDiffusionDrafter
+from apd.models.masked_lm import MaskedLMDrafter
+
+#: Drafters whose weights can be tried.
+CheckedDrafter = MaskedDiffusionDrafter | MaskedLMDrafter
 
 #: Masks behind a frontier, and where in an answer the frontiers are.
 WINDOW, FRONTIERS = 8, (0.1, 0.4, 0.7)
@@ -88,7 +92,7 @@ class Scored:
     num_invalid: int
 
 
-def score(drafter: MaskedDiffusionDrafter, made: Sequence[Canvas]) -> Scored:
+def score(drafter: CheckedDrafter, made: Sequence[Canvas]) -> Scored:
     """The log-probabilities of the true tokens of canvases, in uncached passes of the drafter."""
     true = torch.full((len(made), WINDOW), torch.nan, device="cpu")
     other, num_invalid = true.clone(), 0
@@ -123,7 +127,7 @@ def read(logits: Tensor, true: Sequence[Sequence[int]], others: Sequence[int]) -
 
 
 def masked_logits(
-    drafter: MaskedDiffusionDrafter, made: Sequence[Canvas], more_padding: int = 1
+    drafter: CheckedDrafter, made: Sequence[Canvas], more_padding: int = 1
 ) -> tuple[list[list[int]], Tensor, Tensor]:
     """The drafter's logits at the masked places of a few canvases, from one pass.
 
@@ -132,8 +136,7 @@ def masked_logits(
         in this pass, `n k` bool; and the logits, `n k v`.
     """
     state = state_of(drafter, made, more_padding)
-    limits = drafter.window_ends(state)
-    ends = [min(pair) for pair in zip(state.layout.end, limits, strict=True)]
+    ends = window_ends(drafter, state)
     window = Window.of_rows(state, ends)
     size = max(len(canvas.masked) for canvas in made)
     places = [[*canvas.masked, *[canvas.masked[-1]] * (size - len(canvas.masked))] for canvas in made]
@@ -150,7 +153,14 @@ def masked_logits(
     return places, torch.tensor(drafted, device="cpu"), logits
 
 
-def state_of(drafter: MaskedDiffusionDrafter, made: Sequence[Canvas], more_padding: int = 1) -> DecodeState:
+def window_ends(drafter: CheckedDrafter, state: DecodeState) -> list[int]:
+    """Per row, the end of what the drafter drafts in a pass."""
+    if isinstance(drafter, MaskedLMDrafter):
+        return list(state.layout.end)
+    return [min(pair) for pair in zip(state.layout.end, drafter.window_ends(state), strict=True)]
+
+
+def state_of(drafter: CheckedDrafter, made: Sequence[Canvas], more_padding: int = 1) -> DecodeState:
     """The rows of a batch that shows these canvases.
 
     Args:

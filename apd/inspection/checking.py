@@ -13,7 +13,7 @@ import transformers
 
 from apd.embedded.tasks import EXAMPLES as INCLUDED_EXAMPLES
 from apd.embedded.tasks import VOCABULARY
-from apd.inspection.canvases import Stretch
+from apd.inspection.canvases import CheckedDrafter, Stretch
 from apd.inspection.declarations import Ends, declarations, mask_candidates, verifier_declarations
 from apd.inspection.evidence import Weigher, weigh
 from apd.inspection.laws import NEW_TOKENS, answer_laws, drafter_laws, next_token, verifier_laws
@@ -29,7 +29,6 @@ from apd.inspection.texts import (
     stretches_of,
     unknown_share,
 )
-from apd.models.drafter import MaskedDiffusionDrafter
 from apd.models.loading import load_tokenizer
 from apd.models.verifier import CausalVerifier
 from apd.sampler import APDSampler
@@ -49,8 +48,9 @@ def check(
     """Check that a checkpoint is read as it should be. Nothing is downloaded or written.
 
     Three kinds of finding: what is used against what config.json, generation_config.json, the tokenizer and the family's table
-    say; what the weights say, by how likely known text is in this reading and in others (logit shift, mask token, attention); and
-    laws, such as that a row in a batch is decoded as it is alone. Of the verifier and of the pair likewise.
+    say; what the weights say, by how likely known text is in this reading and in others (logit shift, mask token, attention; of a
+    masked LM the mask token only, since its class fixes the others); and laws, such as that a row in a batch is decoded as it is
+    alone. Of the verifier and of the pair likewise.
 
     Args:
         sampler: the models to check, transformers models both; the verifier may be missing.
@@ -72,7 +72,7 @@ def check(
         []
     """
     drafter: Any = sampler.drafter
-    if not isinstance(drafter, MaskedDiffusionDrafter):
+    if not isinstance(drafter, CheckedDrafter):
         raise TypeError(
             f"`sampler.drafter` must be a transformers model, got {type(drafter).__name__}: what its weights mean can only be "
             "checked there. `tests/laws/test_protocols.py` checks drafters of other kinds."
@@ -127,9 +127,7 @@ class _Tried:
     silence: str = ""
 
 
-def _tried(
-    sampler: APDSampler, drafter: MaskedDiffusionDrafter, text: str | Sequence[tuple[str, str]] | None
-) -> _Tried:
+def _tried(sampler: APDSampler, drafter: CheckedDrafter, text: str | Sequence[tuple[str, str]] | None) -> _Tried:
     tokenizer, limits = sampler.tokenizer, [drafter.max_length, getattr(sampler.verifier, "max_length", None)]
     most = max(min([MOST_TOKENS, *(limit - NEW_TOKENS for limit in limits if limit is not None)]), 2)
     ends = Ends.of(sampler)
@@ -184,7 +182,7 @@ def _shortened(stretch: Stretch, most: int) -> Stretch:
     return Stretch(stretch.prompt[-max(most - len(answer), 1) :], answer)
 
 
-def _evidence(weigher: Weigher, drafter: MaskedDiffusionDrafter, tokenizer: Any, tried: _Tried) -> list[Finding]:
+def _evidence(weigher: Weigher, drafter: CheckedDrafter, tokenizer: Any, tried: _Tried) -> list[Finding]:
     if tried.silence:
         return [Finding("weights", "no evidence", "text to try them on", "not known", tried.silence)]
     found = weigh(weigher, tokenizer)

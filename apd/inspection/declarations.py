@@ -12,13 +12,14 @@ from transformers import PreTrainedModel
 
 from apd.config import APDConfig
 from apd.generation.arguments import Resolver
+from apd.inspection.canvases import CheckedDrafter
 from apd.inspection.evidence import described_token
 from apd.inspection.readings import describe
-from apd.inspection.report import Finding, Verdict
+from apd.inspection.report import Finding
 from apd.inspection.stored import Stored
 from apd.models.chat_turns import ChatTurns
 from apd.models.checks import check_vocabularies
-from apd.models.drafter import MaskedDiffusionDrafter
+from apd.models.masked_lm import MaskedLMDrafter
 from apd.models.retokenized import Language
 from apd.models.verifier import CausalVerifier
 from apd.sampler import APDSampler
@@ -55,7 +56,7 @@ class Ends:
         return cls(tuple(used.stop_token_ids), used.generation.pad_token_id, of_chat=of_chat)
 
 
-def declarations(sampler: APDSampler, drafter: MaskedDiffusionDrafter, stored: Stored) -> list[Finding]:
+def declarations(sampler: APDSampler, drafter: CheckedDrafter, stored: Stored) -> list[Finding]:
     """What is declared of a drafter and its tokenizer."""
     ends = Ends.of(sampler)
     found = [
@@ -63,7 +64,7 @@ def declarations(sampler: APDSampler, drafter: MaskedDiffusionDrafter, stored: S
         _shift(drafter, stored),
         *_attention(drafter, stored),
         mask_token(drafter, stored, sampler.tokenizer),
-        _stops(ends, stored, sampler.tokenizer),
+        _stops(ends, stored, sampler.tokenizer, are_usual=not isinstance(drafter, MaskedLMDrafter)),
         _pad(ends, drafter.mask_token_id, sampler.tokenizer),
         _chat(ends, stored, sampler.tokenizer),
         _vocabulary("vocabulary", drafter.vocab_size, sampler.tokenizer),
@@ -118,7 +119,7 @@ def differing_ids(error: str) -> Finding:
     return Finding("verifier: ids", "differ", "the drafter's", "problem", advice)
 
 
-def _family(drafter: MaskedDiffusionDrafter, stored: Stored) -> Finding:
+def _family(drafter: CheckedDrafter, stored: Stored) -> Finding:
     name, used = "family", type(drafter.model).__name__
     if not stored.is_known:
         return Finding(
@@ -138,7 +139,7 @@ def _family(drafter: MaskedDiffusionDrafter, stored: Stored) -> Finding:
     )  # fmt: skip
 
 
-def _shift(drafter: MaskedDiffusionDrafter, stored: Stored) -> Finding:
+def _shift(drafter: CheckedDrafter, stored: Stored) -> Finding:
     name, used = "logit shift", str(drafter.logit_shift)
     if stored.spec is None:
         return Finding(name, used, "?", "not known", "Only `spec=` says at which row a token is predicted.")
@@ -150,7 +151,7 @@ def _shift(drafter: MaskedDiffusionDrafter, stored: Stored) -> Finding:
     )  # fmt: skip
 
 
-def _attention(drafter: MaskedDiffusionDrafter, stored: Stored) -> Iterator[Finding]:
+def _attention(drafter: CheckedDrafter, stored: Stored) -> Iterator[Finding]:
     used, spec = drafter.attention, stored.spec
     if spec is None:
         yield Finding("attention", describe(used), "?", "not known", "Only `spec=` says which columns see each other.")
@@ -179,7 +180,7 @@ def _attention(drafter: MaskedDiffusionDrafter, stored: Stored) -> Iterator[Find
     )  # fmt: skip
 
 
-def mask_token(drafter: MaskedDiffusionDrafter, stored: Stored, tokenizer: Any) -> Finding:
+def mask_token(drafter: CheckedDrafter, stored: Stored, tokenizer: Any) -> Finding:
     """Whether the mask token is the one that the files name."""
     name, used = "mask token", drafter.mask_token_id
     spec, of_tokenizer = stored.spec, getattr(tokenizer, "mask_token_id", None)
@@ -235,7 +236,8 @@ def is_ordinary(token: int, tokenizer: Any) -> bool:
     return token not in tokenizer.all_special_ids and token not in getattr(tokenizer, "added_tokens_decoder", {})
 
 
-def _stops(ends: Ends, stored: Stored, tokenizer: Any) -> Finding:
+def _stops(ends: Ends, stored: Stored, tokenizer: Any, *, are_usual: bool) -> Finding:
+    """Whether the stop tokens are those that the files name. Files of a masked LM often name none (`are_usual=False`)."""
     name, used = "stop tokens", ends.stop_token_ids
     shown = ", ".join(described_token(token, tokenizer) for token in used) or "none"
     others = (getattr(tokenizer, "eos_token_id", None), ends.of_chat)
@@ -244,10 +246,13 @@ def _stops(ends: Ends, stored: Stored, tokenizer: Any) -> Finding:
     if ends.refusal:
         return Finding(name, "refused", expected, "problem", ends.refusal)
     if not used:
-        verdict: Verdict = "not known" if tokenizer is None and not named else "problem"
+        is_unknown = not named and (tokenizer is None or not are_usual)
+        separator = None if are_usual else getattr(tokenizer, "sep_token_id", None)
+        text_end = "" if separator is None else f"; {described_token(separator, tokenizer)} ends a text"
         return Finding(
-            name, shown, expected, verdict,
-            "No answer ends before its limit. Set `eos_token_id` in generation_config.json, or give it to generate().",
+            name, shown, expected, "not known" if is_unknown else "problem",
+            "No answer ends before its limit. Set `eos_token_id` in generation_config.json, or give it to "
+            f"generate(){text_end}.",
         )  # fmt: skip
     together = sorted({*used, *named})
     if ends.of_chat is not None and ends.of_chat not in used:
@@ -337,7 +342,7 @@ def _length(name: str, used: int | None, stored: Stored) -> Finding:
     return Finding(name, "no limit" if used is None else f"{used} tokens", expected, "ok")
 
 
-def mask_candidates(drafter: MaskedDiffusionDrafter, stored: Stored, tokenizer: Any) -> list[int]:
+def mask_candidates(drafter: CheckedDrafter, stored: Stored, tokenizer: Any) -> list[int]:
     """Ids that may be the mask token: those that a file names, words with "mask" in them, and a few unused ids."""
     spec = stored.spec
     named = [stored.config.get(spec.mask_field if spec else "mask_token_id"), spec.mask_token_id if spec else None]

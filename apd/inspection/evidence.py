@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apd.inspection.canvases import WINDOW, Scored, Stretch, canvases, score
+from apd.inspection.canvases import WINDOW, CheckedDrafter, Scored, Stretch, canvases, score
 from apd.inspection.readings import Axis, Reading, describe
 from apd.inspection.report import Finding
-from apd.models.drafter import MaskedDiffusionDrafter
+from apd.models.masked_lm import MaskedLMDrafter
 
 #: A difference counts if it is above this, in nats per token, and above so many standard errors. With 20 readings that are
 #: exactly as good as the declared one, 20 · P(z > 3) = 2.7 % of checks would find one that is not better, were it not for
@@ -82,8 +82,10 @@ class Weigher:
         masks: ids that may be its mask token.
     """
 
-    def __init__(self, drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch], masks: Sequence[int]) -> None:
-        self.model, self.declared, self.masks = drafter.model, Reading.of(drafter), masks
+    def __init__(self, drafter: CheckedDrafter, stretches: Sequence[Stretch], masks: Sequence[int]) -> None:
+        self.drafter, self.declared, self.masks = drafter, Reading.of(drafter), masks
+        # A masked LM's class reads a mask at its own row and attends both ways: there is nothing else to try.
+        self.axes: tuple[Axis, ...] = ("mask",) if isinstance(drafter, MaskedLMDrafter) else _AXES
         self.chance = -math.log(drafter.vocab_size)
         with_holes = drafter.attention.kind in ("full", "block")  # the others decode from left to right
         self.canvases = canvases(stretches, with_holes=with_holes)
@@ -97,7 +99,7 @@ class Weigher:
             made = self.canvases
             if reading.attention != self.declared.attention:
                 made = [canvas for canvas in made if canvas.is_open]
-            found = score(reading.drafter(self.model), made)
+            found = score(reading.drafter(self.drafter), made)
             if len(made) < len(self.canvases):
                 found = _spread(found, self.is_open[:, 0])
             self.scores[reading] = found
@@ -130,6 +132,8 @@ class Weigher:
 
     def best_pair(self, reading: Reading) -> Trial | None:
         """The best reading with another shift and another mask token, if it is better."""
+        if "shift" not in self.axes:
+            return None
         trials = []
         for other in reading.pairs(self.masks):
             difference = self.score(other).true - self.score(reading).true
@@ -153,7 +157,7 @@ def weigh(weigher: Weigher, tokenizer: Any) -> list[Finding]:
     reading = weigher.declared
     wrong: dict[Axis, list[Trial]] = {}
     while True:
-        trials = {axis: list(weigher.trials(reading, axis)) for axis in _AXES if axis not in wrong}
+        trials = {axis: list(weigher.trials(reading, axis)) for axis in weigher.axes if axis not in wrong}
         better = {axis: [trial for trial in tried if trial.is_better] for axis, tried in trials.items()}
         if any(better.values()):
             axis = max(better, key=lambda axis: max((trial.margin.mean for trial in better[axis]), default=-math.inf))
@@ -167,7 +171,7 @@ def weigh(weigher: Weigher, tokenizer: Any) -> list[Finding]:
     findings = [_prediction(weigher, reading)]
     if not weigher.is_informed(reading):
         return findings
-    for axis in _AXES:
+    for axis in weigher.axes:
         name, used = f"weights: {axis}", _part(weigher.declared, axis, tokenizer)
         if axis in wrong:
             findings.append(_wrong(name, axis, used, wrong[axis], tokenizer))

@@ -13,7 +13,7 @@ from torch import Tensor
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.window import Window
 from apd.generation.output import APDOutput
-from apd.inspection.canvases import Canvas, Scored, Stretch, masked_logits, read, state_of
+from apd.inspection.canvases import Canvas, CheckedDrafter, Scored, Stretch, masked_logits, read, state_of, window_ends
 from apd.inspection.evidence import Margin
 from apd.inspection.report import Finding, Verdict
 from apd.models.drafter import MaskedDiffusionDrafter
@@ -33,7 +33,7 @@ _ROWS = 4
 _STEPS, _COMPARED = (0, 3, 4, 9), 8
 
 
-def drafter_laws(drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch], scored: Scored) -> Iterator[Finding]:
+def drafter_laws(drafter: CheckedDrafter, stretches: Sequence[Stretch], scored: Scored) -> Iterator[Finding]:
     """Laws of the drafter's logits.
 
     Args:
@@ -46,8 +46,9 @@ def drafter_laws(drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch], 
         if scored.num_invalid else "",
     )  # fmt: skip
     yield _equal("batch = single", batch_difference(drafter, stretches), drafter.model.dtype)
-    name, difference = cache_difference(drafter, stretches)
-    yield _equal(name, difference, drafter.model.dtype)
+    if isinstance(drafter, MaskedDiffusionDrafter):  # a masked LM has no cache
+        name, difference = cache_difference(drafter, stretches)
+        yield _equal(name, difference, drafter.model.dtype)
 
 
 def _equal(name: str, difference: float, dtype: torch.dtype) -> Finding:
@@ -63,7 +64,7 @@ def _equal(name: str, difference: float, dtype: torch.dtype) -> Finding:
     return Finding(name, f"{difference:.1e} of the largest", f"at most {tolerance:.0e}", verdict, advice)
 
 
-def batch_difference(drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch]) -> float:
+def batch_difference(drafter: CheckedDrafter, stretches: Sequence[Stretch]) -> float:
     """The largest difference of logits between rows in a padded batch and each row alone."""
     made = [_open(stretch, index) for index, stretch in enumerate(stretches[:_ROWS])]
     _, drafted, together = masked_logits(drafter, made)
@@ -102,19 +103,14 @@ def cache_difference(drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretc
         name, session = "wide KV window", drafter.open_cached(states[0], states[0].width, None)
     worst = 0.0
     for state in states:
-        window = Window.of_rows(state, _ends(drafter, state))
+        window = Window.of_rows(state, window_ends(drafter, state))
         inside = window.inside[:, :_COMPARED]
         found, expected = (each.logits(state, window)[:, :_COMPARED] for each in (session, uncached.open(state)))
         worst = max(worst, relative_difference(found[inside], expected[inside]))
     return name, worst
 
 
-def _ends(drafter: MaskedDiffusionDrafter, state: DecodeState) -> list[int]:
-    limits = drafter.window_ends(state)
-    return [min(pair) for pair in zip(state.layout.end, limits, strict=True)]
-
-
-def _replayed(drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch]) -> tuple[list[DecodeState], Tensor]:
+def _replayed(drafter: CheckedDrafter, stretches: Sequence[Stretch]) -> tuple[list[DecodeState], Tensor]:
     """The states of a decode that commits the true tokens of a few stretches, ragged ones, and all true tokens: `b l` int64."""
     size = min(min(len(stretch.answer) for stretch in stretches), _STEPS[-1] + _COMPARED)
     rows = [
@@ -149,7 +145,7 @@ def verifier_laws(
 
 
 def verifier_cache_difference(
-    drafter: MaskedDiffusionDrafter, verifier: CausalVerifier, stretches: Sequence[Stretch]
+    drafter: CheckedDrafter, verifier: CausalVerifier, stretches: Sequence[Stretch]
 ) -> float:
     """The largest difference of logits between one session for a whole decode and a new session at every step."""
     states, true = _replayed(drafter, stretches)
@@ -164,9 +160,7 @@ def verifier_cache_difference(
     return worst
 
 
-def next_token(
-    name: str, verifier: CausalVerifier, drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch]
-) -> Finding:
+def next_token(name: str, verifier: CausalVerifier, drafter: CheckedDrafter, stretches: Sequence[Stretch]) -> Finding:
     """Whether a causal model predicts the next tokens of the text better than tokens of other places."""
     scored = causal_scores(verifier, drafter, stretches)
     chance = -math.log(verifier.vocab_size)
@@ -181,7 +175,7 @@ def next_token(
     )  # fmt: skip
 
 
-def causal_scores(verifier: CausalVerifier, drafter: MaskedDiffusionDrafter, stretches: Sequence[Stretch]) -> Scored:
+def causal_scores(verifier: CausalVerifier, drafter: CheckedDrafter, stretches: Sequence[Stretch]) -> Scored:
     """What a causal model says of the answers of stretches: `n k` float32."""
     size = max(len(stretch.answer) for stretch in stretches)
     true = torch.full((len(stretches), size), torch.nan, device="cpu")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transformers import PreTrainedModel
-
+from apd.inspection.canvases import CheckedDrafter
 from apd.models.drafter import MaskedDiffusionDrafter
 from apd.models.horizon import CAUSAL, FULL, Attention
+from apd.models.masked_lm import MaskedLMDrafter
 
 #: The parts of a reading, each of which may be wrong alone.
 Axis = Literal["shift", "mask", "attention"]
@@ -34,14 +35,18 @@ class Reading:
     attention: Attention
 
     @classmethod
-    def of(cls, drafter: MaskedDiffusionDrafter) -> Reading:
+    def of(cls, drafter: CheckedDrafter) -> Reading:
         """The reading with which the drafter decodes."""
         return cls(drafter.logit_shift, drafter.mask_token_id, drafter.attention)
 
-    def drafter(self, model: PreTrainedModel) -> MaskedDiffusionDrafter:
-        """The model, read in this way. Weights are shared."""
+    def drafter(self, declared: CheckedDrafter) -> CheckedDrafter:
+        """The same model, read in this way. Weights are shared."""
+        if isinstance(declared, MaskedLMDrafter):
+            other = copy.copy(declared)
+            other.mask_token_id = self.mask
+            return other
         return MaskedDiffusionDrafter(
-            model,
+            declared.model,
             mask_token_id=self.mask,
             logit_shift=self.shift,
             attention=self.attention.kind,

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from paths import FIXTURES, ROOT
 
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR, tasks
+from apd import APDSampler, MaskedDiffusionDrafter, load_drafter
+from apd.embedded import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR, tasks
+from apd.models.loading import drafter_family, load_tokenizer
 
 FIXTURE = FIXTURES / "parity_dream" / "config.json"
 
@@ -154,6 +156,24 @@ def test_verifier_loads_as_a_plain_qwen2_that_is_several_times_smaller() -> None
     assert verifier.config.vocab_size == len(tasks.VOCABULARY)
     sizes = [(directory / "model.safetensors").stat().st_size for directory in (DRAFTER_DIR, VERIFIER_DIR)]
     assert sizes[0] < 4e6 and sizes[1] < sizes[0] / 4
+
+
+def test_the_block_causal_drafter_solves_its_tasks_and_its_cache_is_exact() -> None:
+    assert drafter_family(BLOCK_DRAFTER_DIR).name == "fast-dllm-v2"
+    cached = load_drafter(BLOCK_DRAFTER_DIR)
+    assert (cached.attention.kind, cached.attention.block_size, cached.logit_shift) == ("block", 8, 1)
+    uncached = MaskedDiffusionDrafter(
+        cached.model, mask_token_id=cached.mask_token_id, logit_shift=1, attention="block", block_size=8, cache=False
+    )
+    instances = [instance for task in ("copy", "reverse") for instance in tasks.instances(task, 3, seed=1)]
+    prompts = [instance.prompt for instance in instances]
+    answers = []
+    for drafter in (cached, uncached):
+        sampler = APDSampler(drafter, tokenizer=load_tokenizer(BLOCK_DRAFTER_DIR))
+        outputs = sampler.generate_many(prompts, strategy="left-to-right:1", max_new_tokens=32)
+        answers.append([output.text for output in outputs])
+    assert answers[0] == answers[1]
+    assert all(tasks.is_right(instance, text) for instance, text in zip(instances, answers[0], strict=True))
 
 
 @pytest.mark.slow

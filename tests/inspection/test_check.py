@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from paths import FIXTURES
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from apd import FAMILIES, APDSampler, IdealListModel, check, load_drafter, load_verifier
 from apd.cli import main
@@ -18,6 +19,7 @@ from apd.embedded.tasks import ARITHMETIC, EXAMPLES, instances
 from apd.inspection import Report
 from apd.models.loading import load_tokenizer
 from benchmarks.families.logits import MASKS, NEWER
+from benchmarks.masked_lms import SMALL
 
 TASKS = [(example.prompt, example.answer) for example in EXAMPLES[::2]]
 FEW = TASKS[:2]
@@ -272,3 +274,67 @@ def test_the_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatc
     with pytest.raises(SystemExit):
         main(["check", "--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A small random BERT with a tokenizer that spells."""
+    special = {
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "mask_token": "[MASK]",
+    }
+    letters = [chr(code) for code in range(33, 127)]
+    words = {word: i for i, word in enumerate([*special.values(), *letters, *(f"##{letter}" for letter in letters)])}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", words["[SEP]"]), ("[CLS]", words["[CLS]"]))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    fields = SMALL["bert"] | {"vocab_size": len(words), "pad_token_id": words["[PAD]"]}
+    BertForMaskedLM(BertConfig(**fields)).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_masked_lm_is_checked_but_for_what_its_class_fixes(bert: Path) -> None:
+    report = drafter_report(bert, text=None)
+    assert not report.problems
+    for name in ("family", "mask token", "vocabulary", "finite logits", "batch = single", "answers in a batch"):
+        assert found(report, name).verdict == "ok", name
+    assert found(report, "mask token").found == "4 ([MASK])"
+    stops = found(report, "stop tokens")
+    assert stops.verdict == "not known" and "[SEP]) ends a text" in stops.advice
+    assert "look untrained" in found(report, "weights: text").advice
+    assert not {"weights: shift", "weights: attention", "wide KV window"} & {finding.check for finding in report}
+
+
+def test_a_wrong_mask_token_of_a_masked_lm_is_noticed(bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert problems(drafter_report(bert, text=None, mask_token_id=9)) == {"mask token"}
+    assert main(["check", "--drafter", str(bert)]) == 0
+    assert "BertForMaskedLM" in capsys.readouterr().out
+
+
+def test_the_mask_token_that_a_masked_lm_has_learned_is_found(bert: Path) -> None:
+    """A few steps on one text are enough to know its next letters from the mask token and its place."""
+    path, text = bert, "\n\n".join(["the quick brown fox jumps over the lazy dog and on"] * 6)
+    drafter = load_drafter(path)
+    tokenizer = load_tokenizer(path)
+    ids = torch.tensor([tokenizer(text.split("\n\n")[0]).input_ids[:-1]])
+    model = drafter.model.train().requires_grad_(True)
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(150):
+        hidden = torch.rand(8, ids.shape[1], generator=generator) < 0.4
+        rows = ids.expand(8, -1)
+        logits = model(torch.where(hidden, 4, rows)).logits
+        loss = torch.nn.functional.cross_entropy(logits[hidden], rows[hidden])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    model.eval().requires_grad_(False).save_pretrained(path)
+    assert not drafter_report(path, text=text).problems
+    wrong = drafter_report(path, text=text, mask_token_id=3)
+    assert problems(wrong) == {"mask token", "weights: mask"}
+    assert "--mask-token-id 4" in found(wrong, "weights: mask").advice
