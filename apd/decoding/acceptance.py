@@ -137,7 +137,7 @@ def accepted_prefix(
     judgement: Judgement,
     draft: Tensor,
     fault: Tensor,
-    given: Tensor,
+    given: Tensor | None,
     window: Window,
     previous: Accepted | None,
     *,
@@ -148,12 +148,12 @@ def accepted_prefix(
     Args:
         draft: `b c` int64.
         fault: `b c` int64, see `Proposal.fault`.
-        given: `b c` bool, given tokens between two holes, which are never a miss.
+        given: `b c` bool, given tokens between two holes, which are never a miss; `None`: there are none.
         previous: the part before this one, `None` for the first.
         judges_first: whether the very first position may be a miss. If not, it is accepted: p_D is the drafter's exact
             conditional there.
     """
-    missed = ~window.within(judgement.accept | given)
+    missed = ~window.within(judgement.accept if given is None else judgement.accept | given)
     misses = missed.cumsum(1)
     if previous is not None:
         misses = misses + previous.misses[:, -1:]

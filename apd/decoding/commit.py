@@ -114,12 +114,14 @@ class Stopping:
     Attributes:
         token_ids: `s` int64, the stop tokens.
         criteria: transformers' stopping criteria, called once per token with the row's ids without padding.
+        has_holes: True if a prompt may have holes.
 
     In a hole, and at given tokens, nothing ends a row.
     """
 
     token_ids: Tensor
     criteria: StoppingCriteriaList = field(default_factory=StoppingCriteriaList)
+    has_holes: bool = False
 
     def find(self, before: DecodeState, tokens: Tensor, settled: Tensor) -> Tensor:
         """The tokens that end their row: `b m` bool.
@@ -129,9 +131,9 @@ class Stopping:
             tokens: `b m` int64, the row's tokens from the frontier on, after the step.
             settled: `b m` bool, True for tokens that became final: those left of the new frontier.
         """
-        settled = settled & (
-            before.frontier[:, None] + torch.arange(tokens.shape[1], device=tokens.device) >= before.given_end[:, None]
-        )
+        if self.has_holes:
+            columns = before.frontier[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+            settled = settled & (columns >= before.given_end[:, None])
         stops = torch.isin(tokens, self.token_ids) & settled
         if (
             len(self.criteria) > 0
@@ -164,7 +166,9 @@ def commit(
     """
     # Windows only move to the right, so decided columns right of the frontier are inside the window.
     known = window.gather(state.decided)
-    chosen = window.within(proposal.chosen) & ~known
+    chosen, decisive = window.within(proposal.chosen), proposal.decisive
+    if stopping.has_holes:  # given tokens between holes are neither chosen nor decided by a step
+        chosen, decisive = chosen & ~known, decisive & ~known
     tokens = torch.where(chosen, proposal.tokens, window.gather(state.tokens))
     decided = chosen | known
     settled = (~window.within(decided)).cumsum(1) == 0
@@ -172,10 +176,12 @@ def commit(
     stopped = stops.any(1)
     kept = stops.cumsum(1) <= stops  # up to the first stop token
     is_decided = window.fill(decided & kept, state.decided)
-    undecided = ~is_decided & state.between(state.padding, state.end)
-    # Not the number of settled columns: behind the window there may be given ones.
-    frontier = torch.where(undecided.any(1), undecided.long().argmax(1), state.end)
-    broken = ((proposal.fault != VALID) & proposal.decisive & ~known).any(1)
+    if stopping.has_holes:  # behind the window there may be given columns
+        undecided = ~is_decided & state.between(state.padding, state.end)
+        frontier = torch.where(undecided.any(1), undecided.long().argmax(1), state.end)
+    else:
+        frontier = state.frontier + (settled & kept).sum(1)
+    broken = ((proposal.fault != VALID) & decisive).any(1)
     after = dataclasses.replace(
         state,
         tokens=window.fill(torch.where(kept, tokens, mask_token_id), state.tokens),

@@ -169,6 +169,8 @@ class DecodeLoop:
                 processing = dataclasses.replace(self.pair.support.processing, has_holes=True)
                 self.pair.support = dataclasses.replace(self.pair.support, processing=processing)
                 self.pair.kernels = step.PLAIN
+                stopping = dataclasses.replace(self.request.stopping, has_holes=True)
+                self.request = dataclasses.replace(self.request, stopping=stopping)
             self.state = self.state.stack(self._start(request, rows), self.mask_token_id)
             self.pair.join(self.state)
             self.strategy.join(self.state)

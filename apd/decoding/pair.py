@@ -97,8 +97,8 @@ def draw(logits: Tensor, state: DecodeState, window: Window, sampling: Sampling,
     logits = support.restrict(logits, state, window, sample)
     scores = sampling.warp(logits)
     tokens, best = sampling.sample(scores, noise)
-    # A given token between two holes is its own draft.
-    tokens = torch.where(window.within(window.gather(state.given)), window.gather(state.tokens), tokens)
+    if support.processing.has_holes:  # a given token between two holes is its own draft
+        tokens = torch.where(window.within(window.gather(state.given)), window.gather(state.tokens), tokens)
     return Draft(tokens, non_finite(best), logits, scores, noise)
 
 

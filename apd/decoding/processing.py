@@ -103,7 +103,7 @@ class Processing:
         if not (self.min_new_tokens or self.suppressed_first or len(self.processors)):
             return logits
         if self.min_new_tokens or self.suppressed_first:
-            place = window.gather(state.places)
+            place = window.gather(state.places) if self.has_holes else window.columns - state.prompt_end[:, None]
             if self.min_new_tokens and len(self.stop_token_ids):
                 logits = _remove(logits, self.stop_token_ids, place < self.min_new_tokens)
             if self.suppressed_first:

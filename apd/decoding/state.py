@@ -163,12 +163,19 @@ class DecodeState:
         column = torch.arange(self.width, device=self.tokens.device)
         return (column >= start[:, None]) & (column < end[:, None])
 
-    def last_new_columns(self, frontier: Sequence[int]) -> Sequence[int]:
-        """The last column of each row before `frontier` whose token was not given; where all were given, the one before it."""
+    def last_new_columns(self, frontier: Sequence[int], read: Sequence[int]) -> Sequence[int]:
+        """The last column of each row before `frontier` whose token was not given: a model may have read another token there.
+
+        Args:
+            frontier: `b` columns.
+            read: the column behind the last that the model has read, `b`; for a row of which it has read nothing, the column
+                before `frontier` is returned.
+        """
         last = [t - 1 for t in frontier]
-        for row, (t, given_end) in enumerate(zip(frontier, self.layout.given_end, strict=True)):
-            if given_end >= t and self.layout.prompt_end[row] > self.layout.padding[row]:  # t is behind a given token
-                open_columns = [c for c in range(self.layout.padding[row], t) if not self.given_columns[row][c]]
+        rows = zip(frontier, self.layout.given_end, self.layout.padding, read, strict=True)
+        for row, (t, given_end, padding, behind) in enumerate(rows):
+            if given_end >= t and behind > padding:  # t is behind a given token
+                open_columns = [c for c in range(padding, t) if not self.given_columns[row][c]]
                 last[row] = open_columns[-1] if open_columns else t - 1
         return last
 

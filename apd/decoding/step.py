@@ -149,7 +149,7 @@ def judge(
     # 4. Accept.
     evidence = Evidence(draft.tokens, drafter, verifier, target, scores, draft.noise, sampling, state, window)
     judgement = judgement_of(apd.rule, evidence)
-    given = window.gather(state.given)
+    given = window.gather(state.given) if pair.support.processing.has_holes else None
     accepted = accepted_prefix(judgement, draft.tokens, fault, given, window, previous, judges_first=apd.judges_first)
     return record(
         accepted, evidence, probs=pair.record_probs, scores=pair.record_scores, judges_first=apd.judges_first

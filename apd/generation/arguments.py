@@ -222,7 +222,7 @@ class Resolver:
             max_new_tokens=max_new_tokens,
             seeds=seeds,
             pad_token_id=pad_token_id,
-            stopping=self.stopping,
+            stopping=dataclasses.replace(self.stopping, has_holes=has_holes),
             processing=dataclasses.replace(self.processing, min_new_tokens=at_least, has_holes=has_holes),
             sampling=self.sampling,
             strategy=self.strategy,
@@ -316,6 +316,12 @@ def check_holes(holes: Tensor, padding: Tensor, strategy: Strategy, drafter: Any
     columns = torch.arange(width, device=holes.device)
     given = ~holes & (columns >= padding[:, None])
     last_given, first_hole = (columns * given).amax(1), torch.where(holes, columns, width).amin(1)
+    reads_before = strategy.needs_verifier or bool(getattr(drafter, "logit_shift", 0))
+    if reads_before and (first_hole == padding).any():
+        raise ValueError(
+            "The first token of a prompt must not be the mask token where a model predicts each token from the one before it, got "
+            f"one in row {int((first_hole == padding).long().argmax())}. Start with a BOS or a word."
+        )
     if not (first_hole < last_given).any():
         return  # all masks stand at the end, as appended ones do
     if not strategy.needs_drafter:

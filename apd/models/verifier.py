@@ -89,7 +89,8 @@ class NeuralVerifierSession:
 
     def next_span(self, state: DecodeState, window: Window) -> Span:
         """The columns that this pass computes. Updates the per-row memory: call it once per pass."""
-        starts = [min(read, t) for read, t in zip(self.read, state.last_new_columns(window.starts), strict=True)]
+        last = state.last_new_columns(window.starts, self.read)
+        starts = [min(read, column) for read, column in zip(self.read, last, strict=True)]
         self.read = [end - 1 for end in window.ends]  # the last drafted token scores nothing
         return Span.of_rows(starts, self.read, state.layout.padding, state.tokens.device)
 

@@ -129,9 +129,9 @@ def window_of(
     drafter: MaskedDiffusionDrafter, ids: Tensor, paddings: Sequence[int], prompt_end: int
 ) -> tuple[DecodeState, Window]:
     """A decode that stands at the first mask of each row, and the widest window that the drafter drafts there."""
-    state = DecodeState.start(ids, max_new_tokens=0, mask_token_id=0, padding=torch.tensor(paddings))
+    masks = drafter.mask_token_id
+    state = DecodeState.start(ids, max_new_tokens=0, mask_token_id=masks, padding=torch.tensor(paddings))
     state = dataclasses.replace(state, prompt_end=torch.full_like(state.prompt_end, prompt_end))
-    state = state.with_decided(ids, (ids != drafter.mask_token_id) | ~state.given)
     return state, Window.of_rows(state, drafter.window_ends(state))
 
 

@@ -367,7 +367,9 @@ def test_half_a_character_in_a_text_is_named(sampler: APDSampler) -> None:
 
 def test_a_refused_request_is_named(sampler: APDSampler) -> None:
     mask = sampler.tokenizer.convert_ids_to_tokens(sampler.drafter.mask_token_id)
-    with pytest.raises(ValueError, match="Task some task, document 0: The prompt must not hold the mask token"):
+    with pytest.raises(
+        ValueError, match="Task some task, document 0: The first token of a prompt must not be the mask token"
+    ):
         ask(model(sampler), [PROMPTS[0], mask])
 
 
