@@ -288,7 +288,7 @@ class APDSampler:
         # 3. Put the output together.
         if not request.is_recorded:
             return sequences.ids()
-        return recorder.output(sequences.ids(), resolve.tokenizer)
+        return recorder.output(sequences.ids(), resolve.tokenizer, mask_token_id=self.drafter.mask_token_id)
 
     def infill(self, parts: Any, *, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
         """Fill the holes of a text, or of a list of texts; both sides of a hole are read.

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apd import __version__
-from apd.cli.options import UsageError, add_colour, add_generate, add_knobs, config_of
+from apd.cli.options import UsageError, add_colour, add_generate, add_infill, add_knobs, config_of
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
 
@@ -25,6 +25,8 @@ examples:
   apd generate --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \\
       --input prompts.jsonl --output answers.jsonl --chat --device-map cuda
       many prompts with checkpoints; run it again to continue where it was interrupted
+  apd infill --text 'Reverse this list: ["Ada", "Ben"]. ["<mask:3>"]'
+      fill the holes of a text
   accelerate launch --num-processes 8 -m apd generate --input prompts.jsonl ...
       many prompts over 8 GPUs
 
@@ -84,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     add_generate(commands, _Help).set_defaults(run=_generate)
+    add_infill(commands, _Help).set_defaults(run=_infill)
     commands.add_parser("lm-eval", add_help=False, help="lm-eval's own command line with `apd` among its models")
     return top
 
@@ -106,6 +109,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     from apd.cli import generate
 
     generate.run(arguments)
+
+
+def _infill(arguments: argparse.Namespace) -> None:
+    from apd.cli import infill
+
+    infill.run(arguments)
 
 
 def _lm_eval(arguments: argparse.Namespace) -> None:

@@ -32,7 +32,7 @@ class Hole:
     Attributes:
         start: its first token, counted from the first token of the row.
         ids: its tokens.
-        text: its text.
+        text: its text; empty without a tokenizer.
         logprob: log-probability of its tokens in nats, each when it was committed, before temperature and truncation: under
             the drafter; where only the mixture is known, under that.
     """
@@ -53,6 +53,7 @@ class Infilled:
         text: the parts, joined, and what was appended.
         ids: all ids of the row, without padding.
         score: mean log-probability per filled token, in nats; 0 without one.
+        new_tokens: number of decoded tokens, in holes and behind the text.
         drafter_forwards, verifier_forwards: passes of the row.
         others: with holes of unknown length, the other lengths, the best score first.
     """
@@ -62,6 +63,7 @@ class Infilled:
     text: str
     ids: list[int]
     score: float
+    new_tokens: int
     drafter_forwards: int
     verifier_forwards: int
     others: list[Infilled] = field(default_factory=list)
@@ -202,15 +204,8 @@ def infilled(
         trace: what was decoded, in the order of its positions.
         forwards: passes of drafter and verifier.
     """
-    probs = trace.drafter_probs or trace.target_probs
-    logprobs = [math.log(max(p, 1e-45)) for p in probs]
-    holes, position = [], 0
-    for start, end in encoded.holes:
-        tokens = list(ids[start:end])
-        text = _text_behind(ids[:start], tokens, tokenizer)
-        size = len(tokens)
-        holes.append(Hole(start, tokens, text, sum(logprobs[position : position + size])))
-        position += size
+    holes = filled_holes(encoded.holes, ids, trace, tokenizer)
+    num_filled = sum(len(hole.ids) for hole in holes)
     filled = iter(holes)
     parts = [part if isinstance(part, str) else next(filled).text for part in encoded.parts]
     appended = list(ids[len(encoded.ids) :])
@@ -224,10 +219,52 @@ def infilled(
         holes=holes,
         text="".join(parts) + (more[len(last) :] if appended else ""),
         ids=list(ids),
-        score=total / position if position else 0.0,
+        score=total / num_filled if num_filled else 0.0,
+        new_tokens=len(trace.tokens),
         drafter_forwards=forwards[0],
         verifier_forwards=forwards[1],
     )
+
+
+def filled_holes(
+    spans: Sequence[tuple[int, int]], ids: Sequence[int], trace: RowTrace, tokenizer: Any = None
+) -> list[Hole]:
+    """The holes of a decoded row; one at the end may be shorter than it was, where a stop token ended the row.
+
+    Args:
+        spans: the first and the last column, exclusive, of each hole, counted from the first token of the row.
+        ids: the ids of the row after decoding, without padding.
+        trace: what was decoded, in the order of its positions.
+        tokenizer: spells the tokens; may be missing.
+    """
+    logprobs = [math.log(max(p, 1e-45)) for p in trace.drafter_probs or trace.target_probs]
+    holes, position = [], 0
+    for start, end in spans:
+        tokens = list(ids[start:end])
+        text = "" if tokenizer is None else _text_behind(ids[:start], tokens, tokenizer)
+        holes.append(Hole(start, tokens, text, sum(logprobs[position : position + len(tokens)])))
+        position += len(tokens)
+    return holes
+
+
+def holes_of(trace: RowTrace, mask_token_id: int, tokenizer: Any = None) -> list[Hole]:
+    """The holes of a row: the masks of its prompt."""
+    if mask_token_id not in trace.prompt:
+        return []
+    new = iter(trace.tokens)
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for column, token in enumerate(trace.prompt):
+        if token != mask_token_id:
+            ids.append(token)
+            continue
+        if (filled := next(new, None)) is None:  # a stop token has ended the row
+            break
+        ids.append(filled)
+        if not spans or spans[-1][1] < column:
+            spans.append((column, column))
+        spans[-1] = (spans[-1][0], column + 1)
+    return filled_holes(spans, ids, trace, tokenizer)
 
 
 def _text_behind(before: Sequence[int], ids: Sequence[int], tokenizer: Any) -> str:

@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from apd.decoding.commit import StepInfo
 from apd.decoding.state import DecodeState
+from apd.generation.infilling import Hole, holes_of
 from apd.show.rows import RowTrace
 from apd.show.trace import Trace
 
@@ -28,6 +29,7 @@ class APDOutput(ModelOutput):
         tokens_per_forward: `b` float32, new tokens per *drafter* forward; per verifier forward where the verifier
             decoded alone.
         committed_per_step: per row, the number of tokens each of its steps committed.
+        holes: per row, the masks of its prompt as they were filled, a `Hole` each; empty without one.
         trace: per row, a `RowTrace`; draws itself in a notebook, and printed to a terminal.
         scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
             it, the drafter's at the first position of a step (with `first="judge"` the mixture's) and the mixture's at the
@@ -43,6 +45,7 @@ class APDOutput(ModelOutput):
     tokens_per_forward: Tensor = None  # type: ignore[assignment]
     committed_per_step: list[list[int]] = None  # type: ignore[assignment]
     trace: Trace = None  # type: ignore[assignment]
+    holes: list[list[Hole]] = None  # type: ignore[assignment]
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
 
@@ -140,8 +143,8 @@ class Recorder:
         trace, row = self.trace(row_id), self.rows.pop(row_id)
         return trace, row.num_drafted, row.num_verified, row.num_canvases
 
-    def output(self, sequences: Tensor, tokenizer: Any = None) -> APDOutput:
-        """The output for rows 0, 1, … with the ids `sequences`, `b l` int64; `tokenizer` decodes the trace."""
+    def output(self, sequences: Tensor, tokenizer: Any = None, *, mask_token_id: int) -> APDOutput:
+        """The output for rows 0, 1, … with the ids `sequences`, `b l` int64; `tokenizer` decodes trace and holes."""
         rows = [self.rows[row] for row in sorted(self.rows)]
         traces = [self.trace(row) for row in sorted(self.rows)]
         new_tokens, drafted, verified, canvases = torch.tensor(
@@ -157,6 +160,7 @@ class Recorder:
             tokens_per_forward=new_tokens / torch.where(drafted > 0, drafted, verified).clamp(min=1),
             committed_per_step=[trace.committed for trace in traces],
             trace=Trace(traces, tokenizer),
+            holes=[holes_of(trace, mask_token_id, tokenizer) for trace in traces],
             scores=self._per_position("scores"),
             logits=self._per_position("logits"),
         )
