@@ -9,8 +9,8 @@ the answer and the end token are given. Everything is greedy and follows from `-
 `right`: answers that the task counts as right. `equal`: holes filled as by the first strategy. `pass`: new tokens per drafter
 pass, pooled. `canvases`: canvases of a row per pass. `columns`: columns that the drafter computed per new token. `verifier`:
 verifier passes per new token. The second table is the heuristic for holes of unknown length: every length from 2 below the true
-one to 2 above (`--range`) is decoded, and the one with the best mean log-probability per token is taken. `by the verifier`: the
-length whose whole text, with what is given on the right, is the likeliest to the causal model.
+one to 2 above (`--range`) is decoded. `by score`: the length with the best mean log-probability per token is taken. `by the
+verifier`: the one whose whole text, with what is given on the right, is the likeliest to the causal model, as `infill` does.
 """
 
 from __future__ import annotations
@@ -119,8 +119,15 @@ def known_length(
 def unknown_length(sampler: APDSampler, samples: Sequence[Holed], spread: int) -> Iterator[str]:
     """The lines of the second table: by the true length, and over all."""
     yield from _head(
-        *("true length", "holes", "length found", "right"),
-        *("length found by the verifier", "right by the verifier", "right at the true length"),
+        *(
+            "true length",
+            "holes",
+            "found by score",
+            "right",
+            "found by the verifier",
+            "right",
+            "right at the true length",
+        ),
     )
     lines: dict[int, list[list[bool]]] = {}
     spell, end = sampler.tokenizer.decode, sampler.tokenizer.eos_token
@@ -136,15 +143,13 @@ def unknown_length(sampler: APDSampler, samples: Sequence[Holed], spread: int) -
         ]
         for sample, best in zip(together, sampler.infill(texts), strict=True):
             by_length = {len(each.holes[0].ids): each for each in (best, *best.others)}
-            true, likeliest = (
-                by_length[sample.size],
-                max(by_length.values(), key=lambda each: likelihood(sampler, each.ids)),
-            )
+            true = by_length[sample.size]
+            scored = max((by_length[length] for length in sorted(by_length)), key=lambda each: each.score)
             good = [
                 is_right(sample.instance, each.text.removeprefix(sample.instance.prompt).removesuffix(end))
-                for each in (best, likeliest, true)
+                for each in (scored, best, true)
             ]
-            lines.setdefault(sample.size, []).append([best is true, good[0], likeliest is true, good[1], good[2]])
+            lines.setdefault(sample.size, []).append([scored is true, good[0], best is true, good[1], good[2]])
     for name, found in [
         *((str(size), lines[size]) for size in sorted(lines)),
         ("all", [each for size in lines.values() for each in size]),
@@ -152,14 +157,6 @@ def unknown_length(sampler: APDSampler, samples: Sequence[Holed], spread: int) -
         yield _line(
             name, str(len(found)), *(f"{100 * sum(each) / len(found):.1f}" for each in zip(*found, strict=True))
         )
-
-
-@torch.no_grad()
-def likelihood(sampler: APDSampler, ids: Sequence[int]) -> float:
-    """log p_AR of a row, in nats."""
-    row = torch.tensor([ids])
-    logits = sampler.verifier.model(input_ids=row).logits  # type: ignore[union-attr]
-    return float(logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None]).sum())
 
 
 def _head(*cells: str) -> Iterator[str]:

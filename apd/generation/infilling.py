@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from apd.decoding.protocols import ScoringSession, Verifier
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 from apd.kinds import WHOLE
 from apd.show.rows import RowTrace
 from apd.text import check_text, whole_text
@@ -55,7 +58,9 @@ class Infilled:
         score: mean log-probability per filled token, in nats; 0 without one.
         new_tokens: number of decoded tokens, in holes and behind the text.
         drafter_forwards, verifier_forwards: passes of the row.
-        others: with holes of unknown length, the other lengths, the best score first.
+        likelihood: with holes of unknown length and a verifier, log p_AR of the text from its first hole on, in nats, without
+            what was appended; else `None`.
+        others: with holes of unknown length, the other lengths, the best first: by `likelihood`, without a verifier by `score`.
     """
 
     parts: list[str]
@@ -66,6 +71,7 @@ class Infilled:
     new_tokens: int
     drafter_forwards: int
     verifier_forwards: int
+    likelihood: float | None = None
     others: list[Infilled] = field(default_factory=list)
 
 
@@ -289,6 +295,28 @@ def padded(rows: Sequence[Encoded], pad_token_id: int) -> tuple[Tensor, Tensor]:
 
 
 def best_first(rows: Sequence[Infilled]) -> Infilled:
-    """The row with the best score; the others are in its `others`."""
-    best, *others = sorted(rows, key=lambda row: -row.score)
-    return Infilled(**{**vars(best), "others": others})
+    """The likeliest row, or without likelihoods the one with the best score; the others are in its `others`."""
+    best, *others = sorted(rows, key=lambda row: -(row.score if row.likelihood is None else row.likelihood))
+    return replace(best, others=others)
+
+
+@torch.no_grad()
+def with_likelihood(
+    row: Infilled, encoded: Encoded, verifier: Verifier, vocab_size: int, device: torch.device
+) -> Infilled:
+    """The row with log p_AR of its text from the first hole on: a length is right if what is given behind it fits, too.
+
+    Makes one pass of the verifier, which `verifier_forwards` does not count.
+    """
+    start = max(1, encoded.holes[0][0])  # nothing is known of a first token
+    ids = torch.tensor([row.ids[: len(encoded.ids)]], device=device)
+    if start == ids.shape[1]:
+        return replace(row, likelihood=0.0)
+    state = DecodeState.start(ids[:, :start], max_new_tokens=ids.shape[1] - start, mask_token_id=-1)
+    window, tokens = Window.of_rows(state, state.layout.end), ids[:, start:]
+    session, whole = verifier.open(state), slice(None)
+    if isinstance(session, ScoringSession):
+        return replace(row, likelihood=float(session.score(state, window, tokens).sum()))
+    logits = session.logits(state, window, tokens)[whole, whole]
+    logprobs = logits[..., :vocab_size].float().log_softmax(-1)
+    return replace(row, likelihood=float(logprobs.gather(-1, tokens[..., None]).sum()))

@@ -198,3 +198,23 @@ def test_chunks_say_where_their_tokens_stand() -> None:
         holes = [column for a, b in row.holes for column in range(a, b)]
         assert [*tokens] == [*holes, len(row.ids), len(row.ids) + 1]
         assert all(sequence[start + column] == token for column, token in tokens.items())
+
+
+@pytest.mark.parametrize("has_verifier", [True, False])
+def test_with_a_verifier_the_likeliest_text_comes_first(has_verifier) -> None:
+    sampler = APDSampler.from_embedded()
+    given = ['Copy this list: ["Mia", "Leo", "Zoe", "Ada"]. ["Mia', range(1, 7), 'Zoe", "Ada"]']
+    if not has_verifier:
+        sampler.verifier = None
+        found = sampler.infill(given)
+        assert found.likelihood is None and all(found.score >= other.score for other in found.others)
+        return
+    found = sampler.infill(given)
+    assert found.text == 'Copy this list: ["Mia", "Leo", "Zoe", "Ada"]. ["Mia", "Leo", "Zoe", "Ada"]'
+    every = [found, *found.others]
+    for each in every:
+        logits = sampler.verifier.model(input_ids=torch.tensor([each.ids])).logits[0].log_softmax(-1).detach()
+        start = each.holes[0].start
+        expected = sum(float(logits[i - 1, each.ids[i]]) for i in range(start, len(each.ids)))
+        assert each.likelihood == pytest.approx(expected, rel=1e-4)
+    assert [each.likelihood for each in every] == sorted((each.likelihood for each in every), reverse=True)
