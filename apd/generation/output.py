@@ -57,7 +57,8 @@ class _Row:
     prompt: list[int]
     starts: list[int] = field(default_factory=list)
     drafts: list[list[int]] = field(default_factory=list)
-    entries: dict[int, tuple[int, int, dict[str, float]]] = field(default_factory=dict)  # token, step, probabilities
+    #: token, step, column, probabilities
+    entries: dict[int, tuple[int, int, int, dict[str, float]]] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
     num_drafted: int = 0
@@ -95,6 +96,7 @@ class Recorder:
             info.committed.long(),
             info.window.gather(before.is_new).long(),
             places,
+            info.window.columns - before.padding[:, None],
             proposal.tokens,
             proposal.draft,
         ]
@@ -106,11 +108,11 @@ class Recorder:
             if row_id not in self.rows:
                 self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.prompt_end[i]].tolist())
             row = self.rows[row_id]
-            committed, is_new, place, tokens = (positions[k * width : (k + 1) * width] for k in range(4))
-            draft = positions[4 * width :][:num_drafted]
+            committed, is_new, place, column, tokens = (positions[k * width : (k + 1) * width] for k in range(5))
+            draft = positions[5 * width :][:num_drafted]
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
             row.entries |= {
-                place[j]: (tokens[j], len(row.drafts), dict(zip(proposal.models, probs[i][j], strict=True)))
+                place[j]: (tokens[j], len(row.drafts), column[j], dict(zip(proposal.models, probs[i][j], strict=True)))
                 for j in kept
             }
             row.starts.append(place[0])
@@ -130,8 +132,9 @@ class Recorder:
         trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * steps, prompt=row.prompt)
         # Any-order strategies may decide tokens behind a later stop token; those do not count.
         for position in range(row.num_tokens):
-            token, step, probs = row.entries[position]
+            token, step, column, probs = row.entries[position]
             trace.tokens.append(token)
+            trace.columns.append(column)
             trace.steps.append(step)
             for name, p in probs.items():
                 getattr(trace, f"{name}_probs").append(p)
