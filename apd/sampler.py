@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,16 @@ from apd.decoding.request import Request
 from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
-from apd.generation.infilling import best_first, encode_parts, infilled, lengths_of, padded, texts_of
+from apd.generation.infilling import (
+    Infilled,
+    best_first,
+    encode_parts,
+    infilled,
+    lengths_of,
+    padded,
+    texts_of,
+    with_likelihood,
+)
 from apd.generation.interop import naming_knobs, unprepared
 from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
@@ -288,17 +298,18 @@ class APDSampler:
         # 3. Put the output together.
         if not request.is_recorded:
             return sequences.ids()
-        return recorder.output(sequences.ids(), resolve.tokenizer)
+        return recorder.output(sequences.ids(), resolve.tokenizer, mask_token_id=self.drafter.mask_token_id)
 
     def infill(self, parts: Any, *, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
         """Fill the holes of a text, or of a list of texts; both sides of a hole are read.
 
         Decoding goes from left to right through the holes, with everything given in sight. The verifier of APD sees only what is
-        to the left, so a high `mixture_weight` or `strategy="checked"` suits holes better (`docs/holes.md`).
+        to the left; it decides how much of a draft is kept, not what is drafted (`docs/holes.md`).
 
         Args:
             parts: strings and numbers of masks, such as `["def area(r):\n    return ", 8, " * r\n"]`; or a list of such lists. A
-                `range` of numbers is a hole of unknown length: every length is decoded as a row, and the best is returned.
+                `range` of numbers is a hole of unknown length: every length is decoded as a row. Returned is the one whose
+                text is the likeliest to the verifier; without a verifier, the one with the best `score`, which is poor.
             seed: as in `generate`, one per row; with ranges one for all.
             **kwargs: as in `generate`. `max_new_tokens` counts tokens behind the text, 0 by default. With a range the strategy
                 is `checked` by default, whose log-probabilities are those of the drafter's own sequential decoding.
@@ -337,8 +348,15 @@ class APDSampler:
         for row, tokens, trace, forwards in zip(rows, output.sequences.tolist(), output.trace, counts, strict=True):
             start, appended = ids.shape[1] - len(row.ids), len(trace.tokens) - sum(b - a for a, b in row.holes)
             found.append(infilled(row, tokens[start : ids.shape[1] + appended], trace, forwards, self.tokenizer))
-        each = iter(found)
-        best = [best_first([next(each) for _ in rows]) for rows in variants]
+        pairs, best = zip(found, rows, strict=True), list[Infilled]()
+        for of_text in variants:
+            filled = list(itertools.islice(pairs, len(of_text)))
+            if len(filled) > 1 and self.verifier is not None:
+                filled = [
+                    (with_likelihood(*each, self.verifier, self.vocab_size, self.drafter.device), each[1])
+                    for each in filled
+                ]
+            best.append(best_first([each for each, _ in filled]))
         return best if all(isinstance(text, (list, tuple)) for text in parts) else best[0]
 
     def compile(self, **options: Any) -> APDSampler:

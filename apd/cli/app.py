@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apd import __version__
-from apd.cli.options import UsageError, add_check, add_colour, add_generate, add_knobs, config_of
+from apd.cli.options import UsageError, add_check, add_colour, add_generate, add_infill, add_knobs, config_of
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
 
@@ -27,6 +27,8 @@ examples:
       many prompts with checkpoints; run it again to continue where it was interrupted
   apd check --drafter JetLM/SDAR-1.7B-Chat --verifier Qwen/Qwen3-0.6B --device-map cuda
       whether a checkpoint is read as it was trained, before anything else
+  apd infill --text 'Reverse this list: ["Ada", "Ben"]. ["<mask:3>"]'
+      fill the holes of a text
   accelerate launch --num-processes 8 -m apd generate --input prompts.jsonl ...
       many prompts over 8 GPUs
 
@@ -87,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
     add_generate(commands, _Help).set_defaults(run=_generate)
     add_check(commands, _Help).set_defaults(run=_check)
+    add_infill(commands, _Help).set_defaults(run=_infill)
     commands.add_parser("lm-eval", add_help=False, help="lm-eval's own command line with `apd` among its models")
     return top
 
@@ -115,6 +118,12 @@ def _check(arguments: argparse.Namespace) -> int:
     from apd.cli import check
 
     return check.run(arguments)
+
+
+def _infill(arguments: argparse.Namespace) -> None:
+    from apd.cli import infill
+
+    infill.run(arguments)
 
 
 def _lm_eval(arguments: argparse.Namespace) -> None:

@@ -1,15 +1,16 @@
-"""`apd generate --input … --output …`: decodes a file of prompts with any number of processes."""
+"""`apd generate --input … --output …`, and `apd infill` likewise: decodes a file with any number of processes."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from apd.cli.results import (
     as_line,
     merge,
     part_path,
+    prompt_of,
     read_prompts,
     read_results,
     take_over,
@@ -30,13 +32,29 @@ from apd.cli.results import (
 from apd.config import APDConfig
 from apd.generation.many import Generated
 from apd.generation.processes import meet
+from apd.sampler import APDSampler
 from apd.show.rows import number
 
 if TYPE_CHECKING:
     from accelerate import PartialState  # type: ignore[import-untyped]
 
 
-def answer_file(arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
+@dataclass(frozen=True)
+class Task:
+    """What a command does with the lines of a file.
+
+    Attributes:
+        key: the field of a result that holds what was asked for.
+        read_line: line → what it asks for, or a ValueError.
+        decode: (sampler, prompts, arguments, on_error) → pairs of index and fields of a result, see `answers.decode`.
+    """
+
+    key: str
+    read_line: Callable[[bytes], Any]
+    decode: Callable[..., Iterator[tuple[int, Row]]]
+
+
+def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
     """Decode this process's share of the remaining prompts, then let the first process merge all shares.
 
     1. The first process takes over the parts of an interrupted run, while the others wait.
@@ -51,15 +69,15 @@ def answer_file(arguments: argparse.Namespace, config: APDConfig, processes: Par
         # 1. Take over the parts of an interrupted run.
         if processes.is_main_process:
             part = stack.enter_context(Part(paths[0]))
-            prompts, num_bad = _read_prompts(arguments, report=True)
+            prompts, num_bad = _read_prompts(task, arguments, report=True)
             texts = {prompt.index: prompt.text for prompt in prompts}
-            take_over(part, output, partial(_check_result, prompts=texts, run=fingerprint_of_run))
+            take_over(part, output, partial(_check_result, key=task.key, prompts=texts, run=fingerprint_of_run))
         meet()
         if not processes.is_main_process:
             if not paths[0].exists():
                 raise FileNotFoundError(f"{paths[0]} is not there: all processes must see the same files.")
             part = stack.enter_context(Part(paths[processes.process_index]))
-            prompts, num_bad = _read_prompts(arguments, report=False)
+            prompts, num_bad = _read_prompts(task, arguments, report=False)
 
         # 2. The share of this process.
         done = read_results(output)
@@ -73,7 +91,7 @@ def answer_file(arguments: argparse.Namespace, config: APDConfig, processes: Par
 
         # 3. Decode it.
         if share:
-            _answer_share(share, part.write, arguments, config, processes, fingerprint_of_run)
+            _answer_share(task, share, part.write, arguments, config, processes, fingerprint_of_run)
 
         # 4. Merge.
         meet()
@@ -98,9 +116,9 @@ def _summarise(rows: dict[int, Row], seconds: float, output: Path) -> None:
     )
 
 
-def answer_to_stdout(arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
+def answer_to_stdout(task: Task, arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
     """Decode all prompts and write each answer once all before it are written."""
-    prompts, num_bad = _read_prompts(arguments, report=True)
+    prompts, num_bad = _read_prompts(task, arguments, report=True)
     num_results = 0
 
     def write(row: Row) -> None:
@@ -110,7 +128,7 @@ def answer_to_stdout(arguments: argparse.Namespace, config: APDConfig, processes
         sys.stdout.flush()
 
     if prompts:
-        _answer_share(prompts, write, arguments, config, processes, fingerprint(arguments, config))
+        _answer_share(task, prompts, write, arguments, config, processes, fingerprint(arguments, config))
     if not num_results:
         _check_nothing(arguments, len(prompts) + num_bad)
 
@@ -124,12 +142,12 @@ def _check_nothing(arguments: argparse.Namespace, num_skipped: int) -> None:
     print(f"{_name(arguments.input)} holds no prompts: the output is empty", file=sys.stderr)
 
 
-def _read_prompts(arguments: argparse.Namespace, *, report: bool) -> tuple[list[Prompt], int]:
+def _read_prompts(task: Task, arguments: argparse.Namespace, *, report: bool) -> tuple[list[Prompt], int]:
     """The prompts of the input, and the number of its bad lines."""
     prompts, num_bad = [], 0
     is_standard = arguments.input == STANDARD
     with nullcontext(sys.stdin.buffer) if is_standard else arguments.input.open("rb") as file:
-        for item in read_prompts(file, _name(arguments.input)):
+        for item in read_prompts(file, _name(arguments.input), task.read_line):
             if not isinstance(item, BadLine):
                 prompts.append(item)
                 continue
@@ -145,9 +163,9 @@ def _name(source: Path | str) -> str:
     return "standard input" if source == STANDARD else str(source)
 
 
-def _check_result(path: Path, row: Row, *, prompts: dict[int, str], run: str) -> None:
+def _check_result(path: Path, row: Row, *, key: str, prompts: dict[int, Any], run: str) -> None:
     index = row["index"]
-    if row.get("run") != run or prompts.get(index, row.get("prompt")) != row.get("prompt"):
+    if row.get("run") != run or prompts.get(index, row.get(key)) != row.get(key):
         raise ValueError(
             f"{path} holds results of another run: line {index + 1} of the input was decoded with another prompt or "
             "other settings. Choose another --output, or repeat the settings."
@@ -155,6 +173,7 @@ def _check_result(path: Path, row: Row, *, prompts: dict[int, str], run: str) ->
 
 
 def _answer_share(
+    task: Task,
     share: Sequence[Prompt],
     write: Callable[[Row], None],
     arguments: argparse.Namespace,
@@ -178,8 +197,8 @@ def _answer_share(
     # None: only in a terminal
     with tqdm(total=len(share), desc=of_many, unit="prompt", disable=True if is_hidden else None) as bar:
         try:
-            for answer in decode(sampler, share, arguments, refused):
-                write(_result(answer, texts[answer.index], run))
+            for index, found in task.decode(sampler, share, arguments, refused):
+                write({"index": index, task.key: texts[index], **found, "run": run})
                 bar.update()
         except FloatingPointError as error:
             raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line i + 1.") from error
@@ -189,10 +208,18 @@ def _report_skipped(complaint: object) -> None:
     tqdm.write(f"apd: skipped: {complaint}", file=sys.stderr)
 
 
-def _result(answer: Generated, prompt: str, run: str) -> Row:
+def _generated(
+    sampler: APDSampler,
+    prompts: Sequence[Prompt],
+    arguments: argparse.Namespace,
+    on_error: Callable[[int, Exception], None],
+) -> Iterator[tuple[int, Row]]:
+    for answer in decode(sampler, prompts, arguments, on_error):
+        yield answer.index, _result(answer)
+
+
+def _result(answer: Generated) -> Row:
     return {
-        "index": answer.index,
-        "prompt": prompt,
         "text": answer.text,
         "new_tokens": len(answer.tokens),
         "drafter_forwards": answer.drafter_forwards,
@@ -200,5 +227,8 @@ def _result(answer: Generated, prompt: str, run: str) -> Row:
         "canvases": answer.canvases,
         "tokens_per_forward": round(answer.tokens_per_forward, 3),
         "finish": answer.finish,
-        "run": run,
     }
+
+
+#: `apd generate`.
+GENERATE = Task("prompt", prompt_of, _generated)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from apd.cli.answers import decode, load
-from apd.cli.files import answer_file, answer_to_stdout
+from apd.cli.files import GENERATE, Task, answer_file, answer_to_stdout
 from apd.cli.options import STANDARD, UsageError, check_files, check_usage, config_of
 from apd.cli.results import Prompt
 from apd.cli.settings import set_up
@@ -30,18 +30,29 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: the options cannot be used together, or one is out of range.
     """
+    answer(arguments, GENERATE, _answer_prompt, "--prompt")
+
+
+def answer(
+    arguments: argparse.Namespace, task: Task, answer_one: Callable[[APDSampler, argparse.Namespace], None], one: str
+) -> None:
+    """Answer a file with `task`, or what the option `one` gives with `answer_one`.
+
+    Raises:
+        UsageError: the options cannot be used together, or one is out of range.
+    """
     config = config_of(arguments)
     check_usage(arguments)
     with _processes(arguments) as processes:
         set_up(embedded=arguments.drafter is None)
         if arguments.input is not None:
             check_files(arguments, processes.num_processes)
-            answer = answer_to_stdout if arguments.output == STANDARD else answer_file
-            answer(arguments, config, processes)
+            write = answer_to_stdout if arguments.output == STANDARD else answer_file
+            write(task, arguments, config, processes)
         elif processes.num_processes > 1:
-            raise UsageError(f"--prompt takes one process, got {processes.num_processes}. Use --input and --output.")
+            raise UsageError(f"{one} takes one process, got {processes.num_processes}. Use --input and --output.")
         else:
-            _answer_prompt(load(arguments, config), arguments)
+            answer_one(load(arguments, config), arguments)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ LOADING = ("block_size", "dtype", "device_map", "attn_implementation", "revision
 STANDARD = "-"  # as a file: standard input or standard output
 
 # These do not change an answer.
-_NOT_IN_FINGERPRINT = ("run", "prompt", "input", "output", "batch_size", "on_error", "color", "show_steps")
+_NOT_IN_FINGERPRINT = ("run", "prompt", "text", "input", "output", "batch_size", "on_error", "color", "show_steps")
 
 _DESCRIPTION = """\
 Answer one prompt, or every line of a file.
@@ -41,6 +41,19 @@ in others (logit shift, mask token, attention)? Do rows, batches and caches
 agree? Prints a table; the exit code is 1 if there is a problem. Nothing is
 written. Send us the table with a report."""
 
+_INFILL = """\
+Fill the holes of one text, or of every line of a file; both sides are read.
+
+A hole is written <mask:8>, 8 tokens long, or <mask:4-12>: every length is
+decoded, and the best taken. --input holds one {"text": "..."} with such holes
+per line, or {"parts": [...]}, a list of strings, numbers of masks and
+{"range": [4, 12]}. --output gets one line each, in the order of the input:
+index (of the input's line, from 0), given (the parts as they were), text,
+parts, holes (start, ids, text, logprob), score (mean log-probability of a
+token), new_tokens, drafter_forwards, verifier_forwards and run, a fingerprint
+of the settings. A run is continued, shared among processes and seeded as that
+of `apd generate`."""
+
 
 class UsageError(ValueError):
     """Options that contradict each other or have values out of range: exit code 2."""
@@ -59,6 +72,39 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     source = what.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", metavar="TEXT", help="one prompt; the answer goes to standard output")
     source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of prompts, or -; needs --output")
+    _add_files(what)
+    what.add_argument("--chat", action="store_true", help="put each prompt through the tokenizer's chat template")
+    what.add_argument("--show-steps", action="store_true", help="with --prompt: mark the tokens by committing step")
+    add_colour(what)
+
+    _add_models(generate)
+    add_knobs(generate)
+    _add_sampling(generate, new_tokens=None, told="limit per prompt (default 256; 32 with the included pair)")
+    return generate
+
+
+def add_infill(commands: Any, formatter: type[argparse.HelpFormatter]) -> argparse.ArgumentParser:
+    """Add the command `infill` and return its parser."""
+    infill: argparse.ArgumentParser = commands.add_parser(
+        "infill",
+        usage="apd infill (--text TEXT | --input FILE --output FILE) [options]",
+        help="fill the holes of a text, or of a file of texts",
+        description=_INFILL,
+        formatter_class=formatter,
+    )
+    what = infill.add_argument_group("texts")
+    source = what.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", metavar="TEXT", help="one text with holes such as <mask:8> or <mask:4-12>")
+    source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of texts, or -; needs --output")
+    _add_files(what)
+    _add_models(infill)
+    add_knobs(infill)
+    _add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
+    infill.set_defaults(prompt=None, chat=False, show_steps=False)
+    return infill
+
+
+def _add_files(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--output", type=_file, metavar="FILE", help="JSONL file for the results, or -; a file is continued"
     )
@@ -69,11 +115,10 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
         default="stop",
         help="at a prompt that cannot be read or decoded: end the run (default), or report it and go on",
     )
-    what.add_argument("--chat", action="store_true", help="put each prompt through the tokenizer's chat template")
-    what.add_argument("--show-steps", action="store_true", help="with --prompt: mark the tokens by committing step")
-    add_colour(what)
 
-    models = generate.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    models = parser.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
     models.add_argument(
         "--drafter",
         metavar="PATH",
@@ -87,12 +132,10 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     )
     _add_loading(models)
 
-    add_knobs(generate)
 
-    sampling = generate.add_argument_group("sampling", "greedy unless --do-sample is given")
-    sampling.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help="limit per prompt (default 256; 32 with the included pair)"
-    )
+def _add_sampling(parser: argparse.ArgumentParser, *, new_tokens: int | None, told: str) -> None:
+    sampling = parser.add_argument_group("sampling", "greedy unless --do-sample is given")
+    sampling.add_argument("--max-new-tokens", type=int, metavar="N", default=new_tokens, help=told)
     sampling.add_argument("--do-sample", action="store_true", help="sample instead of taking the likeliest tokens")
     sampling.add_argument("--temperature", type=float, metavar="T", help="lower is closer to greedy (default 1)")
     sampling.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest; 0 keeps all (default 50)")
@@ -112,7 +155,6 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
         help="for comparison, decode in another way, such as checked, left-to-right, confidence:2, threshold:0.9 or "
         "blocks:8/confidence:2; an unknown name lists all",
     )
-    return generate
 
 
 def add_check(commands: Any, formatter: type[argparse.HelpFormatter]) -> argparse.ArgumentParser:
@@ -243,9 +285,9 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
     if arguments.max_new_tokens is None:
         arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
-    for name in ("batch_size", "max_new_tokens"):
-        if given[name] < 1:
-            raise UsageError(f"{_flag(name)} must be at least 1, got {given[name]}.")
+    for name, least in (("batch_size", 1), ("max_new_tokens", 0 if "text" in given else 1)):
+        if given[name] < least:
+            raise UsageError(f"{_flag(name)} must be at least {least}, got {given[name]}.")
     useless = [_flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
     if useless:
         raise UsageError(f"{', '.join(useless)} without --do-sample has no effect. Add --do-sample or leave it out.")

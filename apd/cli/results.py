@@ -30,32 +30,41 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of the input; `index` is the number of its line, from 0, bad lines included."""
+    """A prompt of the input: its text, or with holes its parts; `index` counts lines from 0, bad ones included."""
 
     index: int
-    text: str
+    text: Any
 
 
 class BadLine(ValueError):
     """A line that breaks the format; the message names file, line, rule and what was found."""
 
 
-def read_prompts(lines: Iterable[bytes], name: str) -> Iterator[Prompt | BadLine]:
+def read_prompts(
+    lines: Iterable[bytes], name: str, read_line: Callable[[bytes], Any] | None = None
+) -> Iterator[Prompt | BadLine]:
     """Parse every line of JSONL as a prompt or, if it breaks the format, as a `BadLine`; empty lines are skipped.
 
     Args:
         name: name of the file, for complaints.
+        read_line: line → what it asks for, or a ValueError; by default lines are `{"prompt": "..."}`.
     """
+    read_line = read_line or prompt_of
     for index, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            yield Prompt(index, _prompt_of(line))
+            yield Prompt(index, read_line(line))
         except ValueError as error:
             yield BadLine(f"{name}, line {index + 1}: {error}")
 
 
-def _prompt_of(line: bytes) -> str:
+def prompt_of(line: bytes) -> str:
+    """The prompt of a line.
+
+    Raises:
+        ValueError: the line breaks the format.
+    """
     try:
         prompt: str = json.loads(line.decode("utf-8-sig"))["prompt"]
         if prompt.strip() and prompt.encode():  # half a surrogate pair cannot be encoded

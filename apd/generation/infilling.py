@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from apd.decoding.protocols import ScoringSession, Verifier
+from apd.decoding.state import DecodeState
+from apd.decoding.window import Window
 from apd.kinds import WHOLE
 from apd.show.rows import RowTrace
 from apd.text import check_text, whole_text
@@ -32,7 +35,7 @@ class Hole:
     Attributes:
         start: its first token, counted from the first token of the row.
         ids: its tokens.
-        text: its text.
+        text: its text; empty without a tokenizer.
         logprob: log-probability of its tokens in nats, each when it was committed, before temperature and truncation: under
             the drafter; where only the mixture is known, under that.
     """
@@ -53,8 +56,11 @@ class Infilled:
         text: the parts, joined, and what was appended.
         ids: all ids of the row, without padding.
         score: mean log-probability per filled token, in nats; 0 without one.
+        new_tokens: number of decoded tokens, in holes and behind the text.
         drafter_forwards, verifier_forwards: passes of the row.
-        others: with holes of unknown length, the other lengths, the best score first.
+        likelihood: with holes of unknown length and a verifier, log p_AR of the text from its first hole on, in nats, without
+            what was appended; else `None`.
+        others: with holes of unknown length, the other lengths, the best first: by `likelihood`, without a verifier by `score`.
     """
 
     parts: list[str]
@@ -62,8 +68,10 @@ class Infilled:
     text: str
     ids: list[int]
     score: float
+    new_tokens: int
     drafter_forwards: int
     verifier_forwards: int
+    likelihood: float | None = None
     others: list[Infilled] = field(default_factory=list)
 
 
@@ -202,15 +210,8 @@ def infilled(
         trace: what was decoded, in the order of its positions.
         forwards: passes of drafter and verifier.
     """
-    probs = trace.drafter_probs or trace.target_probs
-    logprobs = [math.log(max(p, 1e-45)) for p in probs]
-    holes, position = [], 0
-    for start, end in encoded.holes:
-        tokens = list(ids[start:end])
-        text = _text_behind(ids[:start], tokens, tokenizer)
-        size = len(tokens)
-        holes.append(Hole(start, tokens, text, sum(logprobs[position : position + size])))
-        position += size
+    holes = filled_holes(encoded.holes, ids, trace, tokenizer)
+    num_filled = sum(len(hole.ids) for hole in holes)
     filled = iter(holes)
     parts = [part if isinstance(part, str) else next(filled).text for part in encoded.parts]
     appended = list(ids[len(encoded.ids) :])
@@ -224,10 +225,52 @@ def infilled(
         holes=holes,
         text="".join(parts) + (more[len(last) :] if appended else ""),
         ids=list(ids),
-        score=total / position if position else 0.0,
+        score=total / num_filled if num_filled else 0.0,
+        new_tokens=len(trace.tokens),
         drafter_forwards=forwards[0],
         verifier_forwards=forwards[1],
     )
+
+
+def filled_holes(
+    spans: Sequence[tuple[int, int]], ids: Sequence[int], trace: RowTrace, tokenizer: Any = None
+) -> list[Hole]:
+    """The holes of a decoded row; one at the end may be shorter than it was, where a stop token ended the row.
+
+    Args:
+        spans: the first and the last column, exclusive, of each hole, counted from the first token of the row.
+        ids: the ids of the row after decoding, without padding.
+        trace: what was decoded, in the order of its positions.
+        tokenizer: spells the tokens; may be missing.
+    """
+    logprobs = [math.log(max(p, 1e-45)) for p in trace.drafter_probs or trace.target_probs]
+    holes, position = [], 0
+    for start, end in spans:
+        tokens = list(ids[start:end])
+        text = "" if tokenizer is None else _text_behind(ids[:start], tokens, tokenizer)
+        holes.append(Hole(start, tokens, text, sum(logprobs[position : position + len(tokens)])))
+        position += len(tokens)
+    return holes
+
+
+def holes_of(trace: RowTrace, mask_token_id: int, tokenizer: Any = None) -> list[Hole]:
+    """The holes of a row: the masks of its prompt."""
+    if mask_token_id not in trace.prompt:
+        return []
+    new = iter(trace.tokens)
+    ids: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for column, token in enumerate(trace.prompt):
+        if token != mask_token_id:
+            ids.append(token)
+            continue
+        if (filled := next(new, None)) is None:  # a stop token has ended the row
+            break
+        ids.append(filled)
+        if not spans or spans[-1][1] < column:
+            spans.append((column, column))
+        spans[-1] = (spans[-1][0], column + 1)
+    return filled_holes(spans, ids, trace, tokenizer)
 
 
 def _text_behind(before: Sequence[int], ids: Sequence[int], tokenizer: Any) -> str:
@@ -252,6 +295,28 @@ def padded(rows: Sequence[Encoded], pad_token_id: int) -> tuple[Tensor, Tensor]:
 
 
 def best_first(rows: Sequence[Infilled]) -> Infilled:
-    """The row with the best score; the others are in its `others`."""
-    best, *others = sorted(rows, key=lambda row: -row.score)
-    return Infilled(**{**vars(best), "others": others})
+    """The likeliest row, or without likelihoods the one with the best score; the others are in its `others`."""
+    best, *others = sorted(rows, key=lambda row: -(row.score if row.likelihood is None else row.likelihood))
+    return replace(best, others=others)
+
+
+@torch.no_grad()
+def with_likelihood(
+    row: Infilled, encoded: Encoded, verifier: Verifier, vocab_size: int, device: torch.device
+) -> Infilled:
+    """The row with log p_AR of its text from the first hole on: a length is right if what is given behind it fits, too.
+
+    Makes one pass of the verifier, which `verifier_forwards` does not count.
+    """
+    start = max(1, encoded.holes[0][0])  # nothing is known of a first token
+    ids = torch.tensor([row.ids[: len(encoded.ids)]], device=device)
+    if start == ids.shape[1]:
+        return replace(row, likelihood=0.0)
+    state = DecodeState.start(ids[:, :start], max_new_tokens=ids.shape[1] - start, mask_token_id=-1)
+    window, tokens = Window.of_rows(state, state.layout.end), ids[:, start:]
+    session, whole = verifier.open(state), slice(None)
+    if isinstance(session, ScoringSession):
+        return replace(row, likelihood=float(session.score(state, window, tokens).sum()))
+    logits = session.logits(state, window, tokens)[whole, whole]
+    logprobs = logits[..., :vocab_size].float().log_softmax(-1)
+    return replace(row, likelihood=float(logprobs.gather(-1, tokens[..., None]).sum()))

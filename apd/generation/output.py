@@ -11,6 +11,7 @@ from transformers.utils import ModelOutput
 
 from apd.decoding.commit import StepInfo
 from apd.decoding.state import DecodeState
+from apd.generation.infilling import Hole, holes_of
 from apd.show.rows import RowTrace
 from apd.show.trace import Trace
 
@@ -28,6 +29,7 @@ class APDOutput(ModelOutput):
         tokens_per_forward: `b` float32, new tokens per *drafter* forward; per verifier forward where the verifier
             decoded alone.
         committed_per_step: per row, the number of tokens each of its steps committed.
+        holes: per row, the masks of its prompt as they were filled, a `Hole` each; empty without one.
         trace: per row, a `RowTrace`; draws itself in a notebook, and printed to a terminal.
         scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
             it, the drafter's at the first position of a step (with `first="judge"` the mixture's) and the mixture's at the
@@ -43,6 +45,7 @@ class APDOutput(ModelOutput):
     tokens_per_forward: Tensor = None  # type: ignore[assignment]
     committed_per_step: list[list[int]] = None  # type: ignore[assignment]
     trace: Trace = None  # type: ignore[assignment]
+    holes: list[list[Hole]] = None  # type: ignore[assignment]
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
 
@@ -54,7 +57,8 @@ class _Row:
     prompt: list[int]
     starts: list[int] = field(default_factory=list)
     drafts: list[list[int]] = field(default_factory=list)
-    entries: dict[int, tuple[int, int, dict[str, float]]] = field(default_factory=dict)  # token, step, probabilities
+    #: token, step, column, probabilities
+    entries: dict[int, tuple[int, int, int, dict[str, float]]] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
     num_drafted: int = 0
@@ -92,6 +96,7 @@ class Recorder:
             info.committed.long(),
             info.window.gather(before.is_new).long(),
             places,
+            info.window.columns - before.padding[:, None],
             proposal.tokens,
             proposal.draft,
         ]
@@ -103,11 +108,11 @@ class Recorder:
             if row_id not in self.rows:
                 self.rows[row_id] = _Row(before.tokens[i, before.padding[i] : before.prompt_end[i]].tolist())
             row = self.rows[row_id]
-            committed, is_new, place, tokens = (positions[k * width : (k + 1) * width] for k in range(4))
-            draft = positions[4 * width :][:num_drafted]
+            committed, is_new, place, column, tokens = (positions[k * width : (k + 1) * width] for k in range(5))
+            draft = positions[5 * width :][:num_drafted]
             kept = [j for j, is_kept in enumerate(committed) if is_kept]
             row.entries |= {
-                place[j]: (tokens[j], len(row.drafts), dict(zip(proposal.models, probs[i][j], strict=True)))
+                place[j]: (tokens[j], len(row.drafts), column[j], dict(zip(proposal.models, probs[i][j], strict=True)))
                 for j in kept
             }
             row.starts.append(place[0])
@@ -127,8 +132,9 @@ class Recorder:
         trace = RowTrace(starts=row.starts, drafts=row.drafts, committed=[0] * steps, prompt=row.prompt)
         # Any-order strategies may decide tokens behind a later stop token; those do not count.
         for position in range(row.num_tokens):
-            token, step, probs = row.entries[position]
+            token, step, column, probs = row.entries[position]
             trace.tokens.append(token)
+            trace.columns.append(column)
             trace.steps.append(step)
             for name, p in probs.items():
                 getattr(trace, f"{name}_probs").append(p)
@@ -140,8 +146,8 @@ class Recorder:
         trace, row = self.trace(row_id), self.rows.pop(row_id)
         return trace, row.num_drafted, row.num_verified, row.num_canvases
 
-    def output(self, sequences: Tensor, tokenizer: Any = None) -> APDOutput:
-        """The output for rows 0, 1, … with the ids `sequences`, `b l` int64; `tokenizer` decodes the trace."""
+    def output(self, sequences: Tensor, tokenizer: Any = None, *, mask_token_id: int) -> APDOutput:
+        """The output for rows 0, 1, … with the ids `sequences`, `b l` int64; `tokenizer` decodes trace and holes."""
         rows = [self.rows[row] for row in sorted(self.rows)]
         traces = [self.trace(row) for row in sorted(self.rows)]
         new_tokens, drafted, verified, canvases = torch.tensor(
@@ -157,6 +163,7 @@ class Recorder:
             tokens_per_forward=new_tokens / torch.where(drafted > 0, drafted, verified).clamp(min=1),
             committed_per_step=[trace.committed for trace in traces],
             trace=Trace(traces, tokenizer),
+            holes=[holes_of(trace, mask_token_id, tokenizer) for trace in traces],
             scores=self._per_position("scores"),
             logits=self._per_position("logits"),
         )

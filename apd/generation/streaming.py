@@ -21,6 +21,7 @@ class Chunk:
         row: index of the row in the call.
         step: index of the row's step, from 0.
         tokens: ids in the order of their positions; everything to the left of them is final, too.
+        columns: column of each token, counted from the row's first one. With holes, given tokens may stand between them.
         text: text that became final. Half a character is held back and, where the tokenizer cleans up spaces, the last
             word. Empty without a tokenizer.
         done: whether the row is finished.
@@ -29,14 +30,15 @@ class Chunk:
     row: int
     step: int
     tokens: list[int]
+    columns: list[int]
     text: str
     done: bool
 
 
-def settled_tokens(info: StepInfo, after: DecodeState) -> list[Tensor]:
-    """Per row of the step, the generated tokens that became final, `n` int64: between the old and the new frontier."""
+def settled_columns(info: StepInfo, after: DecodeState) -> list[Tensor]:
+    """Per row of the step, the columns of generated tokens that became final, `n` int64: left of the new frontier."""
     new = after.between(info.before.frontier, after.frontier) & ~after.given
-    return [tokens[is_new] for tokens, is_new in zip(after.tokens, new, strict=True)]
+    return [is_new.nonzero().flatten() for is_new in new]
 
 
 def chunks(steps: Iterator[tuple[StepInfo, DecodeState]], tokenizer: Any, **decode_kwargs: Any) -> Iterator[Chunk]:
@@ -44,11 +46,12 @@ def chunks(steps: Iterator[tuple[StepInfo, DecodeState]], tokenizer: Any, **deco
     texts: dict[int, TextPieces] = {}
     for info, after in steps:
         rows, counts, done = info.before.rows.tolist(), info.before.steps.tolist(), after.done.tolist()
-        for row, step, tokens, is_last in zip(rows, counts, settled_tokens(info, after), done, strict=True):
-            ids, text = tokens.tolist(), ""
+        settled, padding = settled_columns(info, after), after.layout.padding
+        for i, (row, step, columns, is_last) in enumerate(zip(rows, counts, settled, done, strict=True)):
+            ids, text = after.tokens[i, columns].tolist(), ""
             if tokenizer is not None:
                 text = texts.setdefault(row, TextPieces(tokenizer, **decode_kwargs)).add(ids, last=is_last)
-            yield Chunk(row, step, ids, text, is_last)
+            yield Chunk(row, step, ids, [column - padding[i] for column in columns.tolist()], text, is_last)
 
 
 def feed(streamer: Any, prompt: Tensor, steps: Iterator[tuple[StepInfo, DecodeState]]) -> Iterator:
@@ -65,7 +68,7 @@ def feed(streamer: Any, prompt: Tensor, steps: Iterator[tuple[StepInfo, DecodeSt
         if hasattr(streamer, "put_draft"):
             draft = info.proposal.draft[0]
             streamer.put_draft(draft[info.window.inside[0, : len(draft)]].cpu())
-        tokens = settled_tokens(info, after)[0]
+        tokens = after.tokens[0, settled_columns(info, after)[0]]
         if len(tokens):
             streamer.put(tokens.cpu())
         yield info, after

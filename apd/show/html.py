@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from apd.show.rows import RowTrace, corrected, counts, number
+from apd.show.rows import RowTrace, corrected, counts, follows_given, number
 from apd.text import TextPieces, decoder
 
 NOTEBOOK_ROWS = 8  # more would make an output cell unreadable; `Trace.to_html` shows all
@@ -59,7 +59,11 @@ def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
     """The values of player.html for one row."""
     prompt = decoder(tokenizer, skip_special_tokens=True)(row.prompt)
     probs = [row.target_probs, row.drafter_probs, *([row.verifier_probs] if row.verifier_probs else [])]
-    columns = zip(_texts(row, tokenizer), row.steps, corrected(row), *probs, strict=True)
+    texts = [
+        f" … {text}" if follows else text
+        for text, follows in zip(_texts(row, tokenizer), follows_given(row), strict=True)
+    ]
+    columns = zip(texts, row.steps, corrected(row), *probs, strict=True)
     return {
         "counts": counts(row),
         "prompt": prompt if len(prompt) <= _MAX_PROMPT else f"… {prompt[-_MAX_PROMPT:]}",

@@ -18,7 +18,8 @@ class RowTrace:
         starts: per step, the position of the first drafted mask.
         drafts: per step, the drafted ids from there on; those not committed were rejected.
         committed: per step, number of committed tokens.
-        prompt: ids of the prompt, without padding.
+        prompt: ids of the prompt, without padding; with holes, their masks and what is given behind them.
+        columns: per token, its column counted from the prompt's first; between holes, given tokens stand.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -30,6 +31,13 @@ class RowTrace:
     drafts: list[list[int]] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+
+
+def follows_given(row: RowTrace) -> list[bool]:
+    """One Boolean per token: true if given tokens stand between it and the generated token before it."""
+    columns = row.columns or range(len(row.tokens))  # a trace made by hand may lack them
+    return [i > 0 and column > columns[i - 1] + 1 for i, column in enumerate(columns)]
 
 
 def corrected(row: RowTrace) -> list[bool]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.text import Text
 
-from apd.show.rows import RowTrace, counts
+from apd.show.rows import RowTrace, counts, follows_given
 from apd.show.terminal import console
 from apd.text import decoder
 
@@ -25,7 +26,7 @@ def describe(rows: Sequence[RowTrace], tokenizer: Any, *, colour: bool | None) -
     for index, row in enumerate(rows):
         lines += [
             Text(f"row {index}: {counts(row)}"),
-            mark(pieces(row.tokens, row.steps, decode), colour=colour),
+            mark(pieces_of(row, decode), colour=colour),
         ]
     text = Text("\n").join(lines)
     if not colour:
@@ -33,6 +34,21 @@ def describe(rows: Sequence[RowTrace], tokenizer: Any, *, colour: bool | None) -
     written = io.StringIO()
     console(written, "always").print(text, soft_wrap=True, end="")
     return written.getvalue()
+
+
+def pieces_of(row: RowTrace, decode: Callable[[Sequence[int]], str]) -> list[tuple[int, str]]:
+    """The pieces of a row; ` … ` stands for given tokens between two holes."""
+    starts = [0, *(i for i, follows in enumerate(follows_given(row)) if follows), len(row.tokens)]
+    found: list[tuple[int, str]] = []
+    for start, end in itertools.pairwise(starts):
+        of_hole = pieces(row.tokens[start:end], row.steps[start:end], decode)
+        if found:  # the same step goes on: no bar
+            step, text = found.pop()
+            found.append((step, text + " … "))
+            if of_hole and of_hole[0][0] == step:
+                of_hole[0] = (step, found.pop()[1] + of_hole[0][1])
+        found += of_hole
+    return found
 
 
 def pieces(

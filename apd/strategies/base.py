@@ -25,7 +25,7 @@ class Unmasking(Memoryless):
     Subclasses define `choose`, and `measure` if they select by another quantity than the confidence.
 
     Attributes:
-        reach: positions of the window that `choose` can select from, counted from the frontier; `None`: all. Only these
+        reach: masks of the window that `choose` can select from, counted from the frontier; `None`: all. Only these
             are drafted.
         counts_steps: True if `choose` reads `state.steps`.
     """
@@ -35,7 +35,11 @@ class Unmasking(Memoryless):
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
         width = window.columns.shape[1]
-        drafts = pair.draft(state, window, sampling, self.reach)
+        reach = self.reach
+        if reach is not None and state.has_holes:  # given tokens stand between the masks
+            ends = state.columns_behind([reach] * len(state.rows))
+            reach = max(reach, *(end - start for start, end in zip(state.layout.frontier, ends, strict=True)))
+        drafts = pair.draft(state, window, sampling, reach)
         measures, probs, faults = [], [], []
         for part, draft in drafts:
             measures.append(self.measure(draft, window.part(part)))

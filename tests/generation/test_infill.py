@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import math
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from tongues import EXACT, KINDS, TEXTS, random_lm, tokenizer_of
 from toy import tiny_pair
 
 from apd import APDSampler
+from apd.generation.infilling import encode_parts, padded
 from apd.models.loading import as_drafter
 from apd.text import REPLACEMENT
 
@@ -143,3 +145,76 @@ def test_the_mask_string_in_a_text_is_a_hole() -> None:
     found = sampler.generate(**ids)
     is_given = ids["input_ids"] != sampler.drafter.mask_token_id
     assert torch.equal(found[is_given], ids["input_ids"][is_given]) and found.shape == is_given.shape
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_the_output_has_the_holes_of_each_row(has_tokenizer) -> None:
+    sampler = copy.copy(sampler_of("byte_bpe"))
+    mask, texts = sampler.drafter.mask_token_id, [["The quick ", 3, " fox ", 2, "!"], ["a b ", 2], ["no hole"]]
+    rows = [encode_parts(text, sampler.tokenizer, mask) for text in texts]
+    ids, real = padded(rows, 0)
+    settings = {"attention_mask": real, "max_new_tokens": 2, "eos_token_id": None, "pad_token_id": 0}
+    if not has_tokenizer:
+        sampler.tokenizer = None
+    output = sampler.generate(ids, return_dict_in_generate=True, strategy="left-to-right:1", **settings)
+    assert output.holes[2] == []
+    for row, sequence, found, trace in zip(rows, output.sequences.tolist(), output.holes, output.trace, strict=True):
+        whole = sequence[ids.shape[1] - len(row.ids) :]
+        assert [(hole.start, hole.start + len(hole.ids)) for hole in found] == row.holes
+        assert all(whole[hole.start :][: len(hole.ids)] == hole.ids for hole in found)
+        filled = sum(len(hole.ids) for hole in found)
+        expected = sum(math.log(p) for p in trace.drafter_probs[:filled])
+        assert sum(hole.logprob for hole in found) == pytest.approx(expected, abs=1e-5)
+    assert any(hole.text for found in output.holes for hole in found) == has_tokenizer
+    assert sampler.generate(ids[2:], return_dict_in_generate=True, max_new_tokens=1).holes == [[]]
+
+
+def test_a_last_hole_that_a_stop_token_ends_has_the_tokens_up_to_it() -> None:
+    sampler = sampler_of("byte_bpe")
+    mask = sampler.drafter.mask_token_id
+    ids = torch.tensor([[5, mask, 6, *[mask] * 50]])
+    stops = [i for i in range(sampler.vocab_size) if i % 2 and i != mask]
+    output = sampler.generate(ids, eos_token_id=stops, do_sample=True, seed=1, return_dict_in_generate=True)
+    first, last = output.holes[0]
+    assert first.ids[0] not in stops and last.ids[-1] in stops and len(last.ids) < 50
+    assert [*first.ids, *last.ids] == output.trace[0].tokens
+
+
+def test_chunks_say_where_their_tokens_stand() -> None:
+    sampler = sampler_of("byte_bpe")
+    rows = [
+        encode_parts(text, sampler.tokenizer, sampler.drafter.mask_token_id)
+        for text in (["ab", 3, "c", 2, "d"], ["a", 2])
+    ]
+    ids, real = padded(rows, 0)
+    settings = {"attention_mask": real, "max_new_tokens": 2, "eos_token_id": None, "pad_token_id": 0}
+    whole = sampler.generate(ids, **settings).tolist()
+    found: list[dict[int, int]] = [{}, {}]
+    for chunk in sampler.stream(ids, **settings):
+        assert chunk.columns == sorted(chunk.columns)
+        found[chunk.row] |= dict(zip(chunk.columns, chunk.tokens, strict=True))
+    for row, sequence, tokens in zip(rows, whole, found, strict=True):
+        start = ids.shape[1] - len(row.ids)
+        holes = [column for a, b in row.holes for column in range(a, b)]
+        assert [*tokens] == [*holes, len(row.ids), len(row.ids) + 1]
+        assert all(sequence[start + column] == token for column, token in tokens.items())
+
+
+@pytest.mark.parametrize("has_verifier", [True, False])
+def test_with_a_verifier_the_likeliest_text_comes_first(has_verifier) -> None:
+    sampler = APDSampler.from_embedded()
+    given = ['Copy this list: ["Mia", "Leo", "Zoe", "Ada"]. ["Mia', range(1, 7), 'Zoe", "Ada"]']
+    if not has_verifier:
+        sampler.verifier = None
+        found = sampler.infill(given)
+        assert found.likelihood is None and all(found.score >= other.score for other in found.others)
+        return
+    found = sampler.infill(given)
+    assert found.text == 'Copy this list: ["Mia", "Leo", "Zoe", "Ada"]. ["Mia", "Leo", "Zoe", "Ada"]'
+    every = [found, *found.others]
+    for each in every:
+        logits = sampler.verifier.model(input_ids=torch.tensor([each.ids])).logits[0].log_softmax(-1).detach()
+        start = each.holes[0].start
+        expected = sum(float(logits[i - 1, each.ids[i]]) for i in range(start, len(each.ids)))
+        assert each.likelihood == pytest.approx(expected, rel=1e-4)
+    assert [each.likelihood for each in every] == sorted((each.likelihood for each in every), reverse=True)

@@ -85,6 +85,7 @@ def test_one_token_per_step_is_its_definition(case) -> None:
 STRATEGIES = [
     None,
     LTR,
+    "left-to-right:3",
     "threshold:0.3",
     "confidence:2",
     "checked",
@@ -223,3 +224,19 @@ def test_stop_tokens_are_drawn_in_a_hole_on_request_only_and_end_nothing_there()
             end = max(i for i, token in enumerate(row) if token != MASK) + 1
             assert len(found) >= end
             assert all(found[i] >= 20 for i in range(end) if row[i] == MASK)
+
+
+@pytest.mark.parametrize(
+    "strategy", ["left-to-right:2", "left-to-right:3", "confidence:2", "blocks:4/left-to-right:2"]
+)
+def test_a_step_over_the_end_of_a_hole_commits_its_drafts(strategy) -> None:
+    """Greedy tokens of a step are the drafter's likeliest of one pass, wherever given tokens stand between them."""
+    sampler = samplers(1)
+    row = [1, 2, MASK, 4, 5, 6, MASK, 8, MASK, MASK, 3]
+    output = sampler.generate(torch.tensor([row]), strategy=strategy, return_dict_in_generate=True, pad_token_id=0)
+    trace = output.trace[0]
+    assert trace.columns == [2, 6, 8, 9]
+    assert all(
+        trace.tokens[i] in trace.drafts[step] and p > 1e-6
+        for i, (step, p) in enumerate(zip(trace.steps, trace.drafter_probs, strict=True))
+    )

@@ -346,3 +346,14 @@ def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, output: 
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"needs matplotlib: pip install"):
         output.trace.plot()
+
+
+def test_given_tokens_between_two_holes_are_told_by_dots() -> None:
+    sampler = APDSampler.from_embedded()
+    ids = sampler.tokenizer('Copy this list: ["Mia", "Leo", "Zoe"]. ["<mask>", "Leo", "<mask>"]', return_tensors="pt")
+    output = sampler.generate(**ids, strategy="left-to-right:1", return_dict_in_generate=True)
+    assert output.trace.to_text(colour=False).splitlines()[-1] == "Mia … |Zoe"
+    assert output.trace[0].columns == [hole.start for hole in output.holes[0]]
+    assert "> … Zoe</span>" in output.trace.to_html()
+    together = sampler.generate(**ids, strategy="left-to-right:2", return_dict_in_generate=True)
+    assert together.trace.to_text(colour=False).splitlines()[-1] == "Mia … Zoe"
