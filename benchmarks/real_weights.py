@@ -54,6 +54,9 @@ WITH_VERIFIER = (
 )
 
 
+KINDS = ("a loop of 20", "every third residue", "60 at the end", "all but 12")
+
+
 @dataclass
 class Counts:
     """What a strategy made of the chains."""
@@ -172,10 +175,14 @@ def train_verifier(sampler: APDSampler, minutes: float, seed: int = 0) -> Qwen2F
 
 
 def measure(
-    sampler: APDSampler, found: list[list[int]], strategies: tuple[tuple[str, str], ...], temperature: int
+    sampler: APDSampler,
+    found: list[list[int]],
+    strategies: tuple[tuple[str, str], ...],
+    kinds: list[str],
+    temperature: int,
 ) -> Iterator[tuple[str, str, Counts]]:
     """Kind of hole, strategy, counts."""
-    for kind in holes(len(found[0]) - 2):
+    for kind in kinds:
         made: dict[str, list[list[int]]] = {}
         for strategy, reference in tqdm(strategies, desc=f"{kind}, T {temperature}", disable=None):
             counts = Counts()
@@ -202,6 +209,9 @@ def main() -> None:
         prog="python -m benchmarks.real_weights", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--chains", type=int, default=8)
+    parser.add_argument(
+        "--holes", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of holes (default: all, hours)"
+    )
     parser.add_argument("--temperature", type=int, nargs="+", choices=(0, 1), default=[0, 1])
     parser.add_argument(
         "--verifier", type=float, default=0.0, metavar="MINUTES", help="train a verifier for so long (default: none)"
@@ -222,7 +232,7 @@ def main() -> None:
     for temperature in arguments.temperature:
         print(f"\nTemperature {temperature}\n")
         print("| hole | decoding | equal | pass | rows | log p | residues/s |\n|---|---|---|--:|--:|--:|--:|")
-        for kind, strategy, counts in measure(sampler, found, strategies, temperature):
+        for kind, strategy, counts in measure(sampler, found, strategies, arguments.holes, temperature):
             print(f"| {kind} | `{strategy}` | {counts} |", flush=True)
 
 
