@@ -256,7 +256,8 @@ class APDSampler:
                 generator when not given. With its own seed a row's tokens do not depend on the rest of the batch.
             strategy: decode with this instead of APD: `apd.LeftToRight(1)`, one token per step, or a short name such as
                 `"confidence:2"`.
-            **kwargs: the knobs of `APDConfig` and the fields of `GenerationConfig`.
+            **kwargs: the knobs of `APDConfig` and the fields of `GenerationConfig`; and `allow_stop_in_holes=True` to let stop
+                tokens be drawn in a hole of the prompt, where they end nothing.
         Returns:
             `b·num_return_sequences l` int64 ids, prompt included, padded behind the stop token; with
             `return_dict_in_generate=True` an `APDOutput`.

@@ -44,7 +44,7 @@ from apd.decoding.window import AutoWindow, LimitedWindow, WindowPolicy, window_
 from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, refuse_unknown, warn
-from apd.kinds import GENERATION, WHOLE, misfit
+from apd.kinds import FLAG, GENERATION, WHOLE, misfit
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
 _DEFAULT_TOP_K = 50  # transformers' own default with `do_sample`
@@ -127,8 +127,11 @@ class Resolver:
         stopping_criteria: Iterable[StoppingCriteria] | None = None,
         prefix_allowed_tokens_fn: AllowedTokens | None = None,
         tokenizer: Any = None,
+        allow_stop_in_holes: bool = False,
         **kwargs: Any,
     ) -> None:
+        if not FLAG.fits(allow_stop_in_holes):
+            raise TypeError(f"`allow_stop_in_holes` must be True or False, got {allow_stop_in_holes!r}.")
         self.models, self.strategy, self.config = models, strategy, config
         #: No masks are appended: `max_new_tokens=0`. transformers takes no 0.
         self.fills_only = kwargs.get("max_new_tokens") == 0 and not isinstance(kwargs.get("max_new_tokens"), bool)
@@ -167,6 +170,7 @@ class Resolver:
             allowed_tokens=prefix_allowed_tokens_fn or constraint,
             min_new_tokens=generation.min_new_tokens or 0,
             suppressed_first=tuple(generation.begin_suppress_tokens or ()),
+            stops_in_holes=allow_stop_in_holes,
         )
         check_order(strategy, config)
         check_attention(strategy, config, models.drafter)

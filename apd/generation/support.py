@@ -16,7 +16,16 @@ from apd.kinds import GENERATION
 #: Arguments that work, knobs of `APDConfig` aside. `docs/generate.md` says how.
 SUPPORTED = (
     *("inputs", "input_ids", "attention_mask", "generation_config", "logits_processor", "stopping_criteria"),
-    *("prefix_allowed_tokens_fn", "streamer", "tokenizer", "seed", "strategy", "bad_words_ids", "sequence_bias"),
+    *(
+        "prefix_allowed_tokens_fn",
+        "streamer",
+        "tokenizer",
+        "seed",
+        "strategy",
+        "allow_stop_in_holes",
+        "bad_words_ids",
+        "sequence_bias",
+    ),
     *GENERATION,
 )
 

@@ -224,6 +224,17 @@ def test_stop_tokens_are_drawn_in_a_hole_on_request_only_and_end_nothing_there()
             end = max(i for i, token in enumerate(row) if token != MASK) + 1
             assert len(found) >= end
             assert all(found[i] >= 20 for i in range(end) if row[i] == MASK)
+        allowed = fill(sampler, rows, allow_stop_in_holes=True, **settings)
+    inside = [found[i] for row, found in zip(rows, allowed, strict=True) for i in range(end_of(row)) if row[i] == MASK]
+    assert any(token < 20 for token in inside)
+    assert all(len(found) >= end_of(row) for row, found in zip(rows, allowed, strict=True))
+    with pytest.raises(TypeError, match="`allow_stop_in_holes` must be True or False, got 1"):
+        fill(sampler, rows, allow_stop_in_holes=1)
+
+
+def end_of(row: list[int]) -> int:
+    """The column behind the last given token."""
+    return max(i for i, token in enumerate(row) if token != MASK) + 1
 
 
 @pytest.mark.parametrize(
