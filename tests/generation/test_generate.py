@@ -50,6 +50,7 @@ def test_the_page_in_the_docs_names_every_argument():
     assert set(SUPPORTED) == set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`.*?) \|", supported, re.M)))) | {
         "seed",
         "strategy",
+        "allow_stop_in_holes",
     }
     table = re.findall(r"^\| (`.*?) \| (.*) \|$", refused, re.M)
     assert {name: reason for names, reason in table for name in re.findall(r"`(\w+)`", names)} == REFUSED

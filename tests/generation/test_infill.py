@@ -25,7 +25,7 @@ def sampler_of(kind: str) -> APDSampler:
 
 def cut(text: str, rng: random.Random) -> list[str | int]:
     """The text with one or two holes at any characters, also inside words."""
-    edges = sorted(rng.sample(range(len(text) + 1), k=rng.choice((2, 4))))
+    edges = sorted(rng.sample(range(1, len(text) + 1), k=rng.choice((2, 4))))  # the first token is given
     parts: list[str | int] = [text[: edges[0]]]
     for start, end in zip(edges[1::2], [*edges[2::2], len(text)], strict=True):
         parts += [rng.randint(1, 4), text[start:end]]
