@@ -21,7 +21,7 @@ from apd.decoding.commit import StepInfo, commit
 from apd.decoding.pair import Kernels, draw
 from apd.decoding.state import DecodeState, to_device
 from apd.decoding.step import judge
-from apd.decoding.window import FixedWindow, Window, WindowPolicy
+from apd.decoding.window import FixedWindow, LimitedWindow, Window, WindowPolicy
 from apd.models.cache import ColumnCache, ColumnLayer, WriteTarget
 from apd.models.horizon import Attention
 from apd.models.span import Span
@@ -94,8 +94,10 @@ class BucketedWindow:
     def window(self, state: DecodeState) -> Window:
         ends = self.policy.ends(state)
         width = max(end - start for start, end in zip(state.layout.frontier, ends, strict=True))
-        most = min(self.policy.size, state.width) if isinstance(self.policy, FixedWindow) else state.width
-        return Window.of_rows(state, ends, width=min(round_up(width, COLUMN_BUCKET), most))
+        policy = self.policy.policy if isinstance(self.policy, LimitedWindow) else self.policy
+        most = min(policy.size, state.width) if isinstance(policy, FixedWindow) else state.width
+        # Given tokens between the masks may make a window wider than M.
+        return Window.of_rows(state, ends, width=max(width, min(round_up(width, COLUMN_BUCKET), most)))
 
     def ends(self, state: DecodeState) -> Sequence[int]:
         return self.policy.ends(state)
