@@ -28,6 +28,7 @@ def drafter(tmp_path: Path) -> str:
     return str(tmp_path / "drafter")
 
 
+@pytest.mark.slow
 def test_an_exact_cache_computes_fewer_columns_for_the_same_answers(
     drafter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,6 +134,7 @@ def is_clean(output: Path) -> bool:
 # ---------------------------------------------------------------- processes
 
 
+@pytest.mark.slow
 def test_two_processes_continue_what_three_have_left(prompts: Path, whole: bytes, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     leave_torn_lines(output, whole.splitlines(keepends=True)[:20])

@@ -95,12 +95,14 @@ def test_a_wrong_mask_token_is_noticed_twice(mask: int) -> None:
     assert "--mask-token-id 2" in found(report, "weights: mask").advice
 
 
+@pytest.mark.slow
 def test_a_wrong_mask_token_in_the_config_is_noticed(copied: Callable[..., Path]) -> None:
     report = drafter_report(copied(config={"mask_token_id": 100}))
     assert problems(report) == {"mask token", "weights: mask"}
     assert "ordinary word" in found(report, "mask token").advice
 
 
+@pytest.mark.slow
 def test_wrong_shift_and_mask_token_are_both_named() -> None:
     """Each alone is hard to see where the other is wrong."""
     report = drafter_report(spec=dataclasses.replace(FAMILIES["dream"], logit_shift=0), mask_token_id=100)
@@ -119,6 +121,7 @@ def test_a_family_other_than_that_of_the_config_is_noticed() -> None:
     assert problems(drafter_report(text=FEW, spec=spec)) == {"attention"}
 
 
+@pytest.mark.slow
 def test_attention_that_the_weights_were_not_trained_with_is_noticed() -> None:
     """Stories whose results depend on what stands behind: causal attention makes them unlikely."""
     stories = [(each.prompt, each.answer) for each in instances(ARITHMETIC, 20, seed=11)]
@@ -144,6 +147,7 @@ def test_text_that_the_tokenizer_does_not_know_is_no_evidence() -> None:
     assert "unknown to the tokenizer" in found(foreign, "weights").advice
 
 
+@pytest.mark.slow
 def test_plain_text_is_tried_too() -> None:
     text = "\n".join(prompt + answer for prompt, answer in TASKS)
     assert problems(drafter_report(text=text, mask_token_id=100)) == {"mask token", "weights: mask"}
@@ -216,6 +220,7 @@ def test_an_untrained_verifier_is_called_so() -> None:
     assert found(report, "verifier: ids").verdict == "not known"  # nothing says what its ids are
 
 
+@pytest.mark.slow
 def test_a_verifier_loaded_with_other_ids_is_noticed(copied: Callable[..., Path]) -> None:
     path = copied("verifier", of=VERIFIER_DIR)
     file = path / "tokenizer.json"
@@ -238,6 +243,7 @@ def test_only_transformers_models_are_checked() -> None:
 # ---------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_report_and_its_exit_code(
     copied: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -316,6 +322,7 @@ def test_a_wrong_mask_token_of_a_masked_lm_is_noticed(bert: Path, capsys: pytest
     assert "BertForMaskedLM" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_mask_token_that_a_masked_lm_has_learned_is_found(bert: Path) -> None:
     """A few steps on one text are enough to know its next letters from the mask token and its place."""
     path, text = bert, "\n\n".join(["the quick brown fox jumps over the lazy dog and on"] * 6)
