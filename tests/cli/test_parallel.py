@@ -204,7 +204,8 @@ def test_a_fatal_prompt_ends_all_processes_and_keeps_what_is_done(
         code, err = launch.finish()
     assert code != 0 and not output.exists()
     complaints = [line for line in err.splitlines() if line.startswith("apd: error: ")]
-    assert f"prompts.jsonl, line {COUNT}: Prompt and new tokens must fit" in complaints[0]
+    # On a busy machine the other process may be the first to say that one has ended.
+    assert any(f"prompts.jsonl, line {COUNT}: Prompt and new tokens must fit" in line for line in complaints)
     done = set().union(*(indices(path) for path in part_paths(output)))
     assert len(done) >= (COUNT - 3) // 2 - 1  # the share of the process that met it, at least
 

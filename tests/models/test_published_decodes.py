@@ -28,8 +28,9 @@ def test_a_short_decode_of_each_rule_equals_the_published_one(folder) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", RULES)
-def test_all_decodes_equal_the_published_ones(folder) -> None:
-    check(folder, recorded_in(folder))
+def test_a_third_of_all_decodes_equals_the_published_ones(folder) -> None:
+    """`python -m benchmarks.families --only decodes` makes all of them."""
+    check(folder, recorded_in(folder)[1::3])
 
 
 def recorded_in(folder: str) -> list[Decode]:
