@@ -437,9 +437,10 @@ def _check_length(prompt_tokens: int, max_new_tokens: int, max_lengths: dict[str
     tokens = prompt_tokens + max_new_tokens
     for model, limit in max_lengths.items():
         if limit is not None and tokens > limit:
+            shorter = f"Lower `max_new_tokens` ({max_new_tokens}) or shorten the prompt."
             raise ValueError(
                 f"Prompt and new tokens must fit the {model}'s {limit} positions, got {tokens} tokens. "
-                f"Lower `max_new_tokens` ({max_new_tokens}) or shorten the prompt."
+                + (shorter if max_new_tokens else "Shorten the text or its holes.")
             )
 
 
