@@ -91,7 +91,8 @@ class AcceptanceRule(Protocol):
     """Judges a draft, or a part of one, position by position.
 
     The very first position of a draft is accepted whatever a rule says, since p_D is the drafter's exact conditional
-    there; with `APD(..., first="judge")` the rule decides there, too, and must replace what it rejects. A rule with a true attribute `scores_only` needs p_AR of the drafted tokens alone.
+    there; with `APD(..., first="judge")` the rule decides there, too, and must replace what it rejects. A rule with a true
+    attribute `scores_only` needs p_AR of the drafted tokens alone.
     """
 
     def __call__(self, evidence: Evidence, /) -> Judgement: ...

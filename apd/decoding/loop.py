@@ -208,6 +208,7 @@ def _refuse_broken(info: StepInfo, strategy: Strategy) -> None:
     else:
         model, gave = "mixture", "no token that both models allow, or the verifier none at all,"
     raise FloatingPointError(
-        f"The {model} gave {gave} {where}, where a token had to be decided. Check its weights and dtype (float16 overflows where bfloat16 does not), and that the "
+        f"The {model} gave {gave} {where}, where a token had to be decided. Check its weights and "
+        "dtype (float16 overflows where bfloat16 does not), and that the "
         "logits processors leave a token."
     )

@@ -151,16 +151,18 @@ class NeuralDrafterSession:
         return state.tokens if missing <= 0 else pad(state.tokens, (0, missing), value=self.drafter.mask_token_id)
 
     def unseen(self, state: DecodeState, window: Window, span: Span) -> Tensor | None:
-        """Masks behind the window, where given tokens behind them are in the canvas: `b l` bool; `None`: there are none."""
-        if (
-            all(end <= window_end for end, window_end in zip(span.ends, window.ends, strict=True))
-            or not state.has_holes
-        ):
+        """Masks behind the canvas, where the span goes on to given tokens: `b l` bool; `None`: there are none."""
+        ends = self.canvas_ends(state, window)
+        if all(behind <= end for behind, end in zip(span.ends, ends, strict=True)):
             return None
         columns = torch.arange(max(span.ends), device=state.tokens.device)
-        ends = to_device(window.ends, state.tokens.device)[:, None]
         decided = pad(state.decided, (0, max(0, len(columns) - state.width)))[:, : len(columns)]
-        return ~decided & (columns >= ends)
+        return ~decided & (columns >= to_device(ends, state.tokens.device)[:, None])
+
+    def canvas_ends(self, state: DecodeState, window: Window) -> list[int]:
+        """The column behind each row's canvas. Behind it, only given tokens are seen."""
+        rows = zip(window.starts, window.ends, state.layout.padding, strict=True)
+        return [self.attention.canvas_end(t, end, padding, self.drafter.logit_shift) for t, end, padding in rows]
 
     def _is_out_of_order(self, state: DecodeState) -> bool:
         """True if the model is causal and tokens behind the frontier of a row are decided."""
@@ -190,10 +192,8 @@ class NeuralDrafterSession:
         return min(self.attention.first_changing(frontier, padding, prompt_end), frontier - self.drafter.logit_shift)
 
     def span(self, starts: Sequence[int], state: DecodeState, window: Window) -> Span:
-        """The columns from `starts` to the end of the canvas."""
-        paddings, shift = state.layout.padding, self.drafter.logit_shift
-        rows = zip(window.starts, window.ends, paddings, strict=True)
-        ends = [self.attention.canvas_end(t, end, padding, shift) for t, end, padding in rows]
+        """The columns from `starts` to the end of the canvas, or of what is given behind it."""
+        paddings, ends = state.layout.padding, self.canvas_ends(state, window)
         if state.has_holes:
             ends = [max(end, given) for end, given in zip(ends, state.layout.given_end, strict=True)]
         seeds = None

@@ -140,6 +140,18 @@ def test_a_row_with_holes_does_not_depend_on_its_batch_in_200_cases(part) -> Non
         check_a_case(case)
 
 
+@pytest.mark.parametrize("strategy", [LTR, "confidence:1", None])
+def test_a_row_of_blocks_does_not_depend_on_a_hole_beside_it(strategy) -> None:
+    """All masks up to the end of the block stand in a canvas, also where the window is smaller."""
+    model = tiny_pair(1, VOCAB)[0].model
+    drafter = MaskedDiffusionDrafter(model, mask_token_id=MASK, logit_shift=0, attention="block", block_size=8)
+    sampler = APDSampler(drafter, mixture_weight=1.0)
+    rows = [[1, 2, 3], [4, 5, MASK, 6, MASK, MASK, 8, 9], [3, 1, 4, 1, 5, 9, 2, 6, 5]]
+    settings = {"window_size": 2, "max_new_tokens": 5, "eos_token_id": None, "strategy": strategy}
+    together = fill(sampler, rows, **settings)
+    assert together == [fill(sampler, [row], **settings)[0] for row in rows]
+
+
 class Known(OwnSession):
     """A drafter that knows the weight of every sequence of four tokens out of three, behind a first token."""
 
