@@ -15,7 +15,7 @@ from apd import APDSampler, load_drafter
 from apd.models.families import FAMILIES, ModelSpec
 from apd.models.horizon import CAUSAL, FULL, Attention
 from apd.models.loading import as_drafter, drafter_config, load_verifier
-from benchmarks.families.logits import LAYOUTS, MASKS, NEWER, compare
+from benchmarks.families.logits import LAYOUTS, MASKS, NEWER, compare, decoded
 
 pytestmark = pytest.mark.compat
 
@@ -68,6 +68,36 @@ def test_another_attention_computes_something_else(folder: str) -> None:
     supported(folder)
     wrong = CAUSAL if folder == "parity_llada_moe" else FULL
     assert next(each.gap for each in compare(folder, attention=wrong) if each.way == "decode") > 0.1
+
+
+# The experts of mixtures have no float64 kernel.
+@pytest.mark.parametrize("folder", [folder for folder in LAYOUTS if "moe" not in folder])
+def test_windows_and_caches_compute_the_logits_of_the_whole_canvas_to_rounding_in_float64(folder: str) -> None:
+    """The class itself, on the whole canvas under the mask that the kind's definition gives, is the reference."""
+    drafter = load_drafter(
+        supported(folder), mask_token_id=MASKS.get(folder), dtype=torch.float64, attn_implementation="sdpa"
+    )
+    frontier, end, kind, size = 40, 64, drafter.attention.kind, drafter.attention.block_size
+    if kind == "prefix":  # the last decided token and the masks see each other
+        end = frontier - 1 + size
+    column = torch.arange(end)
+    horizon = {
+        "causal": column,
+        "block": column // size * size + size - 1,
+        "prefix": torch.where(column >= frontier - 1, end, column),
+    }[kind]
+    # Where rows predict the next column, the last one predicts a column behind all that is seen.
+    ids = torch.randint(
+        3, 50, (1, end + drafter.logit_shift * (kind == "prefix")), generator=torch.Generator().manual_seed(3)
+    )
+    ids[:, frontier:] = drafter.mask_token_id
+    seen = (column <= horizon[:, None])[None, None]
+    with torch.no_grad():
+        whole = drafter.model(ids[:, :end], attention_mask=seen, position_ids=column[None]).logits
+    for earlier in ([], [33], [5, 35]):
+        computed, expected = decoded(drafter, ids, whole, earlier=earlier)
+        assert computed.dtype == torch.float64 and len(computed) > 1
+        assert float((computed - expected).abs().max()) <= 1e-12 * float(whole.abs().max()), earlier
 
 
 @pytest.mark.parametrize(("folder", "family", "kind", "size", "shift", "mask", "reads"), FACTS)
