@@ -32,6 +32,7 @@ from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
 from apd.generation.infilling import (
     Infilled,
+    Part,
     best_first,
     encode_parts,
     infilled,
@@ -301,7 +302,21 @@ class APDSampler:
             return sequences.ids()
         return recorder.output(sequences.ids(), resolve.tokenizer, mask_token_id=self.drafter.mask_token_id)
 
-    def infill(self, parts: Any, *, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
+    @overload
+    def infill(self, parts: Sequence[Part], *, seed: int | Sequence[int] | None = ..., **kwargs: Any) -> Infilled: ...
+
+    @overload
+    def infill(
+        self,
+        parts: Sequence[list[Any] | tuple[Any, ...]],
+        *,
+        seed: int | Sequence[int] | None = ...,
+        **kwargs: Any,
+    ) -> list[Infilled]: ...
+
+    def infill(
+        self, parts: Sequence[Any], *, seed: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> Infilled | list[Infilled]:
         """Fill the holes of a text, or of a list of texts; both sides of a hole are read.
 
         Decoding goes from left to right through the holes, with everything given in sight. The verifier of APD sees only what is
