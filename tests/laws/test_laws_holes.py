@@ -52,7 +52,7 @@ def check_settings(count: int, seed: int) -> None:
     wrong: list[str] = []
     tally = Counter(outcomes(count, seed, wrong.append))
     assert not wrong, wrong[0]
-    assert tally["equal"] > count / 2 and tally["ties"] <= 1 + count / 50, tally
+    assert tally["equal"] > count / 2 and tally["tie"] <= 1 + count / 50, tally
 
 
 @pytest.mark.parametrize("part", range(3))
