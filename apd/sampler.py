@@ -32,6 +32,7 @@ from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
 from apd.generation.infilling import (
     Infilled,
+    Part,
     best_first,
     encode_parts,
     infilled,
@@ -301,7 +302,21 @@ class APDSampler:
             return sequences.ids()
         return recorder.output(sequences.ids(), resolve.tokenizer, mask_token_id=self.drafter.mask_token_id)
 
-    def infill(self, parts: Any, *, seed: int | Sequence[int] | None = None, **kwargs: Any) -> Any:
+    @overload
+    def infill(self, parts: Sequence[Part], *, seed: int | Sequence[int] | None = ..., **kwargs: Any) -> Infilled: ...
+
+    @overload
+    def infill(
+        self,
+        parts: Sequence[list[Any] | tuple[Any, ...]],
+        *,
+        seed: int | Sequence[int] | None = ...,
+        **kwargs: Any,
+    ) -> list[Infilled]: ...
+
+    def infill(
+        self, parts: Sequence[Any], *, seed: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> Infilled | list[Infilled]:
         """Fill the holes of a text, or of a list of texts; both sides of a hole are read.
 
         Decoding goes from left to right through the holes, with everything given in sight. The verifier of APD sees only what is
@@ -457,17 +472,22 @@ class APDSampler:
 
         def request_of(index: int, prompt: Prompt) -> Request:
             ids = encode(prompt, self.tokenizer, most_tokens)
-            request = resolve(ids, torch.ones_like(ids), [mix_seed(run_seed, index)])
-            if not request.max_new_tokens and not request.processing.has_holes:
+            if resolve.fills_only and not bool((ids == self.drafter.mask_token_id).any()):
                 raise ValueError(
                     "A prompt must have a mask token with max_new_tokens=0, got none: there is nothing to decode. Raise "
                     "`max_new_tokens`, or leave the prompt out."
                 )
-            return request
+            return resolve(ids, torch.ones_like(ids), [mix_seed(run_seed, index)])
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
         queue = Queue(numbered, request_of, on_error)
-        found = answers(queue, batch_size=batch_size, open_loop=self._open, tokenizer=self.tokenizer)
+        found = answers(
+            queue,
+            batch_size=batch_size,
+            open_loop=self._open,
+            tokenizer=self.tokenizer,
+            mask_token_id=self.drafter.mask_token_id,
+        )
         total = len(prompts) if isinstance(prompts, Sized) else None
         found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))

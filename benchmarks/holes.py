@@ -43,14 +43,14 @@ TEXTS_TOGETHER = 8
 
 @dataclass(frozen=True)
 class Holed:
-    """An instance with a hole in its answer.
+    """A prompt and its answer with a hole in it.
 
     Attributes:
+        prompt: its ids.
         answer: ids of the answer, the end token included.
         start, size: first token of the hole, counted from the answer's first, and its length.
     """
 
-    instance: Instance
     prompt: list[int]
     answer: list[int]
     start: int
@@ -65,20 +65,31 @@ class Holed:
         return [*self.answer[: self.start], *tokens, *self.answer[self.start + self.size :]]
 
 
-def holed(sampler: APDSampler, count: int, seed: int) -> list[Holed]:
+@dataclass(frozen=True)
+class HeldOut(Holed):
+    """An instance of a task of the included pair, with a hole in its answer."""
+
+    instance: Instance
+
+
+def place(num_tokens: int, key: str) -> tuple[int, int]:
+    """First token and length of a hole of a third of the answer's tokens, at a random place that follows from `key`."""
+    size = max(1, num_tokens // 3)
+    return random.Random(key).randint(0, num_tokens - size), size
+
+
+def holed(sampler: APDSampler, count: int, seed: int) -> list[HeldOut]:
     """`count` instances of each task."""
     encode, found = sampler.tokenizer, []
     for task in TASKS:
         for instance in instances(task, count, seed):
-            answer = encode(instance.answer)["input_ids"]
-            size = max(1, len(answer) // 3)
-            start = random.Random(f"{seed} {instance.prompt}").randint(0, len(answer) - size)
-            prompt = encode(instance.prompt)["input_ids"]
-            found.append(Holed(instance, prompt, [*answer, encode.eos_token_id], start, size))
+            prompt, answer = (encode(text)["input_ids"] for text in (instance.prompt, instance.answer))
+            start, size = place(len(answer), f"{seed} {instance.prompt}")
+            found.append(HeldOut(prompt, [*answer, encode.eos_token_id], start, size, instance))
     return found
 
 
-def decode(sampler: APDSampler, spec: str, samples: Sequence[Holed], batch_size: int) -> Tally:
+def decode(sampler: APDSampler, spec: str, samples: Sequence[HeldOut], batch_size: int) -> Tally:
     """All samples with one strategy, greedily."""
     tally, columns = Tally(), Columns(sampler)
     rows = [sample.row(sampler.drafter.mask_token_id) for sample in samples]
@@ -96,7 +107,7 @@ def decode(sampler: APDSampler, spec: str, samples: Sequence[Holed], batch_size:
 
 
 def known_length(
-    sampler: APDSampler, samples: Sequence[Holed], strategies: Sequence[str], batch_size: int
+    sampler: APDSampler, samples: Sequence[HeldOut], strategies: Sequence[str], batch_size: int
 ) -> Iterator[str]:
     """The lines of the first table."""
     yield from _head("decoding", "right", "equal", "pass", "canvases", "columns", "verifier")
@@ -116,7 +127,7 @@ def known_length(
         )
 
 
-def unknown_length(sampler: APDSampler, samples: Sequence[Holed], spread: int) -> Iterator[str]:
+def unknown_length(sampler: APDSampler, samples: Sequence[HeldOut], spread: int) -> Iterator[str]:
     """The lines of the second table: by the true length, and over all."""
     yield from _head(
         *(

@@ -11,8 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from apd.decoding.protocols import ScoringSession, Verifier
+from apd.decoding.pair import ModelPair, Support
+from apd.decoding.processing import Processing
+from apd.decoding.protocols import Verifier
 from apd.decoding.state import DecodeState
+from apd.decoding.step import PLAIN
 from apd.decoding.window import Window
 from apd.kinds import WHOLE
 from apd.show.rows import RowTrace
@@ -57,7 +60,7 @@ class Infilled:
         ids: all ids of the row, without padding.
         score: mean log-probability per filled token, in nats; 0 without one.
         new_tokens: number of decoded tokens, in holes and behind the text.
-        drafter_forwards, verifier_forwards: passes of the row.
+        drafter_forwards, verifier_forwards: passes of the row; the verifier's one for `likelihood` counts.
         likelihood: with holes of unknown length and a verifier, log p_AR of the text from its first hole on, in nats, without
             what was appended; else `None`.
         others: with holes of unknown length, the other lengths, the best first: by `likelihood`, without a verifier by `score`.
@@ -306,17 +309,16 @@ def with_likelihood(
 ) -> Infilled:
     """The row with log p_AR of its text from the first hole on: a length is right if what is given behind it fits, too.
 
-    Makes one pass of the verifier, which `verifier_forwards` does not count.
+    Makes one pass of the verifier, which `verifier_forwards` counts.
     """
     start = max(1, encoded.holes[0][0])  # nothing is known of a first token
     ids = torch.tensor([row.ids[: len(encoded.ids)]], device=device)
     if start == ids.shape[1]:
         return replace(row, likelihood=0.0)
     state = DecodeState.start(ids[:, :start], max_new_tokens=ids.shape[1] - start, mask_token_id=-1)
-    window, tokens = Window.of_rows(state, state.layout.end), ids[:, start:]
-    session, whole = verifier.open(state), slice(None)
-    if isinstance(session, ScoringSession):
-        return replace(row, likelihood=float(session.score(state, window, tokens).sum()))
-    logits = session.logits(state, window, tokens)[whole, whole]
-    logprobs = logits[..., :vocab_size].float().log_softmax(-1)
-    return replace(row, likelihood=float(logprobs.gather(-1, tokens[..., None]).sum()))
+    nothing = torch.empty(0, dtype=torch.int64, device=device)
+    support = Support(vocab_size, removed=nothing, processing=Processing(stop_token_ids=nothing))
+    pair = ModelPair(None, verifier.open(state), support, mask_token_id=-1, kernels=PLAIN)
+    score = pair.score(state, Window.of_rows(state, state.layout.end), ids[:, start:])
+    forwards = row.verifier_forwards + pair.verifier_forwards
+    return replace(row, likelihood=float(score.sum()), verifier_forwards=forwards)

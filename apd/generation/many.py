@@ -15,6 +15,7 @@ from torch import Tensor
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.noise import SEED_MASK
 from apd.decoding.request import Request
+from apd.generation.infilling import Hole, holes_of
 from apd.generation.output import Recorder
 from apd.kinds import WHOLE
 from apd.show.rows import RowTrace
@@ -40,6 +41,7 @@ class Generated:
         canvases: canvases of the row that the drafter computed: one per pass, several with `Checked`.
         finish: `"stop"` (a stop token, string or criterion) or `"length"`.
         trace: the decode step by step.
+        holes: the masks of the prompt as they were filled; empty without one.
     """
 
     index: int
@@ -50,6 +52,7 @@ class Generated:
     canvases: int
     finish: str
     trace: RowTrace
+    holes: list[Hole]
 
     @property
     def tokens_per_forward(self) -> float:
@@ -116,12 +119,21 @@ def encode(prompt: Prompt, tokenizer: Any, most_tokens: int | None = None) -> Te
             f"The chat must suit the tokenizer's template, got {reprlib.repr(prompt)}: {type(error).__name__}: {error}"
         ) from error
     _check_text_of_prompt(text, tokenizer, most_tokens, add_special_tokens=False)
+    check_chat(text, tokenizer)
+    return torch.tensor([render(tokenize=True)], dtype=torch.int64, device="cpu")
+
+
+def check_chat(text: str, tokenizer: Any) -> None:
+    """Refuse a rendered chat with a mask token in it.
+
+    Raises:
+        ValueError: there is one.
+    """
     if (mask := getattr(tokenizer, "mask_token", None)) and mask in text:
         raise ValueError(
             f"A message must not hold the tokenizer's mask token {mask!r}, got {reprlib.repr(text)}: a hole in a chat is hardly "
             "meant. Render the chat yourself and give its ids, or use `infill`."
         )
-    return torch.tensor([render(tokenize=True)], dtype=torch.int64, device="cpu")
 
 
 def _open_ids(text: str, tokenizer: Any) -> list[int]:
@@ -208,7 +220,12 @@ class Queue:
 
 
 def answers(
-    queue: Queue, *, batch_size: int, open_loop: Callable[[Request, Tensor], DecodeLoop], tokenizer: Any
+    queue: Queue,
+    *,
+    batch_size: int,
+    open_loop: Callable[[Request, Tensor], DecodeLoop],
+    tokenizer: Any,
+    mask_token_id: int,
 ) -> Iterator[Generated]:
     """Decode the prompts, at most `batch_size` together, and yield each answer as soon as it is done.
 
@@ -217,6 +234,7 @@ def answers(
         batch_size: rows of the batch.
         open_loop: (first request, its number) → loop, which further rows join.
         tokenizer: decodes answers; `None` leaves out their text.
+        mask_token_id: finds the holes of a prompt.
     """
     if (first := queue.draw()) is None:
         return
@@ -230,7 +248,7 @@ def answers(
         if any(ended):
             for row, has_ended, is_stopped in zip(after.rows.tolist(), ended, info.stopped.tolist(), strict=True):
                 if has_ended:
-                    yield _answer(row, recorder, is_stopped, tokenizer)
+                    yield _answer(row, recorder, is_stopped, tokenizer, mask_token_id)
 
 
 def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:
@@ -251,7 +269,7 @@ def _fill(loop: DecodeLoop, queue: Queue, batch_size: int) -> None:
         loop.join(*newcomer)
 
 
-def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> Generated:
+def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any, mask_token_id: int) -> Generated:
     trace, num_drafted, num_verified, num_canvases = recorder.pop(row)
     return Generated(
         index=row,
@@ -262,4 +280,5 @@ def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any) -> G
         canvases=num_canvases,
         finish="stop" if is_stopped else "length",
         trace=trace,
+        holes=holes_of(trace, mask_token_id, tokenizer),
     )

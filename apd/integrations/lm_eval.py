@@ -31,6 +31,7 @@ from apd.decoding.noise import SEED_MASK
 from apd.decoding.strategy import Strategy
 from apd.generation import processes
 from apd.generation.arguments import WARPERS, whole_seed
+from apd.generation.many import check_chat
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import refuse_unknown
 from apd.integrations.scoring import sequential_logprobs
@@ -73,6 +74,9 @@ _NUMBERS = (
 _SAMPLING = tuple(name for name, _, _ in WARPERS)
 _KINDS = {"do_sample": FLAG, "until": TEXTS, **dict.fromkeys(_SAMPLING, REAL)}
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # the harness's aliases
+_TOO_LONG = (
+    "A context with holes must fit {} tokens, got {}: it loses no end, since a hole might be there. Shorten it."
+)
 # The models that the harness's command line makes while `main` runs: it returns neither a model nor its results.
 _MADE: ContextVar[list[APDLM]] = ContextVar("made")
 
@@ -313,12 +317,14 @@ class APDLM(TemplateLM):
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, **kwargs)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(
+        text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
+        check_chat(text, self.tokenizer)
+        return text
 
     # ---------------------------------------------------------------- answers
 
@@ -327,6 +333,9 @@ class APDLM(TemplateLM):
 
         A request's arguments are its context and `until`, `max_gen_toks`, `do_sample`, `temperature` and all other
         arguments of `APDSampler.generate`, knobs included.
+
+        Mask tokens in a context are holes. They are filled, nothing is appended, and the answer is the text of the holes, each
+        cut likewise, with a line break between two of them.
 
         Raises:
             ValueError: a prompt is refused; the message names task and document. Or an argument is out of its range.
@@ -344,29 +353,39 @@ class APDLM(TemplateLM):
         with tqdm(total=len(requests), disable=disable, desc="Running generate_until requests") as bar:
             for gen_kwargs, indices in _by_setting(requests):
                 stops, setting = self._setting(gen_kwargs)
-                num_new = setting["max_new_tokens"]
-                prompts = {
-                    i: self._fit(self.tok_encode(requests[i].args[0]), num_new, "`max_gen_toks`") for i in indices
+                contexts = {i: self.tok_encode(requests[i].args[0]) for i in indices}
+                holed = {i: ids for i, ids in contexts.items() if self.sampler.drafter.mask_token_id in ids}
+                for i, ids in holed.items():
+                    if self.max_length is not None and len(ids) > self.max_length:
+                        refuse(numbers[i], ValueError(_TOO_LONG.format(self.max_length, len(ids))))
+                open_ended = {
+                    i: self._fit(contexts[i], setting["max_new_tokens"], "`max_gen_toks`")
+                    for i in contexts.keys() - holed.keys()
                 }
-                longest_first = sorted(indices, key=lambda i: -len(prompts[i]))
-                for answer in self.sampler.generate_many(
-                    [prompts[i] for i in longest_first],
-                    indices=[numbers[i] for i in longest_first],
-                    batch_size=self.batch_size,
-                    ordered=False,
-                    seed=self.seed,
-                    on_error=refuse,
-                    strategy=self.strategy,
-                    stopping_criteria=[StopInAnswer(stops, self.tokenizer, prompts.values())] if stops else None,
-                    **setting,
+                until = [StopInAnswer(stops, self.tokenizer, open_ended.values())] if stops else None
+                for prompts, more in (
+                    (open_ended, {"stopping_criteria": until}),
+                    (holed, {"max_new_tokens": 0}),
                 ):
-                    i = place[answer.index]
-                    answers[i] = postprocess_generated_text(answer.text or "", stops, None)
-                    self.generated[requests[i].task_name or "no task"].add(
-                        1, len(answer.tokens), answer.drafter_forwards, answer.verifier_forwards, answer.canvases
-                    )
-                    self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
-                    bar.update()
+                    longest_first = sorted(sorted(prompts), key=lambda i: -len(prompts[i]))
+                    for answer in self.sampler.generate_many(
+                        [prompts[i] for i in longest_first],
+                        indices=[numbers[i] for i in longest_first],
+                        batch_size=self.batch_size,
+                        ordered=False,
+                        seed=self.seed,
+                        on_error=refuse,
+                        strategy=self.strategy,
+                        **{**setting, **more},
+                    ):
+                        i = place[answer.index]
+                        texts = [hole.text for hole in answer.holes] if i in holed else [answer.text or ""]
+                        answers[i] = "\n".join(postprocess_generated_text(text, stops, None) for text in texts)
+                        self.generated[requests[i].task_name or "no task"].add(
+                            1, len(answer.tokens), answer.drafter_forwards, answer.verifier_forwards, answer.canvases
+                        )
+                        self.cache_hook.add_partial("generate_until", requests[i].args, answers[i])
+                        bar.update()
         return [answers[i] for i in range(len(requests))]
 
     def _setting(self, gen_kwargs: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:

@@ -13,6 +13,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -139,6 +140,23 @@ class MaskedLMDrafter:
         self.pads, self.splits = _find_way(model, mask_token_id)
 
     @property
+    def unseen_id(self) -> int:
+        """What stands in columns that nobody sees: a word, since some classes count masks or padding by their ids."""
+        return _words(self.model.config, self.mask_token_id)[0]
+
+    @cached_property
+    @torch.no_grad()
+    def hides(self) -> bool:
+        """True if columns in the middle of a row, left out by the attention mask, are not read. Runs the model on a few tokens."""
+        words = _words(self.model.config, self.mask_token_id)
+        row = [words[i % len(words)] for i in range(8)]
+        rows = torch.tensor([row, [*row[:3], *words[-2:], *row[5:]]], device=self.device)
+        mask = torch.ones_like(rows)
+        mask[:, 3:5] = 0
+        found = _logits_of(self.model)(rows, mask)[:, [0, 1, 2, 5, 6, 7]]
+        return self.pads and relative_difference(found[0], found[1]) <= MOST_DIFFERENCE.get(self.model.dtype, 2e-2)
+
+    @property
     def device(self) -> torch.device:
         return input_device(self.model)
 
@@ -220,19 +238,26 @@ class MaskedLMSession:
         """What the pass sees: the columns from each row's first real token to its window's end, and what is given behind it.
 
         Raises:
-            ValueError: a mask behind the window stands before a given token.
+            ValueError: a mask behind the window stands before a given token, and the class reads columns that are left out.
         """
-        ends = window.ends
-        if state.has_holes:
-            ends = [max(end, given) for end, given in zip(ends, state.layout.given_end, strict=True)]
-            open_columns = (~state.decided).tolist()
-            for row, (end, given) in enumerate(zip(window.ends, state.layout.given_end, strict=True)):
-                if any(open_columns[row][end:given]):
-                    raise ValueError(
-                        "`window_size` must be None with holes and a masked LM, got a window that ends before a hole: its class "
-                        "cannot leave out columns in the middle of a row. Leave out `window_size`."
-                    )
-        return Canvas.of_rows(state.tokens, state.layout.padding, ends, _pad_token_id(self.drafter.model.config))
+        pad, ends = _pad_token_id(self.drafter.model.config), window.ends
+        if not state.has_holes:
+            return Canvas.of_rows(state.tokens, state.layout.padding, ends, pad)
+        far = [max(end, given) for end, given in zip(ends, state.layout.given_end, strict=True)]
+        canvas = Canvas.of_rows(state.tokens, state.layout.padding, far, pad)
+        first, end = to_device([list(state.layout.padding), list(ends)], state.tokens.device)[..., None].unbind()
+        column = first + torch.arange(canvas.ids.shape[1], device=first.device)
+        is_open = ~state.decided.gather(1, column.clamp(max=state.width - 1))
+        unseen = is_open & (column >= end) & canvas.mask.bool()
+        if not bool(unseen.any()):
+            return canvas
+        if not self.drafter.hides:
+            raise ValueError(
+                f"`window_size` must be None with holes and a {type(self.drafter.model).__name__}, got a window that ends before a "
+                "hole: the class reads columns that its attention mask leaves out. Leave out `window_size`."
+            )
+        ids = canvas.ids.masked_fill(unseen, self.drafter.unseen_id)
+        return Canvas(ids, canvas.mask * ~unseen, canvas.lengths)
 
     def select(self, rows: Tensor) -> None:
         pass
@@ -288,6 +313,12 @@ def _max_length(model: PreTrainedModel) -> int | None:
     return limit - max(offsets, default=0)
 
 
+def _words(config: PreTrainedConfig, mask_token_id: int) -> list[int]:
+    """Some ids of ordinary tokens."""
+    avoided = {mask_token_id, *special_ids(config, None)}
+    return [id for id in range(config.vocab_size) if id not in avoided][:40] or [mask_token_id]
+
+
 #: Tokens of the rows that `_find_way` runs.
 _LENGTHS = (11, 6, 11)
 
@@ -299,8 +330,7 @@ def _find_way(model: PreTrainedModel, mask_token_id: int) -> tuple[bool, bool]:
     Raises:
         ValueError: there is none.
     """
-    avoided = {mask_token_id, *special_ids(model.config, None)}
-    words = [id for id in range(model.config.vocab_size) if id not in avoided][:40] or [mask_token_id]
+    words = _words(model.config, mask_token_id)
     rows = [[words[(7 * i + 3 * row) % len(words)] for i in range(n)] for row, n in enumerate(_LENGTHS)]
     for row in rows:
         row[-2:] = [mask_token_id, mask_token_id]

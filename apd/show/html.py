@@ -17,7 +17,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from apd.show.rows import RowTrace, corrected, counts, follows_given, number
+from apd.show.rows import RowTrace, corrected, counts, given_tokens, number
 from apd.text import TextPieces, decoder
 
 NOTEBOOK_ROWS = 8  # more would make an output cell unreadable; `Trace.to_html` shows all
@@ -57,24 +57,24 @@ def player(rows: Sequence[RowTrace], tokenizer: Any, *, max_rows: int | None = N
 
 def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
     """The values of player.html for one row."""
-    prompt = decoder(tokenizer, skip_special_tokens=True)(row.prompt)
+    given, texts = _texts(row, tokenizer)
+    prompt = decoder(tokenizer, skip_special_tokens=True)(given_tokens(row)[0])
     probs = [row.target_probs, row.drafter_probs, *([row.verifier_probs] if row.verifier_probs else [])]
-    texts = [
-        f" … {text}" if follows else text
-        for text, follows in zip(_texts(row, tokenizer), follows_given(row), strict=True)
-    ]
-    columns = zip(texts, row.steps, corrected(row), *probs, strict=True)
+    between, rest = [_shortened(text) for text in given[:-1]], _shortened(given[-1])
+    columns = zip(between, texts, row.steps, corrected(row), *probs, strict=True)
     return {
         "counts": counts(row),
         "prompt": prompt if len(prompt) <= _MAX_PROMPT else f"… {prompt[-_MAX_PROMPT:]}",
         "tokens": [
             {
+                "given": before,
                 "text": _visible(text) or "·",
                 "classes": f"apd-t apd-c{step % _NUM_TINTS}{' apd-y' * is_corrected}",
                 "tip": _tip(step, probabilities),
             }
-            for text, step, is_corrected, *probabilities in columns
+            for before, text, step, is_corrected, *probabilities in columns
         ],
+        "rest": rest,
     }
 
 
@@ -107,13 +107,30 @@ def _speller(tokenizer: Any, anchor: int | None) -> Callable[[int], str]:
     return lru_cache(maxsize=None)(lambda token: decode([*before, token])[num_before:])
 
 
-def _texts(row: RowTrace, tokenizer: Any) -> list[str]:
-    """The text of each token; empty if the token only begins a character."""
-    if tokenizer is None:
-        return [f" {token}" for token in row.tokens]
-    pieces = TextPieces(tokenizer, clean_up_tokenization_spaces=False)
-    pieces.add(row.prompt, last=False)
-    return [pieces.add([token], last=False) for token in row.tokens]
+def _texts(row: RowTrace, tokenizer: Any) -> tuple[list[str], list[str]]:
+    """The texts of given tokens between holes and behind the last, and of each generated one.
+
+    As `given_tokens`, but "" in the place of the prompt. A text is empty if its tokens only begin a character.
+    """
+    special = set(getattr(tokenizer, "all_special_ids", None) or ())
+    pieces = None if tokenizer is None else TextPieces(tokenizer, clean_up_tokenization_spaces=False)
+
+    def text(ids: Sequence[int]) -> str:
+        return "".join(f" {token}" for token in ids) if pieces is None else pieces.add(ids, last=False)
+
+    first, *rest = given_tokens(row)
+    text(first)
+    given, texts = [""], []
+    for token, behind in zip(row.tokens, rest, strict=True):
+        texts.append(text([token]))
+        given.append(text([i for i in behind if i not in special]))
+    return given, texts
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a long text."""
+    end = _MAX_PROMPT // 2
+    return text if len(text) <= _MAX_PROMPT else f"{text[:end]} … {text[-end:]}"
 
 
 def _visible(text: str) -> str:

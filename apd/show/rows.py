@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 
@@ -34,10 +35,22 @@ class RowTrace:
     columns: list[int] = field(default_factory=list)
 
 
+def given_tokens(row: RowTrace) -> list[list[int]]:
+    """Ids of the given tokens before each generated one, from the one before it on, and of those behind the last.
+
+    One list more than there are generated tokens. The first is the prompt, with holes what stands before the first of them.
+    """
+    start = len(row.prompt)
+    columns = row.columns or list(range(start, start + len(row.tokens)))  # a trace made by hand may lack them
+    given = [row.prompt[a + 1 : b] for a, b in itertools.pairwise([-1, *columns, start])]
+    if len(given) > 1 and columns[0] < start:  # masks that a stop token left over
+        given[-1] = [token for token in given[-1] if token != row.prompt[columns[0]]]
+    return given
+
+
 def follows_given(row: RowTrace) -> list[bool]:
     """One Boolean per token: true if given tokens stand between it and the generated token before it."""
-    columns = row.columns or range(len(row.tokens))  # a trace made by hand may lack them
-    return [i > 0 and column > columns[i - 1] + 1 for i, column in enumerate(columns)]
+    return [i > 0 and bool(given) for i, given in enumerate(given_tokens(row)[:-1])]
 
 
 def corrected(row: RowTrace) -> list[bool]:

@@ -58,6 +58,7 @@ class Sample:
         number: its number among all samples, which determines its seed.
         prompt: input of the model.
         judge: from an answer to the scores of a record.
+        reference: a right answer.
     """
 
     task: str
@@ -65,6 +66,7 @@ class Sample:
     number: int
     prompt: Prompt
     judge: Judge
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _embedded_samples(task: str, count: int, seed: int) -> list[Sample]:
         rows = embedded_rows(task, count, seed)
         judges = [_officially(row, instance) for row, instance in zip(rows, drawn, strict=True)]
     return [
-        Sample(task, i, first + i, instance.prompt, judge)
+        Sample(task, i, first + i, instance.prompt, judge, instance.answer)
         for i, (instance, judge) in enumerate(zip(drawn, judges, strict=True))
     ]
 
@@ -220,7 +222,9 @@ def questions_of_checkout(directory: Path) -> Questions:
 def _chat_samples(tasks: Sequence[str], task: str, rows: Sequence[Row]) -> list[Sample]:
     _check_extra(task)
     first = tasks.index(task) * _PER_TASK
-    return [Sample(task, i, first + i, row.messages, partial(_judged, row)) for i, row in enumerate(rows)]
+    return [
+        Sample(task, i, first + i, row.messages, partial(_judged, row), row.reference) for i, row in enumerate(rows)
+    ]
 
 
 def _judged(row: Row, text: str) -> dict[str, float]:

@@ -5,6 +5,7 @@ r"""Decode the samples of the tasks with every named strategy, one record each; 
         --dtype bfloat16 --device-map cuda --strategies few --count 12 --out runs/dream
     python -m benchmarks.parallelbench run --causal-lm Qwen/Qwen2.5-0.5B-Instruct --data ParallelBench --out runs/qwen
     python -m benchmarks.parallelbench run --endpoint https://host/v1 --model NAME --api-key-env KEY --out runs/name
+    python -m benchmarks.parallelbench run --pair embedded --strategies few --holes third --count 12 --out runs/holes
 
 A later run with the same settings adds strategies, tasks or samples to the same directory.
 """
@@ -24,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from apd.sampler import APDSampler
+from benchmarks.parallelbench import holes
 from benchmarks.parallelbench.alone import Alone, Answer
 from benchmarks.parallelbench.models import (
     Pair,
@@ -53,6 +55,7 @@ class Plan:
         temperature: 0 is greedy.
         batch_size: rows decoded together; no answer depends on it.
         max_new_tokens: `None`: the length that each task defines.
+        holes: `"third"`: a right answer is given but for a third of its tokens, see `holes.py`; `None`: nothing of it is.
     """
 
     tasks: Sequence[str]
@@ -62,12 +65,23 @@ class Plan:
     temperature: float = 0.0
     batch_size: int = 48
     max_new_tokens: int | None = None
+    holes: str | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"`count` must be at least 1, got {self.count}.")
         if self.temperature < 0:
             raise ValueError(f"`temperature` must be at least 0, got {self.temperature}. Use 0 for greedy decoding.")
+        if self.holes is None:
+            return
+        if self.max_new_tokens is not None:
+            raise ValueError(
+                f"`max_new_tokens` must be left out with `holes`, got {self.max_new_tokens}: nothing is appended."
+            )
+        if wrong := [setting.spec for setting in self.settings if not holes.fills(setting)]:
+            raise ValueError(
+                f"`strategies` must run the drafter and take nothing back with `holes`, got {', '.join(wrong)}. Leave them out."
+            )
 
 
 def run(pair: Pair, plan: Plan, out: Path, *, progress: bool = True) -> int:
@@ -90,6 +104,8 @@ def run(pair: Pair, plan: Plan, out: Path, *, progress: bool = True) -> int:
     shared = questions.settings | {"seed": plan.seed, "temperature": plan.temperature, "max_new_tokens": length}
     if min(lengths.values()) < length:
         shared["lengths"] = "by task"
+    if plan.holes is not None:
+        shared["holes"] = plan.holes
     samples = [sample for task in plan.tasks for sample in questions.samples(task, plan.count, plan.seed)]
     out.mkdir(parents=True, exist_ok=True)
     with appending(out / NAME, pair.settings | shared, _made_with()) as (part, log):
@@ -112,6 +128,8 @@ def run(pair: Pair, plan: Plan, out: Path, *, progress: bool = True) -> int:
 
 def _check_strategies(pair: Pair, plan: Plan) -> None:
     specs = [setting.spec for setting in plan.settings]
+    if plan.holes is not None and pair.strategies is not None:
+        raise ValueError(f"`holes` must be left out for {_name(pair)}: it sees nothing of what is behind a hole.")
     if pair.strategies is None:
         if "endpoint" in specs:
             raise ValueError("`strategies` must not have endpoint here: it is the strategy of a run with `endpoint`.")
@@ -138,7 +156,8 @@ def _records(
         before = time.perf_counter()
         for answer in _answers(model, setting, list(by_number.values()), plan, length):
             now = time.perf_counter()
-            yield _record(setting, by_number[answer.index], answer, length, now - before)
+            most = length if plan.holes is None else answer.new_tokens or 0
+            yield _record(setting, by_number[answer.index], answer, most, now - before)
             before = now
 
 
@@ -153,6 +172,9 @@ def _answers(
     sampling: dict[str, Any] = {"do_sample": False}
     if plan.temperature > 0:
         sampling = {"do_sample": True, "temperature": plan.temperature, "top_k": 0, "top_p": 1.0}
+    if plan.holes is not None:
+        yield from holes.answers(model, todo, plan.seed, strategy=setting.spec, batch_size=plan.batch_size, **sampling)
+        return
     for answer in model.generate_many(
         [sample.prompt for sample in todo],
         indices=[sample.number for sample in todo],
@@ -230,6 +252,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--batch-size", type=int, default=48, metavar="ROWS")
+    parser.add_argument(
+        "--holes", choices=holes.HOLES, help="give a right answer on both sides of a hole of a third of its tokens"
+    )
     parser.add_argument("--max-new-tokens", type=int, metavar="TOKENS", help="default: as the tasks define")
     parser.set_defaults(run=_main)
 
@@ -273,14 +298,21 @@ def _main(options: argparse.Namespace) -> int:
         strategies = options.strategies or pair.strategies
         if strategies is None:
             raise ValueError("`strategies` must be given, such as `few`; see `run --help`.")
+        settings = expand(strategies)
+        if options.holes is not None and set(strategies) & PRESETS.keys():
+            named = {setting.spec for setting in expand(set(strategies) - PRESETS.keys())}
+            unable = [s.spec for s in settings if s.spec not in named and not holes.fills(s)]
+            settings = [s for s in settings if s.spec not in unable]
+            print(f"left out, since they fill no holes: {', '.join(unable)}", file=sys.stderr)
         plan = Plan(
             tasks=options.tasks or pair.questions.by_default,
-            settings=expand(strategies),
+            settings=settings,
             count=options.count,
             seed=options.seed,
             temperature=options.temperature,
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
+            holes=options.holes,
         )
         written = run(pair, plan, options.out)
     except (ValueError, RuntimeError, ImportError, FileNotFoundError) as error:

@@ -54,10 +54,13 @@ def described(report: Report, name: Callable[[Any], str] = str) -> str:
     """
     made, settings = report.log.made_with, report.log.settings
     n = f"{report.count} samples per task" if report.count else "samples per task as in `results.csv`"
+    length = f"at most {settings['max_new_tokens']} new tokens"
+    if (hole := settings.get("holes")) is not None:
+        length = f"a hole of a {name(hole)} of a right answer"
     how = "greedy" if not settings["temperature"] else f"temperature {settings['temperature']:g}"
     return (
         f"{len(report.points)} settings, {len(report.tasks)} tasks, {n}, {how}, seed {settings['seed']}, "
-        f"at most {settings['max_new_tokens']} new tokens. Pair: {name(settings['pair'])} (drafter "
+        f"{length}. Pair: {name(settings['pair'])} (drafter "
         f"{name(settings['drafter'])}, verifier {name(settings['verifier'])}). Made on {name(made['date'])} with Python "
         f"{name(made['python'])}, torch {name(made['torch'])}, transformers {name(made['transformers'])}. The official scorers and ours, which requires the exact form, differ on "
         f"{report.num_unlike} of {report.num_records} answers."

@@ -17,7 +17,7 @@ from apd.models.families import FAMILIES
 from benchmarks.parallelbench import report as reporting
 from benchmarks.parallelbench.__main__ import main
 from benchmarks.parallelbench.metrics import Point, aup, oracle, parallelisability, pbx, slope, summarise, wilson
-from benchmarks.parallelbench.models import embedded_pair
+from benchmarks.parallelbench.models import causal_lm, embedded_pair
 from benchmarks.parallelbench.page import write_page
 from benchmarks.parallelbench.pictures import write_pictures
 from benchmarks.parallelbench.publish import write_csv
@@ -78,6 +78,30 @@ def directory(tmp_path_factory):
     plan = Plan(["copy", "arithmetic"], expand(["apd:R=0.5", "one-step"]), count=2)
     assert run(embedded_pair(), plan, out, progress=False) == 8
     return out
+
+
+def test_holes_give_both_sides_of_the_answer_and_count_what_is_filled(tmp_path, capsys):
+    arguments = ["run", "--tasks", "copy", "shuffle", "--holes", "third", "--count", "3", "--out", str(tmp_path)]
+    specs = ["left-to-right:1", "checked"]
+    assert main([*arguments, "--strategies", *specs]) == 0
+    log = read(tmp_path / NAME)
+    assert log.settings["holes"] == "third"
+    alone, checked = ([row for row in log.records if row["strategy"].startswith(name[:7])] for name in specs)
+    assert len(alone) == len(checked) == 6
+    for one, other in zip(sorted(alone, key=key), sorted(checked, key=key), strict=True):
+        assert one["text"] == other["text"] and one["exact"] == 1
+        # A list of 3 to 6 names has two tokens a name, and one more.
+        assert 2 <= one["new_tokens"] == one["drafter_forwards"] == one["max_new_tokens"] <= 4
+        assert other["new_tokens"] == one["new_tokens"]
+    assert sum(row["drafter_forwards"] for row in checked) < sum(row["drafter_forwards"] for row in alone)
+    assert main([*arguments, "--strategies", "few", "--max-new-tokens", "8"]) == 2
+    assert "left out, since they fill no holes: autoregressive" in capsys.readouterr().err
+    for refused in (["wino:0.6"], ["left-to-right:1", "autoregressive"]):
+        with pytest.raises(ValueError, match="must run the drafter and take nothing back with `holes`"):
+            Plan(["copy"], expand(refused), count=1, holes="third")
+    plan = Plan(["waiting_line/copy"], expand(["threshold:0.9"]), count=1, holes="third")
+    with pytest.raises(ValueError, match="`holes` must be left out for somewhere: it sees nothing"):
+        run(causal_lm("somewhere"), plan, tmp_path / "alone", progress=False)
 
 
 def test_every_sample_has_one_record_and_a_second_run_adds_none(directory):

@@ -218,3 +218,6 @@ def test_with_a_verifier_the_likeliest_text_comes_first(has_verifier) -> None:
         expected = sum(float(logits[i - 1, each.ids[i]]) for i in range(start, len(each.ids)))
         assert each.likelihood == pytest.approx(expected, rel=1e-4)
     assert [each.likelihood for each in every] == sorted((each.likelihood for each in every), reverse=True)
+    best = sampler.infill(given, strategy="left-to-right:1")
+    assert [each.verifier_forwards for each in (best, *best.others)] == [1] * 6  # each length is judged in one pass
+    assert sampler.infill([given[0], 3, given[2]], strategy="left-to-right:1").verifier_forwards == 0

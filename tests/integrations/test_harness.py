@@ -126,6 +126,27 @@ def ask(lm: APDLM, prompts: list[str], **setting: Any) -> list[str]:
 PROMPTS = [instance.prompt for task in ("copy", "shuffle", "arithmetic") for instance in instances(task, 3, seed=5)]
 
 
+# ---------------------------------------------------------------- holes
+
+
+def test_masks_in_a_context_are_filled_and_the_answer_is_their_text(sampler: APDSampler) -> None:
+    given = 'Copy this list: ["Mia", "Leo", "Zoe", "Ada"]. ["{}", "Leo", "{}"]'
+    lm, mask = model(sampler, strategy="checked"), sampler.tokenizer.mask_token
+    (copied,) = instances("copy", 1, seed=5)
+    answers = ask(lm, [given.format(mask, mask), copied.prompt, given.format("Mia", mask * 3)], until=['", "Ada'])
+    assert answers == ["Mia\nZoe", copied.answer, "Zoe"]
+    (counts,) = lm.generated.values()
+    assert counts.requests == 3 and counts.tokens == 2 + len(sampler.tokenizer(copied.answer).input_ids) + 1 + 3
+    with pytest.raises(ValueError, match="Task some task, document 0: A context with holes must fit 8 tokens, got 21"):
+        ask(model(sampler, max_length=8), [given.format(mask, mask)], max_gen_toks=4)
+
+
+def test_a_mask_in_a_chat_is_refused(sampler: APDSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler.tokenizer, "chat_template", "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(ValueError, match="A message must not hold the tokenizer's mask token '<mask>'"):
+        model(sampler).apply_chat_template([{"role": "user", "content": "Copy <mask>"}])
+
+
 # ---------------------------------------------------------------- the harness's own runs
 
 

@@ -111,8 +111,43 @@ def test_holes_are_filled_from_both_sides_alone_as_in_a_batch(model_type, saved)
         logits[:, [MASK, *sampler.drafter.never_drawn]] = -torch.inf
         row[row.index(MASK)] = int(logits[row.index(MASK)].argmax())
     assert row == alone[0]
-    with pytest.raises(ValueError, match="`window_size` must be None with holes and a masked LM"):
-        sampler.generate(**left_padded(rows, pad=0), window_size=1, **settings)
+
+
+@pytest.mark.parametrize("strategy", ["left-to-right:1", "checked:proposer=drafter"])
+@pytest.mark.parametrize(
+    ("model_type", "first"), [("bert", 0), ("distilbert", None), ("electra", 0), ("esm", 2), ("roberta", 2)]
+)
+def test_masks_behind_the_window_are_not_seen_though_given_tokens_stand_behind_them(
+    model_type, first, strategy, saved
+):
+    """By definition they are no part of the model's input. `first`: the first position; `None`: the class takes none."""
+    drafter = load_drafter(saved(model_type), mask_token_id=MASK)
+    row = [5, MASK, MASK, MASK, 9, 11, MASK, 7, MASK]
+    settings = {"strategy": strategy, "window_size": 2, "eos_token_id": None, "pad_token_id": 0}
+    rows = [row, [6, 8, MASK, 10]]
+    found = APDSampler(drafter, mixture_weight=1.0).generate(**left_padded(rows, pad=0), **settings)[0].tolist()
+    model = drafter.model
+    while MASK in row:
+        masks = [i for i, token in enumerate(row) if token == MASK]
+        seen = [i for i in range(len(row)) if row[i] != MASK or i in masks[:2]]
+        columns = seen if first is not None else range(len(row))
+        inputs = {"input_ids": torch.tensor([[row[i] for i in columns]])}
+        if first is not None:
+            inputs["position_ids"] = torch.tensor([[first + i for i in seen]])
+        inputs["attention_mask"] = torch.tensor([[int(i in seen) for i in columns]])
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, list(columns).index(masks[0])]
+        logits[[MASK, *drafter.never_drawn]] = -torch.inf
+        row[masks[0]] = int(logits.argmax())
+    assert row == found
+
+
+def test_a_class_that_reads_what_its_mask_leaves_out_takes_no_window_with_holes(saved):
+    with pytest.warns(UserWarning, match="FNetForMaskedLM was not tried"):
+        drafter = as_drafter(tiny("fnet"), mask_token_id=MASK)
+    call = {"strategy": "left-to-right:1", "eos_token_id": None, "pad_token_id": 0}
+    with pytest.raises(ValueError, match="`window_size` must be None with holes and a FNetForMaskedLM"):
+        APDSampler(drafter, mixture_weight=1.0).generate(torch.tensor([[5, MASK, MASK, 9]]), window_size=1, **call)
 
 
 @pytest.mark.slow

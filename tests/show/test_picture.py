@@ -1,6 +1,7 @@
 """Pictures of a decode: what they hold, what they must not do, and, where a browser is found, what it shows."""
 
 import ast
+import html
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 import apd
 from apd import EXAMPLE_PROMPTS, APDSampler, RandomOrder
 from apd.generation.output import APDOutput
-from apd.show.rows import RowTrace
+from apd.show.rows import RowTrace, given_tokens
 from apd.show.trace import Trace
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -354,6 +355,29 @@ def test_given_tokens_between_two_holes_are_told_by_dots() -> None:
     output = sampler.generate(**ids, strategy="left-to-right:1", return_dict_in_generate=True)
     assert output.trace.to_text(colour=False).splitlines()[-1] == "Mia … |Zoe"
     assert output.trace[0].columns == [hole.start for hole in output.holes[0]]
-    assert "> … Zoe</span>" in output.trace.to_html()
     together = sampler.generate(**ids, strategy="left-to-right:2", return_dict_in_generate=True)
     assert together.trace.to_text(colour=False).splitlines()[-1] == "Mia … Zoe"
+
+
+def test_the_player_and_the_plot_show_what_is_given_between_holes_and_behind_them(pyplot) -> None:
+    sampler = APDSampler.from_embedded()
+    text = 'Copy this list: ["Mia", "Leo", "Zoe"]. ["<mask>", "Leo", "<mask>'
+    ids = sampler.tokenizer([f'{text}"]', f"{text}<mask><mask><mask>"], return_tensors="pt", padding=True)
+    trace = sampler.generate(**ids, strategy="confidence:1", return_dict_in_generate=True).trace
+    filled = text.replace("<mask>", "Mia", 1).replace("<mask>", "Zoe")
+    assert shown_texts(trace.to_html()) == [f'{filled}"]', f'{filled}"]<eos>']  # and no mask behind the stop token
+    assert heights(trace[:1].plot()) == {"drafted": [2, 1], "committed": [1, 1]}
+    assert heights(trace[1:].plot()) == {"drafted": [5, 4, 3, 2], "committed": [1, 1, 1, 1]}
+
+
+def test_given_tokens_lie_between_the_generated_ones() -> None:
+    row = RowTrace(tokens=[1, 2, 3], prompt=[5, 9, 9, 6, 7, 9, 9], columns=[1, 2, 5])  # a stop token left a mask over
+    assert given_tokens(row) == [[5], [], [6, 7], []]
+    assert given_tokens(RowTrace(tokens=[1], prompt=[5, 6])) == [[5, 6], []]
+    assert given_tokens(RowTrace(tokens=[1], prompt=[9, 5, 6], columns=[0])) == [[], [5, 6]]
+
+
+def shown_texts(page: str) -> list[str]:
+    """The text of each row, prompt included, as the page shows it."""
+    rows = re.findall(r'<div class="apd-prompt">(.*?)</div><div class="apd-tokens">(.*?)</div>', page, re.S)
+    return [html.unescape(re.sub(r"<[^>]*>", "", "".join(row))) for row in rows]
