@@ -35,16 +35,21 @@ setup(
     extras_require={
         # The linter and the type checker are pinned here and nowhere else.
         "test": [
-            "apd-decoding[eval,bench]",
+            "apd-decoding[eval,bench,serve,grammar]",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "nbclient>=0.10",
             "ipykernel>=6",
+            "httpx>=0.27",
+            "openai>=1.50",
+            "langchain-openai>=0.3",
             "ruff==0.17.5",
             "mypy==2.4.1",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings>=1", "mkdocstrings-python>=2", "griffe>=2", "ruff"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.7", "prometheus-client>=0.20"],
+        "grammar": ["llguidance>=1.0"],
         "notebook": ["jupyterlab>=4", "ipywidgets>=8", "matplotlib>=3.8"],
         "bench": ["matplotlib>=3.8", "openai>=1"],
         "bench-text": ["rouge-score>=0.1.2", "sacrebleu>=2.4", "language-tool-python>=2.9"],

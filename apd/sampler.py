@@ -473,27 +473,29 @@ class APDSampler:
         found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
-    def request(
-        self,
-        inputs: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        seed: int | Sequence[int] | None = None,
-        **kwargs: Any,
-    ) -> Request:
-        """The checked arguments of a call, for `batch`; what `generate` would refuse is refused here."""
-        refuse_for("request()", kwargs, "streamer", "return_dict_in_generate", "input_ids")
-        return self._resolver(**kwargs)(inputs, attention_mask, seed)
+    def resolver(self, **kwargs: Any) -> Resolver:
+        """The checked arguments of a call; called with a prompt, `1 l` int64, it makes a `Request` for `batch`.
+
+        Args:
+            **kwargs: as in `generate`, without prompt and seed, which the resolver is called with.
+
+        Raises:
+            ValueError, TypeError: what `generate` would refuse.
+        """
+        refuse_for("resolver()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "seed")
+        resolve = self._resolver(**kwargs)
+        check_row_by_row(resolve.generation)
+        return resolve
 
     def batch(self, *, scores: bool = False, logits: bool = False) -> Batch:
-        """A batch without rows, which `request`s may join and leave between steps; for servers.
+        """A batch without rows, whose rows come and go between steps; for servers.
 
         Args:
             scores, logits: record them, see `APDOutput`; the first request must ask for them, too.
 
         Example:
-            >>> batch = sampler.batch()
-            >>> batch.add(sampler.request(ids, max_new_tokens=32, seed=1), 0)
+            >>> batch, resolve = sampler.batch(), sampler.resolver(max_new_tokens=32)
+            >>> batch.add(resolve(ids, seed=1), row=0)
             >>> while batch.num_rows:
             ...     answers = batch.step().ended
         """

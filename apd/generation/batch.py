@@ -51,16 +51,47 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """What one step did for a row. Positions count new tokens from 0.
+
+    Attributes:
+        row: number of the row.
+        step: index of the row's step, from 0.
+        positions: what the step committed, in ascending order.
+        tokens: the ids there.
+        start: position of the first drafted mask.
+        draft: the drafted ids from there on; those not committed were rejected.
+        settled: ids that became final with everything to the left of them. Over all steps they are the answer.
+        logits: `v` float32 for each of `settled`, see `APDOutput`; empty if they are not recorded.
+        drafter_forwards, verifier_forwards, canvases: of the row so far.
+    """
+
+    row: int
+    step: int
+    positions: list[int]
+    tokens: list[int]
+    start: int
+    draft: list[int]
+    settled: list[int]
+    logits: list[Tensor]
+    drafter_forwards: int
+    verifier_forwards: int
+    canvases: int
+
+
+@dataclass(frozen=True)
 class Stepped:
     """What one step of a `Batch` left.
 
     Attributes:
         rows: numbers of the rows that took part.
+        progress: what the step did for each row that is followed.
         ended: the answers of rows that are done.
         failed: the errors of rows that failed alone; they are done, too.
     """
 
     rows: list[int]
+    progress: list[Progress] = field(default_factory=list)
     ended: list[Generated] = field(default_factory=list)
     failed: dict[int, Exception] = field(default_factory=dict)
 
@@ -85,19 +116,23 @@ class Batch:
         self.recorder = Recorder(scores=scores, logits=logits)
         self.loop: DecodeLoop | None = None
         self.failed: dict[int, Exception] = {}
+        self.settled: dict[int, int] = {}  # of each row that is followed, its tokens so far
 
     @property
     def num_rows(self) -> int:
         """Number of rows that are not done."""
         return 0 if self.loop is None else self.loop.num_rows
 
-    def add(self, request: Request, row: int) -> None:
+    def add(self, request: Request, row: int, *, follow: bool = False) -> None:
         """Add a row from the next step on.
 
         Args:
             request: a request of one row.
             row: its number, another one than those of the present rows.
+            follow: report its progress after every step.
         """
+        if follow:
+            self.settled[row] = 0
         number = torch.tensor([row], device=request.prompt.device)
         if self.loop is None:
             self.loop = self.open_loop(request, number, self.failed.__setitem__)
@@ -109,7 +144,11 @@ class Batch:
         if self.loop is not None:
             self.loop.cancel(rows)
         for row in rows:
-            self.recorder.rows.pop(row, None)
+            self._forget(row)
+
+    def _forget(self, row: int) -> None:
+        self.recorder.rows.pop(row, None)
+        self.settled.pop(row, None)
 
     def step(self) -> Stepped:
         """Make one step of all rows; there must be one.
@@ -124,17 +163,40 @@ class Batch:
         failed = dict(self.failed)
         self.failed.clear()
         for row in failed:
-            self.recorder.rows.pop(row, None)
+            self._forget(row)
+        progress = [self._progress(row) for row in rows if row in self.settled] if self.settled else []
         of_rows = zip(rows, info.before.layout.done, after.layout.done, strict=True)
         ended = [is_done and not was_done and row not in failed for row, was_done, is_done in of_rows]
         if not any(ended):
-            return Stepped(rows, failed=failed)
+            return Stepped(rows, progress, failed=failed)
         stopped = info.stopped.tolist()
         answers = [self._answer(row, stopped[i]) for i, row in enumerate(rows) if ended[i]]
-        return Stepped(rows, answers, failed)
+        return Stepped(rows, progress, answers, failed)
+
+    def _progress(self, number: int) -> Progress:
+        row, known = self.recorder.rows[number], self.settled[number]
+        end = known
+        while end < row.num_tokens and end in row.entries:
+            end += 1
+        self.settled[number] = end
+        positions = [position for position in row.latest if position < row.num_tokens]
+        return Progress(
+            row=number,
+            step=len(row.drafts) - 1,
+            positions=positions,
+            tokens=[row.entries[position][0] for position in positions],
+            start=row.starts[-1],
+            draft=row.drafts[-1],
+            settled=[row.entries[position][0] for position in range(known, end)],
+            logits=[row.logits.pop(position) for position in range(known, end)] if row.logits else [],
+            drafter_forwards=row.num_drafted,
+            verifier_forwards=row.num_verified,
+            canvases=row.num_canvases,
+        )
 
     def _answer(self, row: int, is_stopped: bool) -> Generated:
         trace, num_drafted, num_verified, num_canvases = self.recorder.pop(row)
+        self.settled.pop(row, None)
         text = None
         if self.tokenizer is not None:
             text = whole_text(self.tokenizer, trace.tokens, skip_special_tokens=True)
