@@ -274,12 +274,21 @@ class Engine:
             if (place := self.places.get(progress.row)) is not None:
                 events.setdefault(place.job, []).append(Stepped(place.choice, progress))
         for answer in stepped.ended:
-            place = self.places.pop(answer.index)
+            place = self.places[answer.index]
+            try:
+                if (constraint := self.constraints.get(answer.index)) is not None:
+                    constraint.check(answer.tokens)
+            except APIError as error:
+                self._fail(place.job, error)
+                continue
+            del self.places[answer.index]
             self.constraints.pop(answer.index, None)
             self._count(answer, place)
             place.job.answers[place.choice] = answer
             events.setdefault(place.job, []).append(Ended(place.choice, answer))
         for job, of_job in events.items():
+            if job.is_over:
+                continue
             if len(job.answers) == len(job.rows):
                 if job.work is None:
                     job.is_over = True
