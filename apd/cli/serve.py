@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,25 @@ def _serve(sampler: APDSampler, settings: Any, arguments: argparse.Namespace) ->
 
     app = make_app(sampler, settings)
 
+    engine = app.state.engine
+
     class Server(uvicorn.Server):
-        """Drains at the first signal, and ends with exit code 0."""
+        """Drains at the first signal, and ends with exit code 0.
+
+        While it drains it still listens, since a closed door could not be told from a crash: requests are answered with 503.
+        """
+
+        end = float("inf")
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            app.state.engine.drain()
             self.force_exit = self.should_exit and sig == signal.SIGINT
-            self.should_exit = True
+            self.should_exit = engine.is_draining  # the second signal: at once
+            engine.drain()
+            self.end = min(self.end, time.monotonic() + settings.drain_timeout)
+
+        async def on_tick(self, counter: int) -> bool:
+            is_drained = engine.is_draining and (engine.is_idle or time.monotonic() > self.end)
+            return await super().on_tick(counter) or is_drained
 
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
@@ -123,6 +136,8 @@ def _serve(sampler: APDSampler, settings: Any, arguments: argparse.Namespace) ->
             port=arguments.port,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+            timeout_graceful_shutdown=5,  # for sending what is done: `on_tick` has waited for the rest
         )
     ).run()
+    facts = {"jobs": engine.num_jobs, "cut_off": engine.num_cut_off}
+    print(f"apd: stopped {json.dumps(facts)}", file=sys.stderr, flush=True)

@@ -15,12 +15,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from apd.generation.batch import Generated, Progress
-from apd.serve.chunks import DONE, Answer, Piece, chat_logprobs, sse, text_logprobs
+from apd.serve.chunks import DONE, Answer, Piece, TokenLogprob, chat_logprobs, offsets_of, sse, text_logprobs
 from apd.serve.engine import Ended, Engine, Event, Failed, Job, Result, Stepped
 from apd.serve.errors import APIError
 from apd.serve.plans import Plan
 from apd.serve.schemas import Common
 from apd.serve.settings import ServeSettings
+from apd.serve.special import Filled, Scored
 from apd.serve.spelling import Spelling
 
 T = TypeVar("T")
@@ -61,7 +62,10 @@ class Ticket:
             deadline=None if timeout is None else time.monotonic() + timeout,
         )
         self.open: set[int] = {*range(len(plan.rows)), *([_WORK] if plan.work is not None else [])}
-        engine.submit(self.job)
+        if self.open:
+            engine.submit(self.job)
+        else:
+            self.job.is_over = True
 
     def _deliver(self, events: list[Event]) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits
@@ -121,11 +125,17 @@ class Answers:
             for choice in plan.choices
         ]
         self.counts = [Counts() for _ in plan.choices]
+        self.scored: dict[int, list[TokenLogprob | None]] = {}  # prompts
+        if not plan.rows:  # nothing is generated
+            for choice in self.choices:
+                choice.finish = "length"
         self.shown: list[list[Piece]] = [[] for _ in plan.choices]
 
     def take(self, event: Event) -> tuple[int, Piece] | None:
         """The text that an event made final, with the index of its choice."""
-        if isinstance(event, Result | Failed):
+        if isinstance(event, Result):
+            return self._take_result(event.value)
+        if isinstance(event, Failed) or self.plan.fills:
             return None
         answer, counts = self.choices[event.choice], self.counts[event.choice]
         if answer.finish is not None:  # a stop string was found before the engine knew
@@ -144,6 +154,20 @@ class Answers:
         for name in ("drafter_forwards", "verifier_forwards", "canvases"):
             setattr(counts, name, getattr(done, name))
         return event.choice, piece
+
+    def _take_result(self, value: Any) -> tuple[int, Piece] | None:
+        if isinstance(value, Scored):
+            self.scored[value.prompt] = value.entries
+        elif isinstance(value, Filled):
+            self.choices[0].finish = "stop"
+            self.counts[0] = Counts(
+                value.best.new_tokens,
+                sum(answer.drafter_forwards for answer in value.tried),
+                sum(answer.verifier_forwards for answer in value.tried),
+                sum(answer.canvases for answer in value.tried),
+            )
+            return 0, Piece("".join(hole.text for hole in value.best.holes), [], [])
+        return None
 
     def usage(self) -> dict[str, Any]:
         """Tokens and forwards of all choices."""
@@ -262,8 +286,20 @@ def _whole(answers: Answers, kind: Kind, spelling: Spelling) -> dict[str, Any]:
             [offset for piece in pieces for offset in piece.offsets],
         )
         finish = answers.choices[i].finish
-        choices.append({"index": i, **kind.choice(answers.plan, i, piece, spelling), "finish_reason": finish})
+        fields = kind.choice(answers.plan, i, piece, spelling)
+        if i in answers.scored:
+            fields["logprobs"] = _with_prompt(fields["logprobs"], answers.scored[i], answers.plan, i, spelling)
+        choices.append({"index": i, **fields, "finish_reason": finish})
     return {"choices": choices, "usage": answers.usage()}
+
+
+def _with_prompt(
+    of_answer: dict[str, Any], entries: list[TokenLogprob | None], plan: Plan, choice: int, spelling: Spelling
+) -> dict[str, Any]:
+    """The log-probabilities of the prompt, then those of the answer."""
+    ids = plan.choices[choice].prompt
+    of_prompt = text_logprobs(entries, ids, offsets_of(ids, spelling.tokenizer), spelling)
+    return {name: of_prompt[name] + of_answer[name] for name in of_prompt}
 
 
 async def _parts(
@@ -276,6 +312,8 @@ async def _parts(
     def chunk(choice: int, fields: dict[str, Any], finish: str | None = None) -> bytes:
         return sse(head | {"choices": [{"index": choice, **fields, "finish_reason": finish}]} | usage)
 
+    for choice in range(len(answers.choices) if not answers.plan.rows else 0):
+        yield chunk(choice, kind.first(answers.plan, choice) or kind.last(), "length")
     async for events in ticket.events():
         for event in events:
             if (found := answers.take(event)) is None:

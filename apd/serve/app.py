@@ -51,7 +51,7 @@ def make_app(sampler: APDSampler, settings: ServeSettings | None = None) -> Fast
     app.add_exception_handler(RequestValidationError, on_invalid_body)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_unexpected)
-    app.add_middleware(Limits, settings=settings, metrics=engine.metrics)
+    app.add_middleware(Limits, settings=settings, engine=engine)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

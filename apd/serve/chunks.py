@@ -167,6 +167,15 @@ def text_logprobs(
     }
 
 
+def offsets_of(ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """Where the text of each token begins, in characters."""
+    pieces, length, offsets = TextPieces(tokenizer, skip_special_tokens=False), 0, []
+    for i, token in enumerate(ids):
+        offsets.append(length)
+        length += len(pieces.add([token], last=i == len(ids) - 1))
+    return offsets
+
+
 def sse(data: dict[str, Any] | str) -> bytes:
     """One server-sent event."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))

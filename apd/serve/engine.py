@@ -108,6 +108,10 @@ class Engine:
         max_rows: rows that are decoded together.
         max_queue: rows that may wait.
         metrics: counts; a new one if not given.
+
+    Attributes:
+        num_jobs: jobs that were taken.
+        num_cut_off: those that the end of the thread has cut off.
     """
 
     def __init__(self, sampler: APDSampler, *, max_rows: int, max_queue: int, metrics: Metrics | None = None) -> None:
@@ -125,6 +129,7 @@ class Engine:
         self.constraints: dict[int, Any] = {}  # by number of a row
         self.numbers = itertools.count()
         self.next_look = 0.0
+        self.num_jobs = self.num_cut_off = 0
         self.thread = threading.Thread(target=self._run, name="apd-engine", daemon=True)
 
     # What other threads call.
@@ -135,6 +140,11 @@ class Engine:
     @property
     def is_alive(self) -> bool:
         return self.thread.is_alive() and not self.is_stopping
+
+    @property
+    def is_idle(self) -> bool:
+        """True if every job is done."""
+        return not (self._has_work() or self.places)
 
     def drain(self) -> None:
         """Take no more jobs; those that were submitted go on."""
@@ -166,6 +176,7 @@ class Engine:
                     code="queue_full",
                     retry_after=1,
                 )
+            self.num_jobs += 1
             if job.rows:
                 self.arrived.extend((job, choice) for choice in range(len(job.rows)))
                 self.num_waiting += len(job.rows)
@@ -190,6 +201,7 @@ class Engine:
             log.exception("the decoding loop has ended")
             self.is_draining = True
         for job in self._jobs():
+            self.num_cut_off += 1
             self._fail(job, APIError(503, "The server has shut down before the answer was done.", code="draining"))
 
     def _turn_until_stopped(self) -> None:
@@ -274,12 +286,21 @@ class Engine:
             if (place := self.places.get(progress.row)) is not None:
                 events.setdefault(place.job, []).append(Stepped(place.choice, progress))
         for answer in stepped.ended:
-            place = self.places.pop(answer.index)
+            place = self.places[answer.index]
+            try:
+                if (constraint := self.constraints.get(answer.index)) is not None:
+                    constraint.check(answer.tokens)
+            except APIError as error:
+                self._fail(place.job, error)
+                continue
+            del self.places[answer.index]
             self.constraints.pop(answer.index, None)
             self._count(answer, place)
             place.job.answers[place.choice] = answer
             events.setdefault(place.job, []).append(Ended(place.choice, answer))
         for job, of_job in events.items():
+            if job.is_over:
+                continue
             if len(job.answers) == len(job.rows):
                 if job.work is None:
                     job.is_over = True

@@ -75,7 +75,8 @@ async def on_invalid_body(request: Request, error: Any) -> JSONResponse:
     """The first thing that is wrong with a body, named as OpenAI's server names it."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
+    # Of a field that may have several types, the location also names the type.
+    where = [str(part) for part in first["loc"] if part not in ("body", "str", "int") and "[" not in str(part)]
     param = ".".join(where) or None
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", first["msg"])

@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from apd.serve.engine import Engine
 from apd.serve.errors import APIError
-from apd.serve.metrics import Metrics
 from apd.serve.settings import ServeSettings
 
 
@@ -18,11 +18,11 @@ class Limits:
     Args:
         app: what is behind it.
         settings: of the server.
-        metrics: counts answers by route and status.
+        engine: counts answers by route and status; while it drains, connections are closed.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, settings: ServeSettings, engine: Engine) -> None:
+        self.app, self.settings, self.engine = app, settings, engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +32,9 @@ class Limits:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 path = getattr(scope.get("route"), "path", "other")
-                self.metrics.requests.labels(path, str(message["status"])).inc()
+                if self.engine.is_draining:
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+                self.engine.metrics.requests.labels(path, str(message["status"])).inc()
             await send(message)
 
         try:

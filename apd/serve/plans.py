@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import secrets
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -15,14 +15,17 @@ import torch
 from apd.decoding.noise import mix_seed
 from apd.decoding.request import Request
 from apd.generation.arguments import Resolver
+from apd.generation.batch import Generated
 from apd.generation.many import encode
 from apd.sampler import APDSampler
 from apd.serve.chats import prompt_of
 from apd.serve.engine import Engine
 from apd.serve.errors import APIError, refused
+from apd.serve.grammars import Grammars
 from apd.serve.sampling import arguments_of, processors_of
-from apd.serve.schemas import ChatBody, Common, CompletionBody
+from apd.serve.schemas import ChatBody, Common, CompletionBody, ResponseFormat
 from apd.serve.settings import ServeSettings
+from apd.serve.special import best_of, holes_of, scores_of, strategy_for_holes
 from apd.serve.spelling import Spelling
 
 _RESOLVERS = 256  # that are kept: most requests have the settings of earlier ones
@@ -71,6 +74,9 @@ class Plan:
         top: likeliest tokens to show at each position; `None` without log-probabilities.
         continues: the answer's first space depends on the prompt.
         num_prompt_tokens: of all prompts, each counted once.
+        constraints: of each row, or empty.
+        work: see `Job`. Its results are `Filled` where rows are lengths of one hole, else `Scored`.
+        fills: rows are lengths of one hole, and there is one choice.
     """
 
     choices: list[Choice]
@@ -81,7 +87,8 @@ class Plan:
     continues: bool
     num_prompt_tokens: int
     constraints: list[Any] = field(default_factory=list)
-    work: Any = None
+    work: Callable[[list[Generated]], Iterator[Any]] | None = None
+    fills: bool = False
 
 
 class Planner:
@@ -96,6 +103,7 @@ class Planner:
     def __init__(self, sampler: APDSampler, settings: ServeSettings, engine: Engine) -> None:
         self.sampler, self.settings, self.engine = sampler, settings, engine
         self.spelling = Spelling(sampler.tokenizer)
+        self.grammars = Grammars(self.spelling, sampler.vocab_size)
         self.resolvers: OrderedDict[Hashable, Resolver] = OrderedDict()
         self.lock = Lock()
         limits = [limit for limit in (settings.max_length, *self._max_lengths()) if limit is not None]
@@ -125,6 +133,7 @@ class Planner:
             body.max_completion_tokens or body.max_tokens,
             top=(body.top_logprobs or 0) if body.logprobs else None,
             continues=body.messages[-1].role == "assistant" or not self.sampler.tokenizer.chat_template,
+            wanted=body.response_format,
         )
 
     def completion(self, body: CompletionBody) -> Plan:
@@ -141,9 +150,53 @@ class Planner:
         for prompt in given:
             ids = self._encode(prompt, "prompt")
             prompts.append((ids, self._text(prompt) if body.echo else ""))
+        if body.suffix:
+            return self._infilling(body)
         if body.max_tokens == 0 and not body.echo:
             raise refused("`max_tokens` must be at least 1 without `echo`, got 0.", "max_tokens", "invalid_value")
-        return self._plan(body, prompts, body.max_tokens, top=body.logprobs, continues=True)
+        plan = self._plan(body, prompts, body.max_tokens, top=body.logprobs, continues=True)
+        if body.echo and body.logprobs is not None:
+            if body.stream:
+                raise refused("`echo` with `logprobs` cannot be streamed: the prompt is scored last.", "stream")
+            of_choices = [choice.prompt for choice in plan.choices]
+            plan.work = lambda _: scores_of(
+                of_choices, self.sampler, batch_size=self.settings.max_batch_size, top=body.logprobs or 0
+            )
+        return plan
+
+    def _infilling(self, body: CompletionBody) -> Plan:
+        """Prompt, hole and suffix: a row for every length that is tried."""
+        for name in ("echo", "logprobs", "stop", "frequency_penalty", "presence_penalty"):
+            if getattr(body, name):
+                raise refused(f"`{name}` cannot be meant with `suffix`, where the text goes on.", name)
+        if body.n not in (None, 1) or not isinstance(body.prompt, str):
+            raise refused("`suffix` needs one `prompt`, a text, and one choice.", "n" if body.n != 1 else "prompt")
+        if body.max_tokens == 0:
+            raise refused("`max_tokens` must be at least 1 with `suffix`, got 0.", "max_tokens", "invalid_value")
+        most = self.settings.max_new_tokens if body.max_tokens is None else body.max_tokens
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        arguments = arguments_of(body, self.settings)
+        arguments |= strategy_for_holes(self.sampler, arguments)
+        processors = processors_of(body, 0, self.sampler.vocab_size)
+        try:
+            with self.lock:
+                rows = holes_of(body.prompt, body.suffix or "", most, self.sampler)
+        except ValueError as error:
+            raise refused(str(error), "suffix", "invalid_value") from None
+        self._new_tokens(max(len(row.ids) for row in rows), 0)
+        key = (tuple(sorted(arguments.items())), processors, "holes")
+        resolve = self._resolver(key, 0, arguments, processors)
+        return Plan(
+            choices=[Choice([], "", seed)],
+            rows=[self._request(resolve, torch.tensor([row.ids]), mix_seed(seed, i)) for i, row in enumerate(rows)],
+            settings=key,
+            stops=[],
+            top=None,
+            continues=False,
+            num_prompt_tokens=len(rows[0].ids) - (rows[0].holes[0][1] - rows[0].holes[0][0]),
+            work=lambda answers: best_of(rows, self.sampler, answers),
+            fills=True,
+        )
 
     def _text(self, prompt: str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else str(self.sampler.tokenizer.decode(prompt))
@@ -198,23 +251,30 @@ class Planner:
         *,
         top: int | None,
         continues: bool,
+        wanted: ResponseFormat | None = None,
     ) -> Plan:
         seed = secrets.randbits(63) if body.seed is None else body.seed
         arguments = arguments_of(body, self.settings)
         choices: list[Choice] = []
         rows: list[Request] = []
+        constraints: list[Any] = []
         settings: set[Hashable] = set()
         for ids, echo in prompts:
             processors = processors_of(body, len(ids), self.sampler.vocab_size)
             new_tokens = self._new_tokens(len(ids), max_tokens)
-            key = (tuple(sorted(arguments.items())), processors, top is not None)
+            is_free = wanted is None or wanted.type == "text"
+            key = (tuple(sorted(arguments.items())), processors, top is not None, is_free)
             settings.add(key)
-            resolve = self._resolver(key, new_tokens, arguments, processors)
+            resolve = self._resolver(key, max(1, new_tokens), arguments, processors, is_free=is_free)
+            constraint = self.grammars.constraints(wanted, resolve.stop_token_ids, len(ids))
             prompt = torch.tensor([ids], dtype=torch.int64)
             for _ in range(body.n or 1):
                 choices.append(Choice(ids, echo, mix_seed(seed, len(choices))))
                 request = self._request(resolve, prompt, choices[-1].seed)
-                rows.append(dataclasses.replace(request, record_logits=top is not None))
+                if new_tokens:
+                    rows.append(dataclasses.replace(request, record_logits=top is not None))
+                if constraint is not None:
+                    constraints.append(constraint())
         if len(settings) > 1:
             raise refused("Penalties need prompts of equal length in one request. Send them one by one.", "prompt")
         return Plan(
@@ -225,6 +285,7 @@ class Planner:
             top=top,
             continues=continues,
             num_prompt_tokens=sum(len(ids) for ids, _ in prompts),
+            constraints=constraints,
         )
 
     def _new_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:
@@ -242,7 +303,13 @@ class Planner:
         return new
 
     def _resolver(
-        self, key: Hashable, new_tokens: int, arguments: dict[str, Any], processors: tuple[Any, ...]
+        self,
+        key: Hashable,
+        new_tokens: int,
+        arguments: dict[str, Any],
+        processors: tuple[Any, ...],
+        *,
+        is_free: bool = True,
     ) -> Resolver:
         cached = (key, new_tokens)
         with self.lock:
@@ -250,7 +317,12 @@ class Planner:
                 self.resolvers.move_to_end(cached)
                 return self.resolvers[cached]
         try:
-            resolve = self.sampler.resolver(max_new_tokens=new_tokens, logits_processor=list(processors), **arguments)
+            resolve = self.sampler.resolver(
+                max_new_tokens=new_tokens,
+                logits_processor=list(processors),
+                prefix_allowed_tokens_fn=None if is_free else self.engine.allowed,
+                **arguments,
+            )
         except (ValueError, TypeError) as error:
             raise refused(str(error), code="invalid_value") from None
         with self.lock:

@@ -29,6 +29,12 @@ class Spelling:
         return backend is not None and "ByteLevel" in repr(backend.decoder)
 
     @cached_property
+    def joins(self) -> bool:
+        """True if a text is its tokens' strings, one behind the other."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return backend is not None and (backend.decoder is None or repr(backend.decoder).startswith("Fuse"))
+
+    @cached_property
     def _alphabet(self) -> dict[str, int]:
         return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
