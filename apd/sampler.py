@@ -30,6 +30,7 @@ from apd.decoding.request import Request
 from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
+from apd.generation.batch import Batch, Generated
 from apd.generation.infilling import (
     Infilled,
     Part,
@@ -42,7 +43,7 @@ from apd.generation.infilling import (
     with_likelihood,
 )
 from apd.generation.interop import naming_knobs, unprepared
-from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
+from apd.generation.many import Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
@@ -481,16 +482,38 @@ class APDSampler:
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
         queue = Queue(numbered, request_of, on_error)
-        found = answers(
-            queue,
-            batch_size=batch_size,
-            open_loop=self._open,
-            tokenizer=self.tokenizer,
-            mask_token_id=self.drafter.mask_token_id,
-        )
+        found = answers(queue, self.batch(), batch_size=batch_size)
         total = len(prompts) if isinstance(prompts, Sized) else None
         found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
+
+    def resolver(self, **kwargs: Any) -> Resolver:
+        """The checked arguments of a call; called with a prompt, `1 l` int64, it makes a `Request` for `batch`.
+
+        Args:
+            **kwargs: as in `generate`, without prompt and seed, which the resolver is called with.
+
+        Raises:
+            ValueError, TypeError: what `generate` would refuse.
+        """
+        refuse_for("resolver()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "seed")
+        resolve = self._resolver(**kwargs)
+        check_row_by_row(resolve.generation)
+        return resolve
+
+    def batch(self, *, scores: bool = False, logits: bool = False) -> Batch:
+        """A batch without rows, whose rows come and go between steps; for servers.
+
+        Args:
+            scores, logits: record them, see `APDOutput`; the first request must ask for them, too.
+
+        Example:
+            >>> batch, resolve = sampler.batch(), sampler.resolver(max_new_tokens=32)
+            >>> batch.add(resolve(ids, seed=1), row=0)
+            >>> while batch.num_rows:
+            ...     answers = batch.step().ended
+        """
+        return Batch(self._open, self.tokenizer, self.drafter.mask_token_id, scores=scores, logits=logits)
 
     @naming_knobs
     def __call__(
@@ -530,7 +553,14 @@ class APDSampler:
             chosen = replace(chosen, proposer=self.proposer)
         return Resolver(self, chosen or apd_of(config), config, **kwargs)
 
-    def _open(self, request: Request, rows: Tensor | None = None, *, record_probs: bool = True) -> DecodeLoop:
+    def _open(
+        self,
+        request: Request,
+        rows: Tensor | None = None,
+        on_fault: Callable[[int, Exception], None] | None = None,
+        *,
+        record_probs: bool = True,
+    ) -> DecodeLoop:
         if self.kernels is not PLAIN and not request.is_uncommon:
             from apd.models.graphs import BucketedWindow
 
@@ -543,6 +573,7 @@ class APDSampler:
             rows=rows,
             record_probs=record_probs,
             kernels=self.kernels,
+            on_fault=on_fault,
         )
 
 

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from apd import __version__
-from apd.cli.options import UsageError, add_check, add_colour, add_generate, add_infill, add_knobs, config_of
+from apd.cli.options import (
+    UsageError,
+    add_check,
+    add_colour,
+    add_generate,
+    add_infill,
+    add_knobs,
+    add_serve,
+    config_of,
+)
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
 
@@ -29,6 +38,8 @@ examples:
       whether a checkpoint is read as it was trained, before anything else
   apd infill --text 'Reverse this list: ["Ada", "Ben"]. ["<mask:3>"]'
       fill the holes of a text
+  apd serve --port 8000
+      an OpenAI-compatible server on this machine; needs the extra serve
   accelerate launch --num-processes 8 -m apd generate --input prompts.jsonl ...
       many prompts over 8 GPUs
 
@@ -90,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     add_generate(commands, _Help).set_defaults(run=_generate)
     add_check(commands, _Help).set_defaults(run=_check)
     add_infill(commands, _Help).set_defaults(run=_infill)
+    add_serve(commands, _Help).set_defaults(run=_serve)
     commands.add_parser("lm-eval", add_help=False, help="lm-eval's own command line with `apd` among its models")
     return top
 
@@ -124,6 +136,12 @@ def _infill(arguments: argparse.Namespace) -> None:
     from apd.cli import infill
 
     infill.run(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from apd.cli import serve
+
+    serve.run(arguments)
 
 
 def _lm_eval(arguments: argparse.Namespace) -> None:

@@ -55,6 +55,14 @@ of the settings. A run is continued, shared among processes and seeded as that
 of `apd generate`."""
 
 
+_SERVE = """\
+Serve the pair over HTTP as OpenAI's API: chat completions and completions, whole
+or streamed. Without --drafter, the included pair. Requests are decoded together,
+and each answer is what it would be alone. --do-sample, --temperature and the like
+are for requests that name no temperature. SIGTERM lets running requests end.
+docs/serve.md has the routes and the fields."""
+
+
 class UsageError(ValueError):
     """Options that contradict each other or have values out of range: exit code 2."""
 
@@ -102,6 +110,72 @@ def add_infill(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpar
     _add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
     infill.set_defaults(prompt=None, chat=False, show_steps=False)
     return infill
+
+
+def add_serve(commands: Any, formatter: type[argparse.HelpFormatter]) -> argparse.ArgumentParser:
+    """Add the command `serve` and return its parser."""
+    serve: argparse.ArgumentParser = commands.add_parser(
+        "serve",
+        usage="apd serve [--drafter PATH --verifier PATH] [options]",
+        help="serve an OpenAI-compatible API",
+        description=_SERVE,
+        formatter_class=formatter,
+    )
+    where = serve.add_argument_group("server")
+    where.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    where.add_argument("--port", type=int, default=8000, metavar="N", help="port; 0 takes a free one (default 8000)")
+    where.add_argument(
+        "--served-model-name", metavar="NAME", help="what clients call the model (default: the drafter's name)"
+    )
+    where.add_argument(
+        "--max-batch-size", type=int, default=8, metavar="N", help="answers decoded together (default 8)"
+    )
+    where.add_argument(
+        "--max-queue", type=int, default=64, metavar="N", help="answers that may wait; then 429 (default 64)"
+    )
+    where.add_argument(
+        "--max-length", type=int, metavar="N", help="most tokens of prompt and answer (default: what the models allow)"
+    )
+    where.add_argument(
+        "--request-timeout", type=float, metavar="SECONDS", help="longest time of a request (default: no limit)"
+    )
+    where.add_argument(
+        "--drain-timeout",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="after SIGTERM, time for what is running (default 30)",
+    )
+    where.add_argument("--max-body", type=int, default=2**20, metavar="BYTES", help="largest request (default 1 MiB)")
+    where.add_argument(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable with the key that clients must send (default: no key)",
+    )
+    where.add_argument(
+        "--cors-origin",
+        action="append",
+        metavar="URL",
+        help="let pages of this origin call; may be given several times",
+    )
+    where.add_argument(
+        "--chat-template",
+        type=Path,
+        metavar="FILE",
+        help="Jinja template in place of the tokenizer's, or for one without",
+    )
+    where.add_argument(
+        "--fixed-decoding", action="store_true", help="refuse requests that name a strategy or a knob of their own"
+    )
+    _add_models(serve)
+    add_knobs(serve)
+    _add_sampling(
+        serve, new_tokens=None, told="limit of requests that name none (default 256; 32 with the included pair)"
+    )
+    serve.set_defaults(prompt=None, input=None, output=None, chat=False, show_steps=False, batch_size=None)
+    return serve
 
 
 def _add_files(what: argparse._ArgumentGroup) -> None:
@@ -285,7 +359,8 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
     if arguments.max_new_tokens is None:
         arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
-    for name, least in (("batch_size", 1), ("max_new_tokens", 0 if "text" in given else 1)):
+    rows = "batch_size" if given["batch_size"] is not None else "max_batch_size"
+    for name, least in ((rows, 1), ("max_new_tokens", 0 if "text" in given else 1)):
         if given[name] < least:
             raise UsageError(f"{_flag(name)} must be at least {least}, got {given[name]}.")
     useless = [_flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]

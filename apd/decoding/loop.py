@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -45,6 +45,8 @@ class DecodeLoop:
         rows: `b` int64, numbers of the first rows; 0, 1, … if not given.
         record_probs: record the probabilities of proposed tokens.
         kernels: the pure functions of a step, plain or compiled. Requests that call user code use the plain ones.
+        on_fault: called with the number of a row and the error, where a model or the strategy fails for that row; the row
+            is then done. When not given, the error is raised.
 
     Attributes:
         state: the rows after the last step.
@@ -64,8 +66,10 @@ class DecodeLoop:
         rows: Tensor | None = None,
         record_probs: bool = True,
         kernels: Kernels = step.PLAIN,
+        on_fault: Callable[[int, Exception], None] | None = None,
     ) -> None:
         self.request = request
+        self.on_fault = on_fault
         self.mask_token_id = drafter.mask_token_id
         self.state = self._start(request, rows)
         strategy = request.strategy
@@ -98,37 +102,71 @@ class DecodeLoop:
             ValueError: a rule that judges the first token rejected one without a replacement.
             RuntimeError: the strategy committed no token of a row in as many steps as the row has masks.
         """
-        while self.newcomers or not all(self.state.layout.done):
-            if any(self.state.layout.done):
-                self._drop_finished()
-            if self.newcomers:
-                self._admit_newcomers()
-            self.state, info = decode_step(
-                self.state,
-                strategy=self.strategy,
-                pair=self.pair,
-                sampling=self.request.sampling,
-                policy=self.request.policy,
-                stopping=self.request.stopping,
-            )
-            if any(self.state.layout.done):
-                _refuse_broken(info, self.request.strategy)
-            self._check_progress(info)
-            yield info, self.state
+        while self.has_work:
+            yield self.step()
 
-    def _check_progress(self, info: StepInfo) -> None:
-        """Refuse a strategy that may never end. One token per step commits a row in as many steps as it has masks."""
+    @property
+    def has_work(self) -> bool:
+        """True if a row is not done or will join."""
+        return bool(self.newcomers) or not all(self.state.layout.done)
+
+    def step(self) -> tuple[StepInfo, DecodeState]:
+        """Make one decode step; there must be a row that is not done. Returns and raises what `steps` does."""
+        self._prepare()
+        self.state, info = decode_step(
+            self.state,
+            strategy=self.strategy,
+            pair=self.pair,
+            sampling=self.request.sampling,
+            policy=self.request.policy,
+            stopping=self.request.stopping,
+        )
+        faults = _broken(info, self.request.strategy) if any(self.state.layout.done) else {}
+        faults |= self._stuck(info)
+        if faults:
+            self._report(faults)
+        return info, self.state
+
+    def cancel(self, rows: Sequence[int]) -> None:
+        """Remove rows by their numbers before the next step. The tokens of the other rows do not depend on them."""
+        self._prepare()
+        self._finish(rows)
+
+    def _prepare(self) -> None:
+        """Let finished rows leave, and newcomers in."""
+        if any(self.state.layout.done):
+            self._drop_finished()
+        if self.newcomers:
+            self._admit_newcomers()
+
+    @without_gradients
+    def _finish(self, rows: Sequence[int]) -> None:
+        numbers = torch.tensor(list(rows), dtype=torch.int64, device=self.state.rows.device)
+        self.state = dataclasses.replace(self.state, done=self.state.done | torch.isin(self.state.rows, numbers))
+
+    def _report(self, faults: dict[int, Exception]) -> None:
+        if self.on_fault is None:
+            raise next(iter(faults.values()))
+        self._finish(list(faults))
+        for row, error in faults.items():
+            self.on_fault(row, error)
+
+    def _stuck(self, info: StepInfo) -> dict[int, Exception]:
+        """An error for each row that may never end. One token per step commits a row in as many steps as it has masks."""
         before, after = info.before.layout.decided, self.state.layout.decided
         rows = zip(self.idle, before, after, strict=True)
         self.idle = [idle + 1 if now == then else 0 for idle, then, now in rows]
+        found: dict[int, Exception] = {}
         for row, idle in enumerate(self.idle):
             masks = self.state.width - after[row]
             if idle >= masks and not self.state.layout.done[row]:
-                raise RuntimeError(
+                number = int(self.state.rows[row])
+                found[number] = RuntimeError(
                     f"`{name_of(self.request.strategy)}` must commit a token of every row within as many steps as it has "
-                    f"masks, got none in {idle} steps of row {int(self.state.rows[row])}, which has {masks}. Choose at "
+                    f"masks, got none in {idle} steps of row {number}, which has {masks}. Choose at "
                     "least one candidate of each row, the likeliest if none is good enough."
                 )
+        return found
 
     @property
     def num_rows(self) -> int:
@@ -187,16 +225,21 @@ class DecodeLoop:
         self.strategy.select(unfinished)
 
 
-def _refuse_broken(info: StepInfo, strategy: Strategy) -> None:
-    """Raise FloatingPointError, which names the model, if a row had an invalid distribution at a decisive position, and
-    ValueError, which names the rule, if it rejected a row's first token without another in its place."""
+def _broken(info: StepInfo, strategy: Strategy) -> dict[int, Exception]:
+    """An error for each row with an invalid distribution at a decisive position: FloatingPointError, which names the model, or
+    ValueError, which names the rule, if it rejected the row's first token without another in its place."""
     if not info.broken.any():
-        return
-    row, proposal = int(info.broken.long().argmax()), info.proposal
+        return {}
+    rows = info.broken.nonzero().flatten().tolist()
+    return {int(info.before.rows[row]): _fault(info, row, strategy) for row in rows}
+
+
+def _fault(info: StepInfo, row: int, strategy: Strategy) -> Exception:
+    proposal = info.proposal
     faults = proposal.fault[row][proposal.decisive[row]].tolist()
     where = f"at step {int(info.before.steps[row])} of row {int(info.before.rows[row])}"
     if set(faults) <= {VALID, NOT_REPLACED}:
-        raise ValueError(
+        return ValueError(
             f"`rule` must replace every first token that it rejects with first='judge', got no replacement {where} from "
             f"{getattr(strategy, 'rule', strategy)}. Give its `Judgement` a `replacement` that may be used at the first "
             "position, or take first='draft'."
@@ -207,7 +250,7 @@ def _refuse_broken(info: StepInfo, strategy: Strategy) -> None:
         model, gave = "verifier", "NaN or infinite logits"
     else:
         model, gave = "mixture", "no token that both models allow, or the verifier none at all,"
-    raise FloatingPointError(
+    return FloatingPointError(
         f"The {model} gave {gave} {where}, where a token had to be decided. Check its weights and "
         "dtype (float16 overflows where bfloat16 does not), and that the "
         "logits processors leave a token."

@@ -5,59 +5,22 @@ from __future__ import annotations
 import numbers
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apd.decoding.loop import DecodeLoop
 from apd.decoding.noise import SEED_MASK
 from apd.decoding.request import Request
-from apd.generation.infilling import Hole, holes_of
-from apd.generation.output import Recorder
+from apd.generation.batch import Batch, Generated
 from apd.kinds import WHOLE
-from apd.show.rows import RowTrace
-from apd.text import check_text, whole_text
+from apd.text import check_text
 
 #: What a prompt may be: text, a chat (a list of messages), or token ids.
 Prompt = str | list[dict[str, Any]] | list[int] | Tensor
 
 _LONG = 16  # characters per token, above what texts have on average in any language
-
-
-@dataclass(frozen=True)
-class Generated:
-    """The answer to one prompt of `generate_many`.
-
-    Attributes:
-        index: number of the prompt, from 0.
-        tokens: ids of the new tokens, the stop token included.
-        text: the decoded tokens, without special tokens and without a cut character at the end; `None` without a
-            tokenizer.
-        drafter_forwards: drafter passes until the row was done.
-        verifier_forwards: verifier passes until the row was done.
-        canvases: canvases of the row that the drafter computed: one per pass, several with `Checked`.
-        finish: `"stop"` (a stop token, string or criterion) or `"length"`.
-        trace: the decode step by step.
-        holes: the masks of the prompt as they were filled; empty without one.
-    """
-
-    index: int
-    tokens: list[int]
-    text: str | None
-    drafter_forwards: int
-    verifier_forwards: int
-    canvases: int
-    finish: str
-    trace: RowTrace
-    holes: list[Hole]
-
-    @property
-    def tokens_per_forward(self) -> float:
-        """New tokens per drafter forward; where the verifier decoded alone, per verifier forward."""
-        return len(self.tokens) / (self.drafter_forwards or self.verifier_forwards)
 
 
 def check_prompts(prompts: Any) -> None:
@@ -187,8 +150,8 @@ class Queue:
         self.places: dict[int, int] = {}
         self.refused: set[int] = set()
 
-    def draw(self) -> tuple[Request, Tensor] | None:
-        """The next prompt as a request, and its number, `1` int64; `None` at the end.
+    def draw(self) -> tuple[Request, int] | None:
+        """The next prompt as a request, and its number; `None` at the end.
 
         Raises:
             TypeError: a number is not whole.
@@ -215,40 +178,19 @@ class Queue:
                 self.refused.add(self.places[index])
                 self.on_error(index, error)
             else:
-                return request, torch.tensor([index], device=request.prompt.device)
+                return request, index
         return None
 
 
-def answers(
-    queue: Queue,
-    *,
-    batch_size: int,
-    open_loop: Callable[[Request, Tensor], DecodeLoop],
-    tokenizer: Any,
-    mask_token_id: int,
-) -> Iterator[Generated]:
-    """Decode the prompts, at most `batch_size` together, and yield each answer as soon as it is done.
-
-    Args:
-        queue: the prompts.
-        batch_size: rows of the batch.
-        open_loop: (first request, its number) → loop, which further rows join.
-        tokenizer: decodes answers; `None` leaves out their text.
-        mask_token_id: finds the holes of a prompt.
-    """
-    if (first := queue.draw()) is None:
-        return
-    loop, recorder = open_loop(*first), Recorder()
-    _fill(loop, queue, batch_size)
-    for info, after in loop.steps():
-        recorder.record(info, after)
-        _fill(loop, queue, batch_size)
-        of_rows = zip(info.before.layout.done, after.layout.done, strict=True)
-        ended = [is_done and not was_done for was_done, is_done in of_rows]
-        if any(ended):
-            for row, has_ended, is_stopped in zip(after.rows.tolist(), ended, info.stopped.tolist(), strict=True):
-                if has_ended:
-                    yield _answer(row, recorder, is_stopped, tokenizer, mask_token_id)
+def answers(queue: Queue, batch: Batch, *, batch_size: int) -> Iterator[Generated]:
+    """Decode the prompts, at most `batch_size` together, and yield each answer as soon as it is done."""
+    _fill(batch, queue, batch_size)
+    while batch.num_rows:
+        stepped = batch.step()
+        for error in stepped.failed.values():
+            raise error
+        _fill(batch, queue, batch_size)
+        yield from stepped.ended
 
 
 def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:
@@ -264,21 +206,6 @@ def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:
     yield from (early[place] for place in sorted(early))
 
 
-def _fill(loop: DecodeLoop, queue: Queue, batch_size: int) -> None:
-    while loop.num_rows < batch_size and (newcomer := queue.draw()) is not None:
-        loop.join(*newcomer)
-
-
-def _answer(row: int, recorder: Recorder, is_stopped: bool, tokenizer: Any, mask_token_id: int) -> Generated:
-    trace, num_drafted, num_verified, num_canvases = recorder.pop(row)
-    return Generated(
-        index=row,
-        tokens=trace.tokens,
-        text=None if tokenizer is None else whole_text(tokenizer, trace.tokens, skip_special_tokens=True),
-        drafter_forwards=num_drafted,
-        verifier_forwards=num_verified,
-        canvases=num_canvases,
-        finish="stop" if is_stopped else "length",
-        trace=trace,
-        holes=holes_of(trace, mask_token_id, tokenizer),
-    )
+def _fill(batch: Batch, queue: Queue, batch_size: int) -> None:
+    while batch.num_rows < batch_size and (newcomer := queue.draw()) is not None:
+        batch.add(*newcomer)

@@ -21,7 +21,7 @@ from apd.decoding.returned import CheckedLogits, check_session, name_of
 from apd.decoding.state import DecodeState
 from apd.decoding.window import AllMasks
 
-__all__ = ["sequential_logprobs"]
+__all__ = ["sequential_logprobs", "token_logprobs"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,32 @@ def sequential_logprobs(
             num_rows[i] += i == batch[r].requests[0]
             if batch[r].masks == 1:
                 yield i, total[i], greedy[i], num_rows[i]
+
+
+def token_logprobs(
+    drafter: Drafter, texts: Sequence[list[int]], *, vocab_size: int, batch_size: int
+) -> Iterator[list[tuple[int, int, Tensor]]]:
+    """Score every token of every text but its first, behind the tokens before it.
+
+    The last n of them sum to what `sequential_logprobs` gives for the last n tokens as the continuation.
+
+    Args:
+        texts: ids, at least one each.
+        drafter, vocab_size, batch_size: as in `sequential_logprobs`.
+    Yields:
+        After every forward, of each of its rows the index of the text, the position, and log p of every token there in nats,
+        `v` float32.
+    Raises:
+        FloatingPointError: the drafter gave NaN, +∞ or nothing finite.
+    """
+    rows = (
+        _Row((ids[0],), tuple(ids[1:position]), len(ids) - position, [i])
+        for i, ids in enumerate(texts)
+        for position in range(1, len(ids))
+    )
+    while batch := list(islice(rows, batch_size)):
+        logprobs = _first_mask(drafter, batch, vocab_size)
+        yield [(row.requests[0], 1 + len(row.before), logprobs[r]) for r, row in enumerate(batch)]
 
 
 def _rows(pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[_Row]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from apd.show.rows import RowTrace, corrected, counts, given_tokens, number
+from apd.show.tokens import speller
 from apd.text import TextPieces, decoder
 
 NOTEBOOK_ROWS = 8  # more would make an output cell unreadable; `Trace.to_html` shows all
@@ -94,17 +94,9 @@ def _data(rows: Sequence[RowTrace], tokenizer: Any) -> str:
         }
         for row in rows
     ]
-    spell = _speller(tokenizer, next((row.prompt[-1] for row in rows if row.prompt), None))
+    spell = speller(tokenizer, next((row.prompt[-1] for row in rows if row.prompt), None))
     labels = [_visible(spell(token)).replace("\n", "") or "·" for token in number_of]
     return json.dumps({"rows": steps, "labels": labels}, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _speller(tokenizer: Any, anchor: int | None) -> Callable[[int], str]:
-    """Spells one token out of context, with the space before it; `anchor` is any token that may precede it."""
-    decode = decoder(tokenizer, skip_special_tokens=False)
-    before = [] if anchor is None else [anchor]
-    num_before = len(decode(before))
-    return lru_cache(maxsize=None)(lambda token: decode([*before, token])[num_before:])
 
 
 def _texts(row: RowTrace, tokenizer: Any) -> tuple[list[str], list[str]]:

@@ -24,7 +24,8 @@ ROOMS = {
     "sampler": CORE + "strategies models generation embedded",
     "inspection": CORE + "strategies models generation embedded sampler apd",
     "integrations": CORE + "strategies models generation embedded sampler apd",
-    "cli": CORE + "strategies models generation embedded sampler apd show inspection integrations",
+    "serve": CORE + "strategies models generation sampler integrations show embedded",
+    "cli": CORE + "strategies models generation embedded sampler apd show inspection integrations serve",
     "__main__": "cli",
     "apd": CORE + "strategies models generation embedded sampler inspection",
 }

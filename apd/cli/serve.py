@@ -1,0 +1,143 @@
+"""`apd serve`: loads the pair and serves it until a signal ends it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apd.cli.answers import load
+from apd.cli.options import UsageError, check_usage, config_of, sampling_of
+from apd.cli.settings import set_up
+from apd.sampler import APDSampler
+
+EXTRA = 'The server needs packages that are not installed, {missing} among them: pip install "apd-decoding[serve]".'
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the command with parsed arguments, until SIGINT or SIGTERM.
+
+    Raises:
+        UsageError: options that cannot be used together, or one out of range.
+        ImportError: the extra `serve` is not installed.
+    """
+    config = config_of(arguments)
+    check_usage(arguments)
+    settings = _settings(arguments)
+    set_up(embedded=arguments.drafter is None)
+    if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():
+        arguments.device_map = "cuda"
+    sampler = load(arguments, config)
+    if arguments.chat_template is not None:
+        sampler.tokenizer.chat_template = _template(arguments.chat_template)
+    _serve(sampler, settings, arguments)
+
+
+def _settings(arguments: argparse.Namespace) -> Any:
+    try:
+        from apd.serve.settings import ServeSettings
+    except ImportError as error:
+        raise ImportError(EXTRA.format(missing=error.name)) from error
+    for name, least in (("max_queue", 0), ("max_body", 1), ("max_length", 2), ("port", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+    for name in ("request_timeout", "drain_timeout"):
+        value = getattr(arguments, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be above 0 seconds, got {value}.")
+    sampling = (
+        {"do_sample": True, "top_k": 0, **sampling_of(arguments)} if arguments.do_sample else {"do_sample": False}
+    )
+    return ServeSettings(
+        model_name=arguments.served_model_name or _name(arguments.drafter),
+        max_batch_size=arguments.max_batch_size,
+        max_queue=arguments.max_queue,
+        max_new_tokens=arguments.max_new_tokens,
+        max_length=arguments.max_length,
+        request_timeout=arguments.request_timeout,
+        drain_timeout=arguments.drain_timeout,
+        max_body=arguments.max_body,
+        api_key=_key(arguments.api_key_env),
+        cors_origins=tuple(arguments.cors_origin or ()),
+        sampling=sampling,
+        fixed_decoding=arguments.fixed_decoding,
+    )
+
+
+def _name(drafter: str | None) -> str:
+    return "apd" if drafter is None else Path(drafter).name if os.path.isdir(drafter) else drafter
+
+
+def _key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if not (key := os.environ.get(variable, "").strip()):
+        raise UsageError(f"--api-key-env must name a variable that holds the key, got {variable}, which is not set.")
+    return key
+
+
+def _template(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--chat-template must be a file of text in UTF-8, got {path}: {error}.") from None
+
+
+def _serve(sampler: APDSampler, settings: Any, arguments: argparse.Namespace) -> None:
+    try:
+        import uvicorn
+
+        from apd.serve.app import make_app
+    except ImportError as error:
+        raise ImportError(EXTRA.format(missing=error.name)) from error
+
+    app = make_app(sampler, settings)
+
+    engine = app.state.engine
+
+    class Server(uvicorn.Server):
+        """Drains at the first signal, and ends with exit code 0.
+
+        While it drains it still listens, since a closed door could not be told from a crash: requests are answered with 503.
+        """
+
+        end = float("inf")
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = engine.is_draining  # the second signal: at once
+            engine.drain()
+            self.end = min(self.end, time.monotonic() + settings.drain_timeout)
+
+        async def on_tick(self, counter: int) -> bool:
+            is_drained = engine.is_draining and (engine.is_idle or time.monotonic() > self.end)
+            return await super().on_tick(counter) or is_drained
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                host, port = self.servers[0].sockets[0].getsockname()[:2]
+                url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                facts = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
+                print(f"apd: serving {json.dumps(facts)}", file=sys.stderr, flush=True)
+
+    Server(
+        uvicorn.Config(
+            app,
+            host=arguments.host,
+            port=arguments.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=5,  # for sending what is done: `on_tick` has waited for the rest
+        )
+    ).run()
+    facts = {"jobs": engine.num_jobs, "cut_off": engine.num_cut_off}
+    print(f"apd: stopped {json.dumps(facts)}", file=sys.stderr, flush=True)

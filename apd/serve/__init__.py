@@ -1,0 +1,1 @@
+"""`apd serve`: an OpenAI-compatible server. Needs the extra `serve`."""

@@ -1,0 +1,348 @@
+"""From the body of a request to rows of the engine: everything is checked here, before anything is decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import torch
+
+from apd.decoding.noise import mix_seed
+from apd.decoding.request import Request
+from apd.generation.arguments import Resolver
+from apd.generation.batch import Generated
+from apd.generation.many import encode
+from apd.sampler import APDSampler
+from apd.serve.chats import prompt_of
+from apd.serve.engine import Engine
+from apd.serve.errors import APIError, refused
+from apd.serve.grammars import Grammars
+from apd.serve.sampling import arguments_of, processors_of
+from apd.serve.schemas import ChatBody, Common, CompletionBody, ResponseFormat
+from apd.serve.settings import ServeSettings
+from apd.serve.special import best_of, holes_of, scores_of, strategy_for_holes
+from apd.serve.spelling import Spelling
+
+_RESOLVERS = 256  # that are kept: most requests have the settings of earlier ones
+
+_NO_TOOLS = "this server calls no tools, and a model that was not trained for them would only pretend. Leave it out"
+#: Fields that are refused if they mean anything: the values that mean nothing, and the reason.
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "tools": (([],), _NO_TOOLS),
+    "tool_choice": (("none", "auto"), _NO_TOOLS),
+    "functions": (([],), _NO_TOOLS),
+    "function_call": (("none", "auto"), _NO_TOOLS),
+    "modalities": ((["text"],), "only text is written. Leave it out"),
+    "audio": ((), "only text is written. Leave it out"),
+    "prediction": ((), "the drafter drafts the answer itself. Leave it out"),
+    "web_search_options": ((), "there is no search here. Leave it out"),
+    "reasoning_effort": (("none",), "there is no such setting here. Leave it out"),
+    "verbosity": (("medium",), "there is no such setting here. Leave it out"),
+    "best_of": ((1,), "every choice is returned; use `n`"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One choice of a response.
+
+    Attributes:
+        prompt: its prompt's ids.
+        echo: text before the answer.
+        seed: the row's seed.
+    """
+
+    prompt: list[int]
+    echo: str
+    seed: int
+
+
+@dataclass
+class Plan:
+    """A checked request.
+
+    Attributes:
+        choices: what is answered, in the order of their indices.
+        rows: what is decoded, one for each choice.
+        settings: see `Job`.
+        stops: strings that end an answer.
+        top: likeliest tokens to show at each position; `None` without log-probabilities.
+        continues: the answer's first space depends on the prompt.
+        num_prompt_tokens: of all prompts, each counted once.
+        constraints: of each row, or empty.
+        work: see `Job`. Its results are `Filled` where rows are lengths of one hole, else `Scored`.
+        fills: rows are lengths of one hole, and there is one choice.
+    """
+
+    choices: list[Choice]
+    rows: list[Request]
+    settings: Hashable
+    stops: list[str]
+    top: int | None
+    continues: bool
+    num_prompt_tokens: int
+    constraints: list[Any] = field(default_factory=list)
+    work: Callable[[list[Generated]], Iterator[Any]] | None = None
+    fills: bool = False
+
+
+class Planner:
+    """Checks requests and makes plans; called from several threads.
+
+    Args:
+        sampler: decodes.
+        settings: of the server.
+        engine: what will decode the rows.
+    """
+
+    def __init__(self, sampler: APDSampler, settings: ServeSettings, engine: Engine) -> None:
+        self.sampler, self.settings, self.engine = sampler, settings, engine
+        self.spelling = Spelling(sampler.tokenizer)
+        self.grammars = Grammars(self.spelling, sampler.vocab_size)
+        self.resolvers: OrderedDict[Hashable, Resolver] = OrderedDict()
+        self.lock = Lock()
+        limits = [limit for limit in (settings.max_length, *self._max_lengths()) if limit is not None]
+        self.max_length: int | None = min(limits, default=None)
+
+    def _max_lengths(self) -> list[int | None]:
+        verifier = self.sampler.verifier
+        return [self.sampler.drafter.max_length, None if verifier is None else verifier.max_length]
+
+    def chat(self, body: ChatBody) -> Plan:
+        """The plan of a chat completion.
+
+        Raises:
+            APIError: what is wrong with the request.
+        """
+        self._check(body)
+        if None not in (body.max_tokens, body.max_completion_tokens) and body.max_tokens != body.max_completion_tokens:
+            raise refused("`max_tokens` and `max_completion_tokens` name one number. Leave one out.", "max_tokens")
+        if body.max_tokens == 0:
+            raise refused("`max_tokens` must be at least 1, got 0.", "max_tokens", "invalid_value")
+        if body.top_logprobs and not body.logprobs:
+            raise refused("`top_logprobs` needs `logprobs`: true.", "top_logprobs")
+        ids = self._encode(prompt_of(body.messages, self.sampler.tokenizer), "messages")
+        return self._plan(
+            body,
+            [(ids, "")],
+            body.max_completion_tokens or body.max_tokens,
+            top=(body.top_logprobs or 0) if body.logprobs else None,
+            continues=body.messages[-1].role == "assistant" or not self.sampler.tokenizer.chat_template,
+            wanted=body.response_format,
+        )
+
+    def completion(self, body: CompletionBody) -> Plan:
+        """The plan of a text completion.
+
+        Raises:
+            APIError: what is wrong with the request.
+        """
+        self._check(body)
+        given = _many(body.prompt)
+        if not given:
+            raise refused("`prompt` must hold a prompt, got an empty list.", "prompt")
+        prompts = []
+        for prompt in given:
+            ids = self._encode(prompt, "prompt")
+            prompts.append((ids, self._text(prompt) if body.echo else ""))
+        if body.suffix:
+            return self._infilling(body)
+        if body.max_tokens == 0 and not body.echo:
+            raise refused("`max_tokens` must be at least 1 without `echo`, got 0.", "max_tokens", "invalid_value")
+        plan = self._plan(body, prompts, body.max_tokens, top=body.logprobs, continues=True)
+        if body.echo and body.logprobs is not None:
+            if body.stream:
+                raise refused("`echo` with `logprobs` cannot be streamed: the prompt is scored last.", "stream")
+            of_choices = [choice.prompt for choice in plan.choices]
+            plan.work = lambda _: scores_of(
+                of_choices, self.sampler, batch_size=self.settings.max_batch_size, top=body.logprobs or 0
+            )
+        return plan
+
+    def _infilling(self, body: CompletionBody) -> Plan:
+        """Prompt, hole and suffix: a row for every length that is tried."""
+        for name in ("echo", "logprobs", "stop", "frequency_penalty", "presence_penalty"):
+            if getattr(body, name):
+                raise refused(f"`{name}` cannot be meant with `suffix`, where the text goes on.", name)
+        if body.n not in (None, 1) or not isinstance(body.prompt, str):
+            raise refused("`suffix` needs one `prompt`, a text, and one choice.", "n" if body.n != 1 else "prompt")
+        if body.max_tokens == 0:
+            raise refused("`max_tokens` must be at least 1 with `suffix`, got 0.", "max_tokens", "invalid_value")
+        most = self.settings.max_new_tokens if body.max_tokens is None else body.max_tokens
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        arguments = arguments_of(body, self.settings)
+        arguments |= strategy_for_holes(self.sampler, arguments)
+        processors = processors_of(body, 0, self.sampler.vocab_size)
+        try:
+            with self.lock:
+                rows = holes_of(body.prompt, body.suffix or "", most, self.sampler)
+        except ValueError as error:
+            raise refused(str(error), "suffix", "invalid_value") from None
+        self._new_tokens(max(len(row.ids) for row in rows), 0)
+        key = (tuple(sorted(arguments.items())), processors, "holes")
+        resolve = self._resolver(key, 0, arguments, processors)
+        return Plan(
+            choices=[Choice([], "", seed)],
+            rows=[self._request(resolve, torch.tensor([row.ids]), mix_seed(seed, i)) for i, row in enumerate(rows)],
+            settings=key,
+            stops=[],
+            top=None,
+            continues=False,
+            num_prompt_tokens=len(rows[0].ids) - (rows[0].holes[0][1] - rows[0].holes[0][0]),
+            work=lambda answers: best_of(rows, self.sampler, answers),
+            fills=True,
+        )
+
+    def _text(self, prompt: str | list[int]) -> str:
+        return prompt if isinstance(prompt, str) else str(self.sampler.tokenizer.decode(prompt))
+
+    def _check(self, body: Common) -> None:
+        name = self.settings.model_name
+        if body.model is not None and body.model != name:
+            raise APIError(
+                404,
+                f"The model {body.model!r} does not exist, this server has {name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+        for field_name, (neutral, reason) in REFUSED.items():
+            value = getattr(body, field_name, None)
+            if value is not None and value not in neutral:
+                raise refused(f"`{field_name}` is not supported: {reason}.", field_name, "unsupported_parameter")
+        if body.stream_options is not None and not body.stream:
+            raise refused("`stream_options` needs `stream`: true.", "stream_options")
+        stops = _stops(body.stop)
+        if len(stops) > 4:
+            raise refused(f"`stop` may have 4 strings at most, got {len(stops)}.", "stop", "array_above_max_length")
+        if not all(stops):
+            raise refused(
+                "`stop` must not have an empty string: every answer would be empty.", "stop", "invalid_value"
+            )
+
+    def _encode(self, prompt: Any, param: str) -> list[int]:
+        if isinstance(prompt, (str, list)) and not prompt:
+            raise refused("A prompt must hold a token, got an empty one. Start with a word.", param, "invalid_value")
+        try:
+            with self.lock:  # tokenizers refuse to be used by two threads while one sets them up
+                ids: list[int] = encode(prompt, self.sampler.tokenizer, self.max_length)[0].tolist()
+        except (ValueError, TypeError) as error:
+            code = "context_length_exceeded" if "positions" in str(error) else "invalid_value"
+            raise refused(str(error), param, code) from None
+        if not ids:
+            raise refused("A prompt must hold a token, got an empty one. Start with a word.", param, "invalid_value")
+        mask = self.sampler.drafter.mask_token_id
+        if mask in ids:
+            raise refused(
+                f"A prompt must not hold the mask token (id {mask}). To fill a hole, give what is behind it as `suffix`.",
+                param,
+            )
+        return ids
+
+    def _plan(
+        self,
+        body: Common,
+        prompts: Sequence[tuple[list[int], str]],
+        max_tokens: int | None,
+        *,
+        top: int | None,
+        continues: bool,
+        wanted: ResponseFormat | None = None,
+    ) -> Plan:
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        arguments = arguments_of(body, self.settings)
+        choices: list[Choice] = []
+        rows: list[Request] = []
+        constraints: list[Any] = []
+        settings: set[Hashable] = set()
+        for ids, echo in prompts:
+            processors = processors_of(body, len(ids), self.sampler.vocab_size)
+            new_tokens = self._new_tokens(len(ids), max_tokens)
+            is_free = wanted is None or wanted.type == "text"
+            key = (tuple(sorted(arguments.items())), processors, top is not None, is_free)
+            settings.add(key)
+            resolve = self._resolver(key, max(1, new_tokens), arguments, processors, is_free=is_free)
+            constraint = self.grammars.constraints(wanted, resolve.stop_token_ids, len(ids))
+            prompt = torch.tensor([ids], dtype=torch.int64)
+            for _ in range(body.n or 1):
+                choices.append(Choice(ids, echo, mix_seed(seed, len(choices))))
+                request = self._request(resolve, prompt, choices[-1].seed)
+                if new_tokens:
+                    rows.append(dataclasses.replace(request, record_logits=top is not None))
+                if constraint is not None:
+                    constraints.append(constraint())
+        if len(settings) > 1:
+            raise refused("Penalties need prompts of equal length in one request. Send them one by one.", "prompt")
+        return Plan(
+            choices=choices,
+            rows=rows,
+            settings=settings.pop(),
+            stops=_stops(body.stop),
+            top=top,
+            continues=continues,
+            num_prompt_tokens=sum(len(ids) for ids, _ in prompts),
+            constraints=constraints,
+        )
+
+    def _new_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:
+        limit = self.max_length
+        new = self.settings.max_new_tokens if max_tokens is None else max_tokens
+        if limit is not None and max_tokens is None:
+            new = max(1, min(new, limit - prompt_tokens))
+        if limit is not None and prompt_tokens + new > limit:
+            raise refused(
+                f"This model's maximum context length is {limit} tokens. However, you requested {prompt_tokens + new} tokens "
+                f"({prompt_tokens} in the prompt, {new} in the completion). Shorten the prompt or lower `max_tokens`.",
+                "max_tokens" if prompt_tokens < limit else None,
+                "context_length_exceeded",
+            )
+        return new
+
+    def _resolver(
+        self,
+        key: Hashable,
+        new_tokens: int,
+        arguments: dict[str, Any],
+        processors: tuple[Any, ...],
+        *,
+        is_free: bool = True,
+    ) -> Resolver:
+        cached = (key, new_tokens)
+        with self.lock:
+            if cached in self.resolvers:
+                self.resolvers.move_to_end(cached)
+                return self.resolvers[cached]
+        try:
+            resolve = self.sampler.resolver(
+                max_new_tokens=new_tokens,
+                logits_processor=list(processors),
+                prefix_allowed_tokens_fn=None if is_free else self.engine.allowed,
+                **arguments,
+            )
+        except (ValueError, TypeError) as error:
+            raise refused(str(error), code="invalid_value") from None
+        with self.lock:
+            self.resolvers[cached] = resolve
+            if len(self.resolvers) > _RESOLVERS:
+                self.resolvers.popitem(last=False)
+        return resolve
+
+    def _request(self, resolve: Resolver, prompt: torch.Tensor, seed: int) -> Request:
+        try:
+            return resolve(prompt, torch.ones_like(prompt), [seed])
+        except (ValueError, TypeError) as error:
+            raise refused(str(error), code="invalid_value") from None
+
+
+def _stops(stop: str | list[str] | None) -> list[str]:
+    return [stop] if isinstance(stop, str) else list(stop or ())
+
+
+def _many(prompt: Any) -> list[Any]:
+    """The prompts, each text or ids."""
+    is_one = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], int))
+    return [prompt] if is_one else prompt

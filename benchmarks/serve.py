@@ -1,0 +1,325 @@
+r"""`apd serve` under load, on this machine alone: is every answer right, and what does serving cost?
+
+    python -m benchmarks.serve
+    python -m benchmarks.serve --requests 200 --clients 16 --batch-sizes 8
+
+The included pair answers held-out instances of its tasks, over 127.0.0.1. Everything ends by itself, at the latest after
+`--limit` seconds.
+
+1. *Load*: `--clients` clients send `--requests` requests, whole and streamed, greedy and sampled, with limits of 4 to 32 new tokens.
+   One in twenty hangs up, half of these at once and half at the first chunk. Every other answer is compared with that of
+   `generate` for its prompt alone.
+2. *SIGTERM* in the middle of a load: what was accepted must be answered, and the exit code is 0.
+3. *Speed*: whole answers of 32 new tokens for each batch size, and `generate_many` on the same prompts with the same batch size,
+   in this process while the server idles. `first token` is measured by the server, from a request's arrival, its wait in the
+   queue included. `ratio` is the server over `generate_many`, once in tokens per second, where the client's own work and
+   whatever else runs on the machine count, and once in tokens per CPU second of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import torch
+
+from apd.decoding.noise import mix_seed
+from apd.embedded.tasks import TASKS, instances
+from apd.sampler import APDSampler
+
+MODEL = "apd"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: how it is sent, and what becomes of it."""
+
+    prompt: str
+    max_tokens: int
+    stream: bool
+    temperature: float
+    seed: int
+    hangs_up: str  # "", "at once" or "at a chunk"
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {
+            "model": MODEL,
+            "prompt": self.prompt,
+            "max_tokens": self.max_tokens,
+            "stream": self.stream,
+            "temperature": self.temperature,
+            "seed": self.seed,
+        }
+
+
+@dataclass
+class Load:
+    """What a load has brought."""
+
+    texts: dict[int, list[str]] = field(default_factory=dict)  # answers, by request: more than one would be a double
+    finishes: dict[int, str | None] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+
+
+def requests_of(count: int, seed: int, *, ragged: bool) -> list[Asked]:
+    """Held-out instances of all tasks in turn, with the settings of each request."""
+    draw = random.Random(seed)
+    per_task = -(-count // len(TASKS))
+    by_task = [instances(task, per_task, seed + 1000) for task in TASKS]
+    prompts = [instance.prompt for several in zip(*by_task, strict=True) for instance in several][:count]
+    found = []
+    for i, prompt in enumerate(prompts):
+        if ragged:
+            hangs_up = draw.choice(("at once", "at a chunk")) if draw.random() < 0.05 else ""
+            stream = draw.random() < 0.5 or hangs_up == "at a chunk"
+            found.append(Asked(prompt, draw.choice((4, 8, 16, 32)), stream, draw.choice((0.0, 0.0, 0.7)), i, hangs_up))
+        else:
+            found.append(Asked(prompt, 32, False, 0.0, i, ""))
+    return found
+
+
+@contextmanager
+def server(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of the included pair on a free port; yields the process and its address."""
+    command = [sys.executable, "-m", "apd", "serve", "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if found := re.search(r"serving (\{.*\})", line):
+                break
+        else:
+            raise RuntimeError("the server has not started")
+        yield process, json.loads(found[1])["url"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+async def send(client: httpx.AsyncClient, number: int, asked: Asked, load: Load) -> None:
+    """Send one request and keep what comes back."""
+    if asked.hangs_up == "at once":
+        try:
+            await asyncio.wait_for(client.post("/completions", json=asked.body), 0.02)
+        except (asyncio.TimeoutError, httpx.HTTPError):
+            load.refused["hung up"] += 1
+        return
+    try:
+        if asked.stream:
+            await _read_stream(client, number, asked, load)
+            return
+        response = await client.post("/completions", json=asked.body)
+    except httpx.HTTPError as error:
+        load.refused[type(error).__name__] += 1
+        return
+    if response.status_code != 200:
+        load.refused[str(response.status_code)] += 1
+        return
+    answer = response.json()
+    _keep(load, number, answer["choices"][0]["text"], answer["choices"][0]["finish_reason"], answer["usage"])
+
+
+async def _read_stream(client: httpx.AsyncClient, number: int, asked: Asked, load: Load) -> None:
+    text, finish, usage = "", None, None
+    body = asked.body | {"stream_options": {"include_usage": True}}
+    async with client.stream("POST", "/completions", json=body) as response:
+        if response.status_code != 200:
+            load.refused[str(response.status_code)] += 1
+            return
+        async for line in response.aiter_lines():
+            if asked.hangs_up:
+                load.refused["hung up"] += 1
+                return
+            if line == "data: [DONE]":
+                _keep(load, number, text, finish, usage)
+            elif line:
+                chunk = json.loads(line.removeprefix("data: "))
+                for choice in chunk["choices"]:
+                    text, finish = text + choice["text"], choice["finish_reason"] or finish
+                usage = chunk.get("usage") or usage
+
+
+def _keep(load: Load, number: int, text: str, finish: str | None, usage: Any) -> None:
+    load.texts.setdefault(number, []).append(text)
+    load.finishes[number] = finish
+    load.tokens += usage["completion_tokens"]
+    load.forwards += usage["apd"]["drafter_forwards"]
+
+
+async def run(url: str, asked: Sequence[Asked], clients: int, *, limit: float, at_half: Any = None) -> Load:
+    """Send all requests, each client one after the other."""
+    load, waiting, start = Load(), iter(enumerate(asked)), time.perf_counter()
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=limit, limits=limits) as client:
+
+        async def one_client() -> None:
+            for number, each in waiting:
+                if at_half is not None and number == len(asked) // 2:
+                    at_half()
+                await send(client, number, each, load)
+
+        await asyncio.wait_for(asyncio.gather(*(one_client() for _ in range(clients))), limit)
+    load.seconds = time.perf_counter() - start
+    return load
+
+
+def alone(sampler: APDSampler, asked: Sequence[Asked]) -> list[str]:
+    """The text that `generate` gives for each request alone."""
+    texts = []
+    for each in asked:
+        inputs = sampler.tokenizer([each.prompt], return_tensors="pt")
+        sampling = {"do_sample": True, "temperature": each.temperature, "top_k": 0} if each.temperature else {}
+        ids = sampler.generate(**inputs, max_new_tokens=each.max_tokens, seed=[mix_seed(each.seed, 0)], **sampling)
+        texts.append(sampler.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    return texts
+
+
+def metric(url: str, name: str) -> list[tuple[float, float]]:
+    """A histogram of `/metrics`: upper ends of its buckets, and counts up to there."""
+    text = httpx.get(url.removesuffix("/v1") + "/metrics").text
+    found = re.findall(rf'^{name}_bucket{{le="([^"]+)"}} (\S+)$', text, re.MULTILINE)
+    return [(float(end), float(count)) for end, count in found]
+
+
+def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float:
+    """A quantile, on a straight line within its bucket, as Prometheus computes it."""
+    wanted, start, below = share * buckets[-1][1], 0.0, 0.0
+    for end, count in buckets:
+        if count >= wanted:
+            return start + (end - start) * (wanted - below) / max(count - below, 1)
+        start, below = end, count
+    return start
+
+
+def cpu_seconds(url: str) -> float:
+    """CPU time of the server's process so far."""
+    text = httpx.get(url.removesuffix("/v1") + "/metrics").text
+    found = re.search(r"^process_cpu_seconds_total (\S+)$", text, re.MULTILINE)
+    assert found is not None
+    return float(found[1])
+
+
+def correctness(sampler: APDSampler, count: int, clients: int, batch_size: int, limit: float) -> Iterator[str]:
+    """The lines about the load and SIGTERM."""
+    asked = requests_of(count, 0, ragged=True)
+    with server("--max-batch-size", str(batch_size), "--max-queue", str(clients)) as (_, url):
+        load = asyncio.run(run(url, asked, clients, limit=limit))
+        text = httpx.get(url.removesuffix("/v1") + "/metrics").text
+    wanted = [i for i, each in enumerate(asked) if not each.hangs_up]
+    expected = dict(zip(wanted, alone(sampler, [asked[i] for i in wanted]), strict=True))
+    lost = [i for i in wanted if i not in load.texts]
+    doubled = [i for i, texts in load.texts.items() if len(texts) > 1]
+    unequal = [i for i, texts in load.texts.items() if i in expected and texts[0] != expected[i]]
+    unended = [i for i, finish in load.finishes.items() if finish not in ("stop", "length")]
+    hung_up = sum(bool(each.hangs_up) for each in asked)
+    left = re.search(r"^apd_running_rows (\S+)$", text, re.MULTILINE)
+    yield (
+        f"{len(asked)} requests of {clients} clients in {load.seconds:.0f} s: {len(load.texts)} answered, {hung_up} hung up, "
+        f"{len(lost)} lost, {len(doubled)} doubled, {len(unequal)} not equal to `generate` alone, {len(unended)} without a "
+        f"reason for their end; refused or hung up: {dict(load.refused)}; rows left in the server: {left[1] if left else '?'}."
+    )
+    assert not (lost or doubled or unequal or unended), (lost, doubled, unequal, unended)
+    yield ""
+    yield terminated(requests_of(10 * clients, 1, ragged=False), sampler, clients, batch_size, limit)
+
+
+def terminated(asked: Sequence[Asked], sampler: APDSampler, clients: int, batch_size: int, limit: float) -> str:
+    """The line about SIGTERM in the middle of a load."""
+    with server("--max-batch-size", str(batch_size), "--max-queue", str(clients)) as (process, url):
+        load = asyncio.run(run(url, asked, clients, limit=limit, at_half=lambda: process.send_signal(signal.SIGTERM)))
+        code = process.wait(60)
+        assert process.stderr is not None
+        stopped = re.search(r"stopped (\{.*\})", process.stderr.read())
+    assert stopped is not None
+    jobs = json.loads(stopped[1])
+    expected = alone(sampler, [asked[i] for i in load.texts])
+    unequal = sum(texts != [wanted] for texts, wanted in zip(load.texts.values(), expected, strict=True))
+    answered, turned_away = len(load.texts), sum(load.refused.values())
+    assert answered + turned_away == len(asked) and not unequal and code == 0, (load.refused, unequal, code)
+    assert jobs == {"jobs": answered, "cut_off": 0}, jobs
+    return (
+        f"SIGTERM behind half of {len(asked)} requests: {jobs['jobs']} taken by the server, {answered} answered, {unequal} not "
+        f"equal, {turned_away} turned away ({dict(load.refused)}); exit code {code}."
+    )
+
+
+def speed(sampler: APDSampler, count: int, clients: int, sizes: Sequence[int], limit: float) -> Iterator[str]:
+    """The lines of the table of speeds."""
+    asked = requests_of(count, 2, ragged=False)
+    prompts = [each.prompt for each in asked]
+    rows = []
+    for size in sizes:
+        with server("--max-batch-size", str(size), "--max-queue", str(clients)) as (_, url):
+            asyncio.run(run(url, asked[: 4 * size], clients, limit=limit))  # warm
+            before = cpu_seconds(url)
+            load = asyncio.run(run(url, asked, clients, limit=limit))
+            served = (cpu_seconds(url) - before) / load.tokens
+            first = metric(url, "apd_first_token_seconds")
+            start, cpu = time.perf_counter(), time.process_time()
+            answers = sampler.generate_many(prompts, batch_size=size, max_new_tokens=32)
+            tokens = sum(len(answer.tokens) for answer in answers)
+            seconds, direct = time.perf_counter() - start, (time.process_time() - cpu) / tokens
+        rows.append(
+            [
+                str(size),
+                f"{len(asked) / load.seconds:.1f}",
+                f"{1000 * quantile(first, 0.5):.0f}",
+                f"{1000 * quantile(first, 0.95):.0f}",
+                f"{load.tokens / load.forwards:.2f}",
+                f"{load.tokens / load.seconds:.0f}",
+                f"{tokens / seconds:.0f}",
+                f"{100 * load.tokens / load.seconds / (tokens / seconds):.0f} %",
+                f"{1000 * served:.2f}",
+                f"{1000 * direct:.2f}",
+                f"{100 * direct / served:.0f} %",
+            ]
+        )
+    head = ["batch size", "requests/s", "first token p50, ms", "p95, ms", "tokens per forward", "tokens/s"]
+    head += ["`generate_many`, tokens/s", "ratio", "CPU ms per token", "`generate_many`", "ratio"]
+    for cells in (head, ["--:"] * len(head), *rows):
+        yield f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="of the load whose answers are compared (default 16)"
+    )
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 4, 8, 16, 32], help="of the table of speeds")
+    parser.add_argument("--speed-requests", type=int, default=300)
+    parser.add_argument(
+        "--limit", type=float, default=900, help="seconds after which a load is given up (default 900)"
+    )
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    sampler = APDSampler.from_embedded()
+    limit = arguments.limit
+    for line in correctness(sampler, arguments.requests, arguments.clients, arguments.batch_size, limit):
+        print(line, flush=True)
+    print(flush=True)
+    for line in speed(sampler, arguments.speed_requests, arguments.clients, arguments.batch_sizes, limit):
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
