@@ -41,9 +41,10 @@ from apd.decoding.request import Request
 from apd.decoding.sampling import Sampling
 from apd.decoding.strategy import Strategy
 from apd.decoding.window import AutoWindow, LimitedWindow, WindowPolicy, window_policy
+from apd.generation.elsewhere import refuse_unknown
 from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
 from apd.generation.stop_strings import StopStrings
-from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, refuse_unknown, warn
+from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, warn
 from apd.kinds import FLAG, GENERATION, WHOLE, misfit
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
@@ -400,7 +401,8 @@ def effective_config(
         known = [{name: value for name, value in default.items() if name not in _LENGTHS} for default in known]
     config.update(**dict(ChainMap(*known)), defaults_only=True)
     unused = config.update(**kwargs)
-    refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
+    rest = {name: value for name, value in unused.items() if name not in REFUSED}
+    refuse_unknown(rest, [*SUPPORTED, *KNOBS], "generate()")
     refuse_in_config(config)
     for name, (rule, holds, remedy) in _RULES.items():
         if (value := getattr(config, name)) is not None and not holds(value):

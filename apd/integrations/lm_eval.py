@@ -31,8 +31,8 @@ from apd.decoding.noise import SEED_MASK
 from apd.decoding.strategy import Strategy
 from apd.generation import processes
 from apd.generation.arguments import WARPERS, whole_seed
+from apd.generation.elsewhere import LOADING, refuse_unknown
 from apd.generation.stop_strings import StopStrings
-from apd.generation.support import refuse_unknown
 from apd.integrations.scoring import sequential_logprobs
 from apd.kinds import FLAG, REAL, TEXTS, misfit
 from apd.models.loading import HUB_ARGUMENTS
@@ -171,7 +171,7 @@ class APDLM(TemplateLM):
         **arguments: Any,
     ) -> None:
         super().__init__()
-        refuse_unknown(arguments, [*_OWN, *KNOBS, *_LOADING, *HUB_ARGUMENTS], "APDLM()")
+        refuse_unknown(arguments, [*_OWN, *KNOBS, *_LOADING, *HUB_ARGUMENTS], "APDLM()", LOADING)
         if sum(source is not None for source in (sampler, pair, drafter)) != 1:
             raise ValueError("Exactly one of `sampler`, `pair` and `drafter` must be given. Try pair=embedded.")
         if pair not in (None, "embedded"):
