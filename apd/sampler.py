@@ -42,7 +42,17 @@ from apd.generation.infilling import (
     with_likelihood,
 )
 from apd.generation.interop import naming_knobs, unprepared
-from apd.generation.many import Generated, Prompt, Queue, answers, check_prompts, encode, in_order
+from apd.generation.many import (
+    Generated,
+    Prompt,
+    Queue,
+    answers,
+    check_prompts,
+    encode,
+    in_order,
+    several,
+    with_sequences,
+)
 from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
@@ -183,6 +193,11 @@ class APDSampler:
         refuse_unknown(knobs_or_loading, known, "from_pretrained()", LOADING)
         knobs = {name: knobs_or_loading.pop(name) for name in KNOBS if name in knobs_or_loading}
         chosen, config = settle(strategy, config or APDConfig(), knobs)  # before anything is loaded
+        if verifier is None and (chosen or apd_of(config)).needs_verifier:
+            warn(
+                f"`verifier` is None, and {chosen or apd_of(config)!r} needs one: each call will need mixture_weight=1, or a "
+                "`strategy` that runs the drafter alone."
+            )
         pair = load_pair(
             drafter,
             verifier,
@@ -453,6 +468,7 @@ class APDSampler:
         progress: bool = False,
         seed: int | None = None,
         on_error: Callable[[int, Exception], None] | None = None,
+        num_return_sequences: int = 1,
         **kwargs: Any,
     ) -> Iterator[Generated]:
         """Answer any number of prompts by continuous batching: a finished row is refilled with the next prompt.
@@ -470,7 +486,9 @@ class APDSampler:
             seed: one integer for the run; drawn from torch's default generator when not given.
             on_error: called with number and error of a refused prompt, which is then left out. When not given, the
                 error is raised.
-            **kwargs: as in `generate`, one answer per prompt.
+            num_return_sequences: answers per prompt, told apart by `Generated.sequence`; more than one needs `do_sample=True`.
+                They are those of `generate` with the prompt's seed and the same `num_return_sequences`.
+            **kwargs: as in `generate`.
 
         Example:
             >>> for answer in sampler.generate_many(apd.EXAMPLE_PROMPTS, max_new_tokens=32):
@@ -479,16 +497,18 @@ class APDSampler:
         refuse_for(
             "generate_many()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask"
         )
+        check_count("num_return_sequences", num_return_sequences, "Use 1 for one answer per prompt")
         resolve = self._resolver(**kwargs)
-        check_row_by_row(resolve.generation)
+        check_row_by_row(resolve.generation, num_return_sequences)
         check_count("batch_size", batch_size, "Use 1 for one row at a time")
         check_prompts(prompts)
         run_seed = fresh_seed() if seed is None else whole_seed(seed)
         most_tokens = min(filter(None, resolve.max_lengths.values()), default=None)
 
-        def request_of(index: int, prompt: Prompt) -> Request:
+        def request_of(number: int, prompt: Prompt) -> Request:
+            index, sequence = divmod(number, num_return_sequences)
             ids = encode(prompt, self.tokenizer, most_tokens)
-            request = resolve(ids, torch.ones_like(ids), [mix_seed(run_seed, index)])
+            request = resolve(ids, torch.ones_like(ids), [mix_seed(mix_seed(run_seed, index), sequence)])
             if not request.max_new_tokens and not request.processing.has_holes:
                 raise ValueError(
                     "A prompt must have a mask token with max_new_tokens=0, got none: there is nothing to decode. Raise "
@@ -497,10 +517,11 @@ class APDSampler:
             return request
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
-        queue = Queue(numbered, request_of, on_error)
+        rows, told_once = several(numbered, num_return_sequences, on_error)
+        queue = Queue(rows, request_of, told_once)
         found = answers(queue, batch_size=batch_size, open_loop=self._open, tokenizer=self.tokenizer)
-        total = len(prompts) if isinstance(prompts, Sized) else None
-        found = in_order(found, queue) if ordered else found
+        total = len(prompts) * num_return_sequences if isinstance(prompts, Sized) else None
+        found = with_sequences(in_order(found, queue) if ordered else found, num_return_sequences)
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
     @naming_knobs

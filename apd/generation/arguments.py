@@ -351,12 +351,20 @@ def check_holes(holes: Tensor, padding: Tensor, strategy: Strategy, drafter: Any
         )
 
 
-def check_row_by_row(generation: GenerationConfig) -> None:
+def check_row_by_row(generation: GenerationConfig, num_return_sequences: int = 1) -> None:
     """Refuse fields that concern a whole batch, for prompts that are decoded one by one.
+
+    Args:
+        num_return_sequences: answers per prompt, which are rows of their own.
 
     Raises:
         ValueError: a field is set.
     """
+    if num_return_sequences > 1 and not generation.do_sample:
+        raise ValueError(
+            f"`num_return_sequences` must be 1 without `do_sample=True`, got {num_return_sequences}: greedy answers would all be "
+            "equal."
+        )
     for name, neutral in (("num_return_sequences", 1), ("min_length", 0), ("max_time", None)):
         if (value := getattr(generation, name)) not in (None, neutral):
             raise ValueError(
