@@ -115,7 +115,7 @@ def test_compiling_on_a_cpu_is_warned_of_where_it_is_asked_for() -> None:
 def test_a_missing_verifier_is_warned_of_before_weights_are_read(tmp_path) -> None:
     with (
         pytest.warns(UserWarning, match=r"`verifier` is None, and APD\(mixture_weight=0.5.* needs one") as warned,
-        pytest.raises(ValueError, match="No config.json"),
+        pytest.raises(ValueError, match=r"No config\.json"),
     ):
         APDSampler.from_pretrained(str(tmp_path))
     assert warned[0].filename == __file__
