@@ -31,6 +31,7 @@ from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
 from apd.generation.batch import Batch, Generated
+from apd.generation.elsewhere import LOADING, refuse_unknown
 from apd.generation.infilling import (
     Infilled,
     Part,
@@ -43,11 +44,21 @@ from apd.generation.infilling import (
     with_likelihood,
 )
 from apd.generation.interop import naming_knobs, unprepared
-from apd.generation.many import Prompt, Queue, answers, check_prompts, encode, in_order
+from apd.generation.many import (
+    Prompt,
+    Queue,
+    answers,
+    check_prompts,
+    encode,
+    in_order,
+    several,
+    with_sequences,
+)
 from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
 from apd.generation.streaming import Chunk, chunks, feed
-from apd.generation.support import refuse_for, refuse_unknown
+from apd.generation.support import refuse_for, warn
+from apd.models.described import described
 from apd.models.families import ModelSpec
 from apd.models.loading import as_drafter, as_verifier
 from apd.models.pairs import PAIR_OPTIONS, load_pair, shared_vocab_size
@@ -110,7 +121,7 @@ class APDSampler:
         strategy: Strategy | str | None = None,
         **knobs: Any,
     ) -> None:
-        refuse_unknown(knobs, KNOBS, "APDSampler()")
+        refuse_unknown(knobs, KNOBS, "APDSampler()", LOADING)
         self.strategy, self.config = settle(strategy, config or APDConfig(), knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
         check_attention(self.strategy or apd_of(self.config), self.config, self.drafter)
@@ -180,9 +191,14 @@ class APDSampler:
         """
         own = ("config", "spec", "mask_token_id", "block_size", "dtype", "device_map", "attn_implementation")
         known = [*KNOBS, *PAIR_OPTIONS, *own, "verifier_revision", "strategy"]
-        refuse_unknown(knobs_or_loading, known, "from_pretrained()")
+        refuse_unknown(knobs_or_loading, known, "from_pretrained()", LOADING)
         knobs = {name: knobs_or_loading.pop(name) for name in KNOBS if name in knobs_or_loading}
         chosen, config = settle(strategy, config or APDConfig(), knobs)  # before anything is loaded
+        if verifier is None and (chosen or apd_of(config)).needs_verifier:
+            warn(
+                f"`verifier` is None, and {chosen or apd_of(config)!r} needs one: each call will need mixture_weight=1, or a "
+                "`strategy` that runs the drafter alone."
+            )
         pair = load_pair(
             drafter,
             verifier,
@@ -213,6 +229,28 @@ class APDSampler:
         from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 
         return cls.from_pretrained(str(DRAFTER_DIR), str(VERIFIER_DIR), config=config, **knobs)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the drafter's inputs. `generate` moves prompts there."""
+        return self.drafter.device
+
+    def __repr__(self) -> str:
+        """Both models, their device, and the knobs."""
+        own = getattr(self.drafter, "model", None)
+        is_self = self.verifier is not None and own is not None and getattr(self.verifier, "model", None) is own
+        parts = {
+            "drafter": described(self.drafter),
+            "verifier": "'self', the drafter's own weights" if is_self else described(self.verifier),
+            "proposer": repr(self.proposer),
+            "tokenizer": type(self.tokenizer).__name__ if self.tokenizer is not None else "None",
+            "strategy": repr(self.strategy),
+            "config": repr(self.config),
+            "device": str(self.device),
+        }
+        left_out = [name for name in ("proposer", "strategy") if parts[name] == "None"]
+        lines = [f"    {name}={value},\n" for name, value in parts.items() if name not in left_out]
+        return f"APDSampler(\n{''.join(lines)})"
 
     @overload
     def generate(
@@ -379,7 +417,8 @@ class APDSampler:
     def compile(self, **options: Any) -> APDSampler:
         """Compile both models' forward passes for a few fixed shapes, and the functions of a step; returns the sampler.
 
-        It pays if launching kernels takes longer than running them: on a GPU, with small batches and `kv_window`.
+        It pays if launching kernels takes longer than running them: on a GPU, with small batches and `kv_window`. On a CPU a
+        warning says what it costs.
         Each new batch size, each further 64 columns of a pass and each further 256 of prompt and answer are compiled at
         their first step, up to dynamo's limit of graphs, which is raised to 64 for the process. Prefill and full refreshes
         run eagerly. Without `kv_window` every pass of the drafter computes whole rows, and is compiled for each further 64
@@ -394,7 +433,13 @@ class APDSampler:
         Raises:
             TypeError: a model is no transformers model.
         """
-        if not options and self.drafter.device.type == "cuda":
+        if self.device.type == "cpu":
+            warn(
+                "`compile()` is made for GPUs. On a CPU the first step of every new batch size waits for the compiler, tens of "
+                "seconds on the included pair, and later steps launch no kernels that compiling could save. Measure before you "
+                "use it: `python -m benchmarks.speed`."
+            )
+        if not options and self.device.type == "cuda":
             options = {"mode": "reduce-overhead"}
         models = {"drafter": self.drafter, "verifier": self.verifier}
         from apd.models.graphs import compile_pair  # imports inductor's machinery
@@ -438,6 +483,7 @@ class APDSampler:
         progress: bool = False,
         seed: int | None = None,
         on_error: Callable[[int, Exception], None] | None = None,
+        num_return_sequences: int = 1,
         **kwargs: Any,
     ) -> Iterator[Generated]:
         """Answer any number of prompts by continuous batching: a finished row is refilled with the next prompt.
@@ -455,7 +501,9 @@ class APDSampler:
             seed: one integer for the run; drawn from torch's default generator when not given.
             on_error: called with number and error of a refused prompt, which is then left out. When not given, the
                 error is raised.
-            **kwargs: as in `generate`, one answer per prompt.
+            num_return_sequences: answers per prompt, told apart by `Generated.sequence`; more than one needs `do_sample=True`.
+                They are those of `generate` with the prompt's seed and the same `num_return_sequences`.
+            **kwargs: as in `generate`.
 
         Example:
             >>> for answer in sampler.generate_many(apd.EXAMPLE_PROMPTS, max_new_tokens=32):
@@ -464,27 +512,30 @@ class APDSampler:
         refuse_for(
             "generate_many()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask"
         )
+        check_count("num_return_sequences", num_return_sequences, "Use 1 for one answer per prompt")
         resolve = self._resolver(**kwargs)
-        check_row_by_row(resolve.generation)
+        check_row_by_row(resolve.generation, num_return_sequences)
         check_count("batch_size", batch_size, "Use 1 for one row at a time")
         check_prompts(prompts)
         run_seed = fresh_seed() if seed is None else whole_seed(seed)
         most_tokens = min(filter(None, resolve.max_lengths.values()), default=None)
 
-        def request_of(index: int, prompt: Prompt) -> Request:
+        def request_of(number: int, prompt: Prompt) -> Request:
+            index, sequence = divmod(number, num_return_sequences)
             ids = encode(prompt, self.tokenizer, most_tokens)
             if resolve.fills_only and not bool((ids == self.drafter.mask_token_id).any()):
                 raise ValueError(
                     "A prompt must have a mask token with max_new_tokens=0, got none: there is nothing to decode. Raise "
                     "`max_new_tokens`, or leave the prompt out."
                 )
-            return resolve(ids, torch.ones_like(ids), [mix_seed(run_seed, index)])
+            return resolve(ids, torch.ones_like(ids), [mix_seed(mix_seed(run_seed, index), sequence)])
 
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
-        queue = Queue(numbered, request_of, on_error)
+        rows, told_once = several(numbered, num_return_sequences, on_error)
+        queue = Queue(rows, request_of, told_once)
         found = answers(queue, self.batch(), batch_size=batch_size)
-        total = len(prompts) if isinstance(prompts, Sized) else None
-        found = in_order(found, queue) if ordered else found
+        total = len(prompts) * num_return_sequences if isinstance(prompts, Sized) else None
+        found = with_sequences(in_order(found, queue) if ordered else found, num_return_sequences)
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
     def resolver(self, **kwargs: Any) -> Resolver:
@@ -518,8 +569,8 @@ class APDSampler:
     @naming_knobs
     def __call__(
         self,
-        model: PreTrainedModel,
-        input_ids: Tensor,
+        model: PreTrainedModel | None = None,
+        input_ids: Tensor | None = None,
         logits_processor: LogitsProcessorList | None = None,
         stopping_criteria: StoppingCriteriaList | None = None,
         generation_config: GenerationConfig | None = None,
@@ -535,8 +586,13 @@ class APDSampler:
 
         Raises:
             ValueError: `model` is not the sampler's drafter, or an argument is refused as in `generate`.
-            TypeError: an argument is nearly one of those named here.
+            TypeError: called directly, or an argument is nearly one of those named here.
         """
+        if not isinstance(model, PreTrainedModel) or input_ids is None:
+            raise TypeError(
+                "`sampler(...)` is what transformers calls in `model.generate(..., custom_generate=sampler)`. Write "
+                "`sampler.generate(**inputs)`."
+            )
         if model is not getattr(self.drafter, "model", None):
             raise ValueError(
                 f"`custom_generate` must be given to the sampler's own drafter, got another {type(model).__name__}. "

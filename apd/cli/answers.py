@@ -1,4 +1,4 @@
-"""From options to answers: loads the pair and decodes prompts."""
+"""From options to answers: checks the tokenizer, loads the pair and decodes prompts."""
 
 from __future__ import annotations
 
@@ -10,33 +10,60 @@ from typing import Any
 import torch
 
 from apd.cli.options import LOADING, STANDARD, UsageError, sampling_of
+from apd.cli.report import say
 from apd.cli.results import Prompt
 from apd.config import APDConfig
+from apd.embedded.tasks import EXAMPLE_PROMPTS, is_known
 from apd.generation.many import Generated
+from apd.models.loading import load_tokenizer
 from apd.sampler import APDSampler
 
 #: A hole in a text: its length, or its shortest and its longest.
 HOLE = r"<mask:([0-9]{1,9})(?:-([0-9]{1,9}))?>"
 
 
-def load(arguments: argparse.Namespace, config: APDConfig) -> APDSampler:
-    """The pair that the options name, with their knobs and strategy.
+def load(arguments: argparse.Namespace, config: APDConfig, *, chats: bool = False) -> APDSampler:
+    """The pair that the options name, with their knobs and strategy. The tokenizer is looked at before weights are read.
+
+    Args:
+        chats: whether prompts will go through the chat template.
 
     Raises:
         UsageError: the device does not exist.
-        ValueError: there is no tokenizer.
+        ValueError: there is no tokenizer, or no chat template where one is needed.
     """
+    given = vars(arguments)
     if arguments.drafter is None:
-        return APDSampler.from_embedded(config, strategy=arguments.strategy)
-    if str(arguments.device_map).startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device-map must be a device of this machine, got {arguments.device_map}. Try cpu.")
-    loading = {name: vars(arguments)[name] for name in LOADING}
-    sampler = APDSampler.from_pretrained(
-        arguments.drafter, arguments.verifier, config=config, strategy=arguments.strategy, **loading
-    )
-    if sampler.tokenizer is None:
-        raise ValueError(f"{arguments.drafter} has no tokenizer files. Put the tokenizer's files beside the weights.")
-    return sampler
+        sampler = APDSampler.from_embedded(config, strategy=arguments.strategy)
+        _check_tokenizer(sampler.tokenizer, "the included pair", chats=chats)
+    else:
+        if str(arguments.device_map).startswith("cuda") and not torch.cuda.is_available():
+            raise UsageError(f"--device-map must be a device of this machine, got {arguments.device_map}. Try cpu.")
+        tokenizer = load_tokenizer(arguments.drafter, revision=arguments.revision)
+        _check_tokenizer(tokenizer, arguments.drafter, chats=chats)
+        loading = {name: given[name] for name in LOADING} | _quantization(given.get("quantization"))
+        sampler = APDSampler.from_pretrained(
+            arguments.drafter, arguments.verifier, config=config, strategy=arguments.strategy, **loading
+        )
+    return sampler.compile() if given.get("compile") else sampler
+
+
+def _check_tokenizer(tokenizer: Any, of: str, *, chats: bool) -> None:
+    if tokenizer is None:
+        raise ValueError(f"{of} has no tokenizer files. Put the tokenizer's files beside the weights.")
+    if chats and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"A chat needs a chat template, and the tokenizer of {of} has none. Leave out --chat and messages, or put "
+            "chat_template.jinja beside the weights."
+        )
+
+
+def _quantization(bits: str | None) -> dict[str, Any]:
+    if bits is None:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    return {"quantization_config": BitsAndBytesConfig(**{f"load_in_{bits}": True})}
 
 
 def decode(
@@ -49,22 +76,42 @@ def decode(
     mask = sampler.tokenizer.mask_token
     readable = []
     for prompt in prompts:
-        hole = re.search(rf"{HOLE}|{re.escape(mask)}" if mask else HOLE, prompt.text)
+        hole = None
+        if isinstance(prompt.asked, str):
+            hole = re.search(rf"{HOLE}|{re.escape(mask)}" if mask else HOLE, prompt.asked)
         if hole is None:
             readable.append(prompt)
         else:
             on_error(prompt.index, ValueError(f"A prompt must have no hole, got {hole[0]!r}. Use `apd infill`."))
+    if arguments.drafter is None:
+        warn_of_unknown(prompt.asked for prompt in readable)
     prompts = readable
     return sampler.generate_many(
-        [[{"role": "user", "content": prompt.text}] if arguments.chat else prompt.text for prompt in prompts],
+        [_as_chat(prompt.asked) if arguments.chat else prompt.asked for prompt in prompts],
         indices=[prompt.index for prompt in prompts],
         batch_size=arguments.batch_size,
         ordered=arguments.output == STANDARD,
         seed=arguments.seed,
         on_error=on_error,
         max_new_tokens=arguments.max_new_tokens,
+        num_return_sequences=arguments.num_return_sequences,
         **sampling(arguments),
     )
+
+
+def warn_of_unknown(prompts: Any) -> None:
+    """Say so if a prompt is none of those that the included pair was trained on: its answer would look like a fault."""
+    unknown = sum(isinstance(prompt, str) and not is_known(prompt) for prompt in prompts)
+    if unknown:
+        such = "This prompt is none" if unknown == 1 else f"{unknown} prompts are none"
+        say(
+            f"apd: note: {such} of those that the included pair knows: eleven list tasks in fixed wordings, with 3 to 6 of 44 "
+            f"names. The answer will be noise. For example: {EXAMPLE_PROMPTS[1]}"
+        )
+
+
+def _as_chat(asked: Any) -> Any:
+    return [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
 
 
 def sampling(arguments: argparse.Namespace) -> dict[str, Any]:

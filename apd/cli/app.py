@@ -5,9 +5,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from apd import __version__
+from apd.cli.chat_options import add_chat
 from apd.cli.options import (
     UsageError,
     add_check,
@@ -18,6 +18,9 @@ from apd.cli.options import (
     add_serve,
     config_of,
 )
+from apd.cli.parsing import Help as _Help
+from apd.cli.parsing import Parser
+from apd.cli.report import complain, show_warning
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
 
@@ -34,6 +37,8 @@ examples:
   apd generate --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \\
       --input prompts.jsonl --output answers.jsonl --chat --device-map cuda
       many prompts with checkpoints; run it again to continue where it was interrupted
+  apd chat
+      a conversation; with checkpoints, --drafter and --verifier as above
   apd check --drafter JetLM/SDAR-1.7B-Chat --verifier Qwen/Qwen3-0.6B --device-map cuda
       whether a checkpoint is read as it was trained, before anything else
   apd infill --text 'Reverse this list: ["Ada", "Ben"]. ["<mask:3>"]'
@@ -44,6 +49,24 @@ examples:
       many prompts over 8 GPUs
 
 'apd COMMAND --help' lists every option."""
+
+_LM_EVAL = """\
+usage: apd lm-eval --model apd --model_args NAME=VALUE,... --tasks ... [options of lm-eval]
+
+EleutherAI's evaluation harness, with `apd` among its models: accuracy, and tokens per forward beside it. Ours are --model apd and
+what --model_args may hold, separated by commas:
+
+  pair=included                 the included pair; or
+  drafter=PATH, verifier=PATH   directories or hub names; verifier=self for the drafter's own weights
+  strategy=SPEC                 another way to decode, such as confidence:2; ';' for the commas of a name
+  mixture_weight=R, ...         every knob of `apd generate --help`, as NAME=VALUE with underscores
+  batch_size, max_new_tokens, max_length, seed, dtype, device_map, revision, spec, mask_token_id, ...
+
+For example:
+  apd lm-eval --model apd --tasks gsm8k --model_args drafter=DRAFTER,verifier=VERIFIER,mixture_weight=0.7
+
+docs/evaluation.md says what the numbers mean. Everything else is lm-eval's own command line:
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,32 +81,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser().parse_args(argv)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = show_warning
             code = arguments.run(arguments)
         sys.stdout.flush()
     except UsageError as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except BrokenPipeError:  # the reader has closed the pipe, as in `apd generate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
-        return _complain(error, 1)
+        return complain(error, 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; with --output FILE, the same command continues", 130)
+        is_continued = getattr(arguments, "output", None) not in (None, "-")
+        return complain(f"interrupted{'; the same command continues' * is_continued}", 130)
     return int(code or 0)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The parser of all commands; each sets `run`, which takes the parsed arguments and may return an exit code."""
-    top = argparse.ArgumentParser(
-        prog="apd",
-        usage="apd COMMAND ...",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=_Help,
-    )
+    top = Parser(prog="apd", usage="apd COMMAND ...", description=_DESCRIPTION, epilog=_EXAMPLES)
     top.add_argument("--version", action="version", version=f"apd {__version__}", help="show the version and exit")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True, prog="apd")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", prog="apd")
 
     demo = commands.add_parser(
         "demo",
@@ -102,15 +120,9 @@ def parser() -> argparse.ArgumentParser:
     add_check(commands, _Help).set_defaults(run=_check)
     add_infill(commands, _Help).set_defaults(run=_infill)
     add_serve(commands, _Help).set_defaults(run=_serve)
+    add_chat(commands, _Help).set_defaults(run=_chat)
     commands.add_parser("lm-eval", add_help=False, help="lm-eval's own command line with `apd` among its models")
     return top
-
-
-class _Help(argparse.RawDescriptionHelpFormatter):
-    """Options and what they do in two columns wide enough for `-R R, --mixture-weight R`."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=34)
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -124,6 +136,12 @@ def _generate(arguments: argparse.Namespace) -> None:
     from apd.cli import generate
 
     generate.run(arguments)
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from apd.cli import chat
+
+    chat.run(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -147,17 +165,9 @@ def _serve(arguments: argparse.Namespace) -> None:
 def _lm_eval(arguments: argparse.Namespace) -> None:
     from apd.cli.settings import set_up
 
-    set_up(embedded=any("pair=embedded" in argument for argument in arguments.rest))
+    if not arguments.rest or arguments.rest[0] in ("-h", "--help"):
+        print(_Help("apd")._fill_text(_LM_EVAL, _Help("apd")._width, ""))
+    set_up(embedded=any(f"pair={name}" in each for name in ("included", "embedded") for each in arguments.rest))
     from apd.integrations.lm_eval import main
 
     main(arguments.rest)
-
-
-def _complain(error: object, code: int) -> int:
-    print(f"apd: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning as one line, without file and line number."""
-    print(f"apd: warning: {message}", file=sys.stderr)

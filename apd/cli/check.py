@@ -14,8 +14,6 @@ from apd.inspection.declarations import differing_ids
 from apd.models.pairs import load_pair
 from apd.sampler import APDSampler
 
-_FAMILY = ("spec", "mask_token_id")
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command with parsed arguments; returns the exit code, 1 if there is a problem.
@@ -24,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: options that cannot be used together, or a text that cannot be read.
         ValueError, OSError: the models cannot be loaded.
     """
-    check_homeless(arguments, ("verifier", *_FAMILY, *LOADING))
+    check_homeless(arguments, ("verifier", *LOADING))
     text = None
     if arguments.text is not None:
         try:
@@ -40,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace, text: str | None) -> Report:
     if arguments.drafter is None:
         return check(APDSampler.from_embedded(), text=text)
-    loading = {name: getattr(arguments, name) for name in (*_FAMILY, *LOADING)}
+    loading = {name: getattr(arguments, name) for name in LOADING}
     if loading["device_map"] is None and torch.cuda.is_available():
         loading["device_map"] = "cuda"
     pair = load_pair(arguments.drafter, arguments.verifier, vocabularies_may_differ=True, **loading)
@@ -49,7 +47,7 @@ def _report(arguments: argparse.Namespace, text: str | None) -> Report:
         sampler, differ = APDSampler(pair.drafter, pair.verifier, **tokenizers), ""
     except ValueError as error:  # the vocabularies differ: the drafter can be checked nevertheless
         sampler, differ = APDSampler(pair.drafter, **tokenizers), str(error)
-    report = check(sampler, text=text, revision=arguments.revision)
+    report = check(sampler, text=text, revision=arguments.revision, verifier_revision=arguments.verifier_revision)
     if differ:
         report = dataclasses.replace(report, parts={**report.parts, "Verifier": [differing_ids(differ)]})
     return report

@@ -22,10 +22,17 @@ from apd.strategies import LeftToRight
 
 MAX_NEW_TOKENS = 32
 FRAME_SECONDS = 0.05
-_HEADINGS = (
-    *("tokens", "forwards,\n1 per\nstep", "forwards,\napd", "tokens\nper\nforward", "verifier\nforwards"),
-    *("right,\n1 per\nstep", "right,\napd"),
-)
+_HEADINGS = {
+    "tokens": "tokens",
+    "single": "forwards,\n1 per\nstep",
+    "apd": "forwards,\napd",
+    "rate": "tokens\nper\nforward",
+    "verifier": "verifier\nforwards",
+    "single right": "right,\n1 per\nstep",
+    "apd right": "right,\napd",
+}
+#: Left out in a terminal of less than 80 columns.
+_DISPENSABLE = ("tokens", "verifier")
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
         play(comparison, out, animate=animate and has_colours and sys.stdout.isatty())
         comparisons.append(comparison)
     out.print()
-    out.print(table(comparisons))
+    out.print(table(comparisons, out.width))
     out.print()
     out.print(summary(comparisons))
     return comparisons
@@ -156,16 +163,21 @@ def _answers(comparison: Comparison, shown: int, *, colour: bool) -> Table:
     return grid
 
 
-def table(comparisons: Sequence[Comparison]) -> Table:
-    """Counts of every prompt, then their totals; at most 80 columns wide."""
-    found = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
-    found.add_column("task", vertical="bottom")
-    for heading in _HEADINGS:
-        found.add_column(heading, justify="right", vertical="bottom")
+def table(comparisons: Sequence[Comparison], width: int = 80) -> Table:
+    """Counts of every prompt, then their totals; at most 80 columns wide, and with fewer counts where `width` is less."""
+    padding = (0, int(width >= 80), 0, 0)
+    found = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding, header_style="")
+    shown = [name for name in _HEADINGS if width >= 80 or name not in _DISPENSABLE]
+    found.add_column("task", vertical="bottom", no_wrap=True)
+    for name in shown:
+        found.add_column(_HEADINGS[name], justify="right", vertical="bottom")
     for comparison in comparisons:
-        verdicts = ["yes" if run.right else "no" for run in (comparison.single, comparison.apd)]
-        found.add_row(comparison.instance.task, *_counts([comparison]), *verdicts)
-    found.add_row("all", *_counts(comparisons), *map(str, _total(comparisons, "right")))
+        single, apd = ("yes" if run.right else "no" for run in (comparison.single, comparison.apd))
+        cells = _counts([comparison]) | {"single right": single, "apd right": apd}
+        found.add_row(comparison.instance.task, *(cells[name] for name in shown))
+    single, apd = map(str, _total(comparisons, "right"))
+    cells = _counts(comparisons) | {"single right": single, "apd right": apd}
+    found.add_row("all", *(cells[name] for name in shown))
     return found
 
 
@@ -174,10 +186,16 @@ def _total(comparisons: Sequence[Comparison], of: str) -> tuple[Any, Any]:
     return sum(getattr(c.single, of) for c in comparisons), sum(getattr(c.apd, of) for c in comparisons)
 
 
-def _counts(comparisons: Sequence[Comparison]) -> list[str]:
+def _counts(comparisons: Sequence[Comparison]) -> dict[str, str]:
     (_, tokens), (single, parallel) = _total(comparisons, "tokens"), _total(comparisons, "drafter_forwards")
     verified = _total(comparisons, "verifier_forwards")[1]
-    return [str(tokens), str(single), str(parallel), f"{tokens / parallel:.1f}", str(verified)]
+    return {
+        "tokens": str(tokens),
+        "single": str(single),
+        "apd": str(parallel),
+        "rate": f"{tokens / parallel:.1f}",
+        "verifier": str(verified),
+    }
 
 
 def summary(comparisons: Sequence[Comparison]) -> str:

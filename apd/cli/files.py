@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from apd.cli.answers import decode, load
 from apd.cli.options import STANDARD, fingerprint
+from apd.cli.progress import progress
+from apd.cli.report import say
 from apd.cli.results import (
     BadLine,
     Part,
@@ -44,13 +46,11 @@ class Task:
     """What a command does with the lines of a file.
 
     Attributes:
-        key: the field of a result that holds what was asked for.
-        read_line: line → what it asks for, or a ValueError.
+        read_line: line → what it asks for and the fields of its result, or a ValueError.
         decode: (sampler, prompts, arguments, on_error) → pairs of index and fields of a result, see `answers.decode`.
     """
 
-    key: str
-    read_line: Callable[[bytes], Any]
+    read_line: Callable[[bytes], tuple[Any, Row]]
     decode: Callable[..., Iterator[tuple[int, Row]]]
 
 
@@ -70,8 +70,8 @@ def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, pr
         if processes.is_main_process:
             part = stack.enter_context(Part(paths[0]))
             prompts, num_bad = _read_prompts(task, arguments, report=True)
-            texts = {prompt.index: prompt.text for prompt in prompts}
-            take_over(part, output, partial(_check_result, key=task.key, prompts=texts, run=fingerprint_of_run))
+            fields = {prompt.index: prompt.fields for prompt in prompts}
+            take_over(part, output, partial(_check_result, fields=fields, run=fingerprint_of_run))
         meet()
         if not processes.is_main_process:
             if not paths[0].exists():
@@ -82,11 +82,8 @@ def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, pr
         # 2. The share of this process.
         done = read_results(output)
         todo = [prompt for prompt in prompts if prompt.index not in done]
-        if done and processes.is_main_process:
-            if todo:
-                print(f"taking over {len(done)} of {len(prompts)}", file=sys.stderr)
-            else:
-                print(f"nothing left to do: {output} holds {len(done)} results", file=sys.stderr)
+        if processes.is_main_process and prompts:
+            _announce(len(prompts), len(prompts) - len(todo), len(done), arguments, processes)
         share = todo[processes.process_index :: processes.num_processes]
 
         # 3. Decode it.
@@ -104,32 +101,46 @@ def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, pr
                 _check_nothing(arguments, len(todo) + num_bad)
                 output.touch()
             elif todo:
-                _summarise(read_results(output), time.monotonic() - start, output)
+                _summarise(read_results(output).values(), len(done), time.monotonic() - start, str(output))
 
 
-def _summarise(rows: dict[int, Row], seconds: float, output: Path) -> None:
-    tokens = sum(row["new_tokens"] for row in rows.values())
-    forwards = sum(row["drafter_forwards"] or row["verifier_forwards"] for row in rows.values())
-    print(
-        f"{number(len(rows), 'answer')}, {tokens / forwards:.1f} tokens per forward, {seconds:.0f} s → {output}",
-        file=sys.stderr,
-    )
+def _announce(
+    total: int, num_done: int, num_results: int, arguments: argparse.Namespace, processes: PartialState
+) -> None:
+    """Say what a run will do."""
+    if num_done == total:
+        say(f"nothing left to do: {arguments.output} holds {num_results} results")
+        return
+    over = f", {num_done} answered before and taken over, {total - num_done} to do" if num_done else ""
+    among = f" by {processes.num_processes} processes" if processes.num_processes > 1 else ""
+    say(f"{_name(arguments.input)}: {number(total, 'prompt')}{over}{among}")
+
+
+def _summarise(rows: Collection[Row], num_before: int, seconds: float, where: str) -> None:
+    """Say what a run has done; tokens per forward are those of all answers, pooled."""
+    tokens = sum(row["new_tokens"] for row in rows)
+    forwards = sum(row["drafter_forwards"] or row["verifier_forwards"] for row in rows)
+    new = f", {len(rows) - num_before} of them new" if num_before else ""
+    say(f"{number(len(rows), 'answer')}{new}, {tokens / forwards:.1f} tokens per forward, {seconds:.0f} s → {where}")
 
 
 def answer_to_stdout(task: Task, arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
     """Decode all prompts and write each answer once all before it are written."""
+    start = time.monotonic()
     prompts, num_bad = _read_prompts(task, arguments, report=True)
-    num_results = 0
+    written: list[Row] = []
 
     def write(row: Row) -> None:
-        nonlocal num_results
-        num_results += 1
+        written.append({name: row[name] for name in ("new_tokens", "drafter_forwards", "verifier_forwards")})
         sys.stdout.buffer.write(as_line(row))
         sys.stdout.flush()
 
     if prompts:
+        _announce(len(prompts), 0, 0, arguments, processes)
         _answer_share(task, prompts, write, arguments, config, processes, fingerprint(arguments, config))
-    if not num_results:
+    if written:
+        _summarise(written, 0, time.monotonic() - start, "standard output")
+    else:
         _check_nothing(arguments, len(prompts) + num_bad)
 
 
@@ -139,7 +150,7 @@ def _check_nothing(arguments: argparse.Namespace, num_skipped: int) -> None:
         raise ValueError(
             f"every prompt was skipped, all {num_skipped} of {_name(arguments.input)}: nothing is written"
         )
-    print(f"{_name(arguments.input)} holds no prompts: the output is empty", file=sys.stderr)
+    say(f"{_name(arguments.input)} holds no prompts: the output is empty")
 
 
 def _read_prompts(task: Task, arguments: argparse.Namespace, *, report: bool) -> tuple[list[Prompt], int]:
@@ -163,11 +174,12 @@ def _name(source: Path | str) -> str:
     return "standard input" if source == STANDARD else str(source)
 
 
-def _check_result(path: Path, row: Row, *, key: str, prompts: dict[int, Any], run: str) -> None:
+def _check_result(path: Path, row: Row, *, fields: dict[int, Row], run: str) -> None:
     index = row["index"]
-    if row.get("run") != run or prompts.get(index, row.get(key)) != row.get(key):
+    asked = fields.get(index, {})
+    if row.get("run") != run or any(row.get(name) != value for name, value in asked.items()):
         raise ValueError(
-            f"{path} holds results of another run: line {index + 1} of the input was decoded with another prompt or "
+            f"{path} holds results of another run: line {index + 1} of the input was decoded with another prompt, other fields or "
             "other settings. Choose another --output, or repeat the settings."
         )
 
@@ -190,15 +202,15 @@ def _answer_share(
         _report_skipped(complaint)
         bar.update()
 
-    sampler = load(arguments, config)
-    texts = {prompt.index: prompt.text for prompt in share}
+    chats = arguments.chat or any("messages" in prompt.fields for prompt in share)
+    sampler = load(arguments, config, chats=chats)
+    fields = {prompt.index: prompt.fields for prompt in share}
     of_many = f"process 1 of {processes.num_processes}" if processes.num_processes > 1 else None
     is_hidden = not processes.is_main_process or (arguments.output == STANDARD and sys.stdout.isatty())
-    # None: only in a terminal
-    with tqdm(total=len(share), desc=of_many, unit="prompt", disable=True if is_hidden else None) as bar:
+    with progress(len(share), of_many, is_hidden=is_hidden) as bar:
         try:
             for index, found in task.decode(sampler, share, arguments, refused):
-                write({"index": index, task.key: texts[index], **found, "run": run})
+                write({"index": index, **fields[index], **found, "run": run})
                 bar.update()
         except FloatingPointError as error:
             raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line i + 1.") from error
@@ -214,8 +226,23 @@ def _generated(
     arguments: argparse.Namespace,
     on_error: Callable[[int, Exception], None],
 ) -> Iterator[tuple[int, Row]]:
+    copies = arguments.num_return_sequences
+    waiting: dict[int, list[Generated]] = {}
     for answer in decode(sampler, prompts, arguments, on_error):
-        yield answer.index, _result(answer)
+        of_prompt = waiting.setdefault(answer.index, [])
+        of_prompt.append(answer)
+        if len(of_prompt) == copies:
+            del waiting[answer.index]
+            yield answer.index, _result(answer) if copies == 1 else _results(of_prompt)
+
+
+def _results(answers: list[Generated]) -> Row:
+    """The fields of a result with several answers: the answers, and their counts in sum."""
+    listed = [_result(answer) for answer in sorted(answers, key=lambda answer: answer.sequence)]
+    names = ("new_tokens", "drafter_forwards", "verifier_forwards", "canvases")
+    total = {name: sum(each[name] for each in listed) for name in names}
+    forwards = total["drafter_forwards"] or total["verifier_forwards"]
+    return {"answers": listed, **total, "tokens_per_forward": round(total["new_tokens"] / forwards, 3)}
 
 
 def _result(answer: Generated) -> Row:
@@ -231,4 +258,4 @@ def _result(answer: Generated) -> Row:
 
 
 #: `apd generate`.
-GENERATE = Task("prompt", prompt_of, _generated)
+GENERATE = Task(prompt_of, _generated)

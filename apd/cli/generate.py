@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from apd.cli.answers import decode, load
 from apd.cli.files import GENERATE, Task, answer_file, answer_to_stdout
 from apd.cli.options import STANDARD, UsageError, check_files, check_usage, config_of
+from apd.cli.report import say
 from apd.cli.results import Prompt
 from apd.cli.settings import set_up
+from apd.generation.many import Generated
 from apd.generation.processes import join
 from apd.sampler import APDSampler
 from apd.show.rows import number
@@ -43,7 +45,7 @@ def answer(
     """
     config = config_of(arguments)
     check_usage(arguments)
-    with _processes(arguments) as processes:
+    with processes_of(arguments) as processes:
         set_up(embedded=arguments.drafter is None)
         if arguments.input is not None:
             check_files(arguments, processes.num_processes)
@@ -52,11 +54,11 @@ def answer(
         elif processes.num_processes > 1:
             raise UsageError(f"{one} takes one process, got {processes.num_processes}. Use --input and --output.")
         else:
-            answer_one(load(arguments, config), arguments)
+            answer_one(load(arguments, config, chats=arguments.chat), arguments)
 
 
 @contextmanager
-def _processes(arguments: argparse.Namespace) -> Iterator[PartialState]:
+def processes_of(arguments: argparse.Namespace) -> Iterator[PartialState]:
     """The launched processes, one without a launcher. Sets `device_map` to this process's device if it is open."""
     state = join(on_cpu=arguments.drafter is None or arguments.device_map == "cpu")
     if arguments.drafter is not None and arguments.device_map in (None, state.device.type):
@@ -71,19 +73,26 @@ def _answer_prompt(sampler: APDSampler, arguments: argparse.Namespace) -> None:
     def refuse(index: int, error: Exception) -> None:
         raise error
 
-    answer = next(decode(sampler, [Prompt(0, arguments.prompt)], arguments, refuse))
+    prompt = sys.stdin.read() if arguments.prompt == STANDARD else arguments.prompt
+    answers = list(decode(sampler, [Prompt(0, prompt)], arguments, refuse))
+    for answer in sorted(answers, key=lambda answer: answer.sequence):
+        if len(answers) > 1:
+            print(f"[{answer.sequence + 1}]")
+        _show(answer, sampler, arguments)
+
+
+def _show(answer: Generated, sampler: APDSampler, arguments: argparse.Namespace) -> None:
     if arguments.show_steps:
         out = console(sys.stdout, arguments.color)
         colour = out.color_system is not None
-        console(sys.stderr, "always" if colour else "never").print(legend(colour=colour), soft_wrap=True)
+        console(sys.stderr, "always" if colour else "never").print(legend(colour=colour))
         spell = decoder(sampler.tokenizer, skip_special_tokens=True)
-        out.print(mark(pieces(answer.tokens, answer.trace.steps, spell), colour=colour), soft_wrap=True)
+        out.print(mark(pieces(answer.tokens, answer.trace.steps, spell), colour=colour))
     else:
-        print(str(answer.text).strip())
+        print(str(answer.text).strip(), flush=True)
     several = answer.canvases > answer.drafter_forwards
     canvases = f", {answer.canvases} canvases" if several else ""
-    print(
+    say(
         f"{number(len(answer.tokens), 'token')}, {number(answer.drafter_forwards, 'drafter forward')} "
-        f"({answer.tokens_per_forward:.1f} tokens each), {number(answer.verifier_forwards, 'verifier forward')}{canvases}",
-        file=sys.stderr,
+        f"({answer.tokens_per_forward:.1f} tokens each), {number(answer.verifier_forwards, 'verifier forward')}{canvases}"
     )

@@ -6,7 +6,6 @@ import argparse
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +14,8 @@ from apd.cli import generate
 from apd.cli.answers import HOLE, sampling
 from apd.cli.files import Task
 from apd.cli.options import UsageError
-from apd.cli.results import Prompt, Row
+from apd.cli.report import say
+from apd.cli.results import Prompt, Row, kept
 from apd.config import KNOBS
 from apd.decoding.noise import mix_seed
 from apd.generation.infilling import Infilled, Part, texts_of
@@ -82,7 +82,7 @@ def _part(given: Any) -> Any:
     )
 
 
-def _read_line(line: bytes) -> list[Given]:
+def _read_line(line: bytes) -> tuple[list[Given], Row]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
         has_text = isinstance(row["text"], str) if "text" in row else None
@@ -99,7 +99,7 @@ def _read_line(line: bytes) -> list[Given]:
         checked(parts)
     except TypeError as error:
         raise ValueError(str(error)) from None
-    return parts
+    return parts, {"given": parts} | kept(row, (), without=("text", "parts"))
 
 
 def _decode(
@@ -136,7 +136,7 @@ def infill(
     def fill(batch: Sequence[Prompt]) -> list[Infilled]:
         seeds = [mix_seed(arguments.seed, prompt.index) for prompt in batch]
         seed = seeds[0] if _has_range(batch[0]) else seeds
-        return sampler.infill([checked(prompt.text) for prompt in batch], seed=seed, **options)
+        return sampler.infill([checked(prompt.asked) for prompt in batch], seed=seed, **options)
 
     for batch in _batches(prompts, arguments.batch_size):
         try:
@@ -152,7 +152,7 @@ def infill(
 
 
 def _has_range(prompt: Prompt) -> bool:
-    return any(isinstance(part, dict) for part in prompt.text)
+    return any(isinstance(part, dict) for part in prompt.asked)
 
 
 def _batches(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
@@ -169,13 +169,12 @@ def _answer_text(sampler: APDSampler, arguments: argparse.Namespace) -> None:
     print(found.text)
     tokens = found.new_tokens
     rate = f" ({tokens / found.drafter_forwards:.1f} tokens each)" if found.drafter_forwards else ""
-    print(
+    say(
         f"{number(tokens, 'token')} in {number(len(found.holes), 'hole')}, "
         f"{number(found.drafter_forwards, 'drafter forward')}{rate}, "
-        f"{number(found.verifier_forwards, 'verifier forward')}, score {found.score:.3f}",
-        file=sys.stderr,
+        f"{number(found.verifier_forwards, 'verifier forward')}, score {found.score:.3f}"
     )
 
 
 #: `apd infill`.
-INFILL = Task("given", _read_line, _decode)
+INFILL = Task(_read_line, _decode)

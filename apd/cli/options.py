@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import zlib
 from collections.abc import Sequence
@@ -11,11 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apd.cli.parsing import flag
 from apd.config import KNOBS, APDConfig, Form
 from apd.text import check_text
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-LOADING = ("block_size", "dtype", "device_map", "attn_implementation", "revision")
+LOADING = (
+    *("spec", "mask_token_id", "block_size", "dtype", "device_map", "attn_implementation"),
+    *("revision", "verifier_revision"),
+)
 STANDARD = "-"  # as a file: standard input or standard output
 
 # These do not change an answer.
@@ -24,12 +29,16 @@ _NOT_IN_FINGERPRINT = ("run", "prompt", "text", "input", "output", "batch_size",
 _DESCRIPTION = """\
 Answer one prompt, or every line of a file.
 
---input holds one {"prompt": "..."} per line. --output gets one line per prompt, in the order
-of the input: index (of the input's line, from 0), prompt, text, new_tokens, drafter_forwards,
+The included pair knows eleven list tasks in the wordings of `apd.EXAMPLE_PROMPTS`, with 3 to 6
+of 44 names; everything else is noise to it.
+
+--input holds one {"prompt": "..."} or {"messages": [...]} per line; messages go through the chat
+template. --output gets one line per prompt, in the order of the input: index (of the input's
+line, from 0), all fields of the input's line, text, new_tokens, drafter_forwards,
 verifier_forwards, canvases, tokens_per_forward, finish ("stop" or "length"), and run, a
-fingerprint of the settings. Until the end, answers are in OUTPUT.part-*; after an interruption the same
-command continues. As a file, - is standard input or output; answers go there in order, and
-nothing is continued. Started by `accelerate launch` or `torchrun`, every process decodes its
+fingerprint of the settings. Until the end, answers are in OUTPUT.part-*; after an interruption
+the same command continues. As a file, - is standard input or output; answers go there in order,
+and nothing is continued. Started by `accelerate launch` or `torchrun`, every process decodes its
 share. With --do-sample, prompt i has the seed mix(SEED, i): its answer depends neither on its
 batch nor on the number of processes nor on interruptions."""
 
@@ -72,22 +81,28 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     generate: argparse.ArgumentParser = commands.add_parser(
         "generate",
         usage="apd generate (--prompt TEXT | --input FILE --output FILE) [options]",
+        bare="--prompt",
         help="answer a prompt, or a file of prompts",
         description=_DESCRIPTION,
         formatter_class=formatter,
     )
     what = generate.add_argument_group("prompts")
-    source = what.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", metavar="TEXT", help="one prompt; the answer goes to standard output")
+    source = what.add_mutually_exclusive_group()
+    source.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="one prompt, or - for all of standard input; the answer goes to standard output",
+    )
     source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of prompts, or -; needs --output")
     _add_files(what)
     what.add_argument("--chat", action="store_true", help="put each prompt through the tokenizer's chat template")
     what.add_argument("--show-steps", action="store_true", help="with --prompt: mark the tokens by committing step")
     add_colour(what)
 
-    _add_models(generate)
+    add_models(generate)
     add_knobs(generate)
-    _add_sampling(generate, new_tokens=None, told="limit per prompt (default 256; 32 with the included pair)")
+    told = "limit per prompt (default 256; 32 with the included pair)"
+    add_sampling(generate, new_tokens=None, told=told, returns_several=True)
     return generate
 
 
@@ -96,19 +111,20 @@ def add_infill(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpar
     infill: argparse.ArgumentParser = commands.add_parser(
         "infill",
         usage="apd infill (--text TEXT | --input FILE --output FILE) [options]",
+        bare="--text",
         help="fill the holes of a text, or of a file of texts",
         description=_INFILL,
         formatter_class=formatter,
     )
     what = infill.add_argument_group("texts")
-    source = what.add_mutually_exclusive_group(required=True)
+    source = what.add_mutually_exclusive_group()
     source.add_argument("--text", metavar="TEXT", help="one text with holes such as <mask:8> or <mask:4-12>")
     source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of texts, or -; needs --output")
     _add_files(what)
-    _add_models(infill)
+    add_models(infill)
     add_knobs(infill)
-    _add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
-    infill.set_defaults(prompt=None, chat=False, show_steps=False)
+    add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
+    infill.set_defaults(prompt=None, chat=False, show_steps=False, num_return_sequences=1)
     return infill
 
 
@@ -169,12 +185,13 @@ def add_serve(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
     where.add_argument(
         "--fixed-decoding", action="store_true", help="refuse requests that name a strategy or a knob of their own"
     )
-    _add_models(serve)
+    add_models(serve)
     add_knobs(serve)
-    _add_sampling(
+    add_sampling(
         serve, new_tokens=None, told="limit of requests that name none (default 256; 32 with the included pair)"
     )
-    serve.set_defaults(prompt=None, input=None, output=None, chat=False, show_steps=False, batch_size=None)
+    serve.set_defaults(prompt=None, input=None, output=None, chat=False, show_steps=False)
+    serve.set_defaults(batch_size=None, num_return_sequences=1)
     return serve
 
 
@@ -191,7 +208,8 @@ def _add_files(what: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name and load models."""
     models = parser.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
     models.add_argument(
         "--drafter",
@@ -205,11 +223,34 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "read causally; not needed at R = 1",
     )
     _add_loading(models)
+    models.add_argument(
+        "--quantization",
+        choices=["8bit", "4bit"],
+        help="quantise the drafter while it is loaded; needs the package bitsandbytes",
+    )
+    models.add_argument("--compile", action="store_true", help="compile the passes of both models; for GPUs")
 
 
-def _add_sampling(parser: argparse.ArgumentParser, *, new_tokens: int | None, told: str) -> None:
+def add_sampling(
+    parser: argparse.ArgumentParser, *, new_tokens: int | None, told: str, returns_several: bool = False
+) -> None:
+    """Add the options of sampling and stopping.
+
+    Args:
+        new_tokens: default of `--max-new-tokens`.
+        told: its help.
+        returns_several: whether `--num-return-sequences` is one of them.
+    """
     sampling = parser.add_argument_group("sampling", "greedy unless --do-sample is given")
     sampling.add_argument("--max-new-tokens", type=int, metavar="N", default=new_tokens, help=told)
+    if returns_several:
+        sampling.add_argument(
+            "--num-return-sequences",
+            type=int,
+            default=1,
+            metavar="N",
+            help="answers per prompt, with --do-sample (default 1); in a file they are the list `answers` of its line",
+        )
     sampling.add_argument("--do-sample", action="store_true", help="sample instead of taking the likeliest tokens")
     sampling.add_argument("--temperature", type=float, metavar="T", help="lower is closer to greedy (default 1)")
     sampling.add_argument("--top-k", type=int, metavar="K", help="keep the K likeliest; 0 keeps all (default 50)")
@@ -226,8 +267,8 @@ def _add_sampling(parser: argparse.ArgumentParser, *, new_tokens: int | None, to
         "--strategy",
         type=_strategy,
         metavar="SPEC",
-        help="for comparison, decode in another way, such as checked, left-to-right, confidence:2, threshold:0.9 or "
-        "blocks:8/confidence:2; an unknown name lists all",
+        help="decode in another way, such as checked, left-to-right, confidence:2, threshold:0.9 or "
+        "blocks:8/confidence:2; 'list' shows all",
     )
 
 
@@ -251,6 +292,12 @@ def add_check(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
     models.add_argument(
         "--verifier", metavar="PATH", help="causal LM; 'self': the drafter's own weights, read causally"
     )
+    _add_loading(models)
+    return check
+
+
+def _add_loading(models: argparse._ArgumentGroup) -> None:
+    """Add the options `LOADING`."""
     models.add_argument(
         "--spec", metavar="NAME", help="family of the drafter (default: the one that config.json names)"
     )
@@ -260,12 +307,6 @@ def add_check(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
         metavar="N",
         help="id of the drafter's mask token (default: as config.json, tokenizer or family say)",
     )
-    _add_loading(models)
-    return check
-
-
-def _add_loading(models: argparse._ArgumentGroup) -> None:
-    """Add the options `LOADING`."""
     models.add_argument(
         "--block-size",
         type=int,
@@ -282,6 +323,7 @@ def _add_loading(models: argparse._ArgumentGroup) -> None:
         help="sdpa, eager or grouped_sdpa (default: grouped_sdpa where heads share keys)",
     )
     models.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the drafter on the hub")
+    models.add_argument("--verifier-revision", metavar="NAME", help="branch, tag or commit of the verifier on the hub")
 
 
 def add_colour(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -309,7 +351,7 @@ def add_knobs(parser: argparse.ArgumentParser) -> None:
         else:
             options["action"] = argparse.BooleanOptionalAction
         letters = [f"-{knob.letter}"] if knob.letter and knob.letter.isascii() else []
-        group.add_argument(*letters, _flag(name), **options)
+        group.add_argument(*letters, flag(name), **options)
 
 
 def _read(form: Form, text: str) -> Any:
@@ -325,8 +367,11 @@ def _file(text: str) -> Path | str:
 
 def _strategy(text: str) -> str:
     """The canonical short name of a strategy: equal strategies have equal names."""
-    from apd.strategies.registry import parse
+    from apd.strategies.registry import GRAMMAR, parse
 
+    if text == "list":
+        print(GRAMMAR)
+        raise SystemExit(0)
     try:
         return parse(text).spec
     except ValueError as error:
@@ -355,17 +400,32 @@ def check_usage(arguments: argparse.Namespace) -> None:
     given = vars(arguments)
     if (arguments.input is None) != (arguments.output is None):
         raise UsageError("--input and --output go together: prompts are read from one file, results go to the other.")
+    if arguments.input is None and "chat" in given and arguments.prompt is None and given.get("text") is None:
+        one = "--text" if "text" in given else "--prompt"
+        raise UsageError(
+            f"{one} TEXT, or --input FILE with --output FILE, must be given. See `apd --help` for examples."
+        )
     if arguments.show_steps and arguments.input:
         raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
     if arguments.max_new_tokens is None:
         arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
     rows = "batch_size" if given["batch_size"] is not None else "max_batch_size"
-    for name, least in ((rows, 1), ("max_new_tokens", 0 if "text" in given else 1)):
+    least_tokens = 0 if "text" in given else 1
+    for name, least in ((rows, 1), ("max_new_tokens", least_tokens), ("num_return_sequences", 1)):
         if given[name] < least:
-            raise UsageError(f"{_flag(name)} must be at least {least}, got {given[name]}.")
-    useless = [_flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
+            raise UsageError(f"{flag(name)} must be at least {least}, got {given[name]}.")
+    useless = [flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
     if useless:
         raise UsageError(f"{', '.join(useless)} without --do-sample has no effect. Add --do-sample or leave it out.")
+    if arguments.num_return_sequences > 1 and not arguments.do_sample:
+        raise UsageError(
+            f"--num-return-sequences {arguments.num_return_sequences} needs --do-sample: greedy answers would all be equal."
+        )
+    if arguments.quantization and importlib.util.find_spec("bitsandbytes") is None:
+        raise UsageError(
+            f"--quantization {arguments.quantization} needs a package: pip install bitsandbytes. Weights that are stored "
+            "quantised need no option."
+        )
     if not all(arguments.stop_string or ()):
         raise UsageError("--stop-string must not be empty. Leave it out.")
     from apd.generation.arguments import check_order, effective_config
@@ -385,7 +445,9 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError(error) from None
     if arguments.drafter is not None and arguments.verifier is None and strategy.needs_verifier:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
-    check_homeless(arguments, ("verifier", *LOADING))
+    if arguments.verifier is None and arguments.verifier_revision is not None:
+        raise UsageError("--verifier-revision without --verifier has no effect. Leave it out.")
+    check_homeless(arguments, ("verifier", "quantization", *LOADING))
 
 
 def check_homeless(arguments: argparse.Namespace, names: Sequence[str]) -> None:
@@ -394,7 +456,7 @@ def check_homeless(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     Raises:
         UsageError: the message names the options.
     """
-    homeless = [_flag(name) for name in names if getattr(arguments, name) is not None]
+    homeless = [flag(name) for name in names if getattr(arguments, name) is not None]
     if arguments.drafter is None and homeless:
         raise UsageError(f"{', '.join(homeless)} without --drafter: the included pair is complete. Add --drafter.")
 
@@ -429,10 +491,6 @@ def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
 def fingerprint(arguments: argparse.Namespace, config: APDConfig) -> str:
     """Eight hex digits (CRC-32) of all settings that change an answer: results of another run are recognised by it."""
     settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_IN_FINGERPRINT}
-    settings |= asdict(config)
+    settings = {name: value for name, value in settings.items() if value is not None} | asdict(config)
     settings["device_map"] = str(arguments.device_map).split(":")[0]  # which of several GPUs does not matter
     return f"{zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

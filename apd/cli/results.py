@@ -16,7 +16,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,13 +27,26 @@ _START = b'{"index": '  # the beginning of every result, also of a torn one
 
 Row = dict[str, Any]
 
+#: Fields of results.
+RESULT = frozenset(
+    "index text answers parts holes given score new_tokens drafter_forwards verifier_forwards canvases tokens_per_forward "
+    "finish run".split()
+)
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of the input: its text, or with holes its parts; `index` counts lines from 0, bad ones included."""
+    """A prompt of the input.
+
+    Attributes:
+        index: counts lines from 0, bad ones included.
+        asked: what is decoded: text, messages, or with holes the parts of a text.
+        fields: what its result begins with: the fields of the input's line.
+    """
 
     index: int
-    text: Any
+    asked: Any
+    fields: Row = field(default_factory=dict)
 
 
 class BadLine(ValueError):
@@ -41,37 +54,65 @@ class BadLine(ValueError):
 
 
 def read_prompts(
-    lines: Iterable[bytes], name: str, read_line: Callable[[bytes], Any] | None = None
+    lines: Iterable[bytes], name: str, read_line: Callable[[bytes], tuple[Any, Row]] | None = None
 ) -> Iterator[Prompt | BadLine]:
     """Parse every line of JSONL as a prompt or, if it breaks the format, as a `BadLine`; empty lines are skipped.
 
     Args:
         name: name of the file, for complaints.
-        read_line: line → what it asks for, or a ValueError; by default lines are `{"prompt": "..."}`.
+        read_line: line → what it asks for and the fields of its result, or a ValueError; by default `prompt_of`.
     """
     read_line = read_line or prompt_of
     for index, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            yield Prompt(index, read_line(line))
+            yield Prompt(index, *read_line(line))
         except ValueError as error:
             yield BadLine(f"{name}, line {index + 1}: {error}")
 
 
-def prompt_of(line: bytes) -> str:
-    """The prompt of a line.
+def prompt_of(line: bytes) -> tuple[Any, Row]:
+    """The prompt of a line, text or messages, and the fields of its result.
 
     Raises:
         ValueError: the line breaks the format.
     """
-    try:
-        prompt: str = json.loads(line.decode("utf-8-sig"))["prompt"]
-        if prompt.strip() and prompt.encode():  # half a surrogate pair cannot be encoded
-            return prompt
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the last where brackets are very deep
-        pass
-    raise ValueError(f'expected {{"prompt": "some text"}}, got {line[:60].decode(errors="replace").strip()!r}')
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the last: very deep brackets
+        row = json.loads(line.decode("utf-8-sig"))
+        if ("prompt" in row) != ("messages" in row):
+            asked: Any = row["prompt"] if "prompt" in row else _messages(row["messages"])
+            if ("messages" in row) or (asked.strip() and asked.encode()):  # half a surrogate pair cannot be encoded
+                return asked, kept(row, ("prompt", "messages"))
+    raise ValueError(
+        'expected {"prompt": "some text"} or {"messages": [{"role": "user", "content": "some text"}]}, got '
+        f"{line[:60].decode(errors='replace').strip()!r}"
+    )
+
+
+def _messages(given: Any) -> list[Row]:
+    """Messages, a role and a content each; what a template makes of them is its own affair.
+
+    Raises:
+        ValueError: they are none.
+    """
+    is_chat = isinstance(given, list) and all(
+        isinstance(each, dict) and {"role", "content"} <= each.keys() for each in given
+    )
+    if not is_chat or not given:
+        raise ValueError
+    json.dumps(given, ensure_ascii=False).encode()
+    return given
+
+
+def kept(row: Row, first: Iterable[str], without: Iterable[str] = ()) -> Row:
+    """The fields of an input's line as its result has them: `first` first. One that a result has, too, gets `input_` before it.
+
+    Args:
+        without: fields that are left out.
+    """
+    order = [*(name for name in first if name in row), *(name for name in row if name not in first)]
+    return {f"input_{name}" if name in RESULT else name: row[name] for name in order if name not in without}
 
 
 def read_results(path: Path) -> dict[int, Row]:

@@ -41,9 +41,10 @@ from apd.decoding.request import Request
 from apd.decoding.sampling import Sampling
 from apd.decoding.strategy import Strategy
 from apd.decoding.window import AutoWindow, LimitedWindow, WindowPolicy, window_policy
+from apd.generation.elsewhere import refuse_unknown
 from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
 from apd.generation.stop_strings import StopStrings
-from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, refuse_unknown, warn
+from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, warn
 from apd.kinds import FLAG, GENERATION, WHOLE, misfit
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
@@ -350,12 +351,20 @@ def check_holes(holes: Tensor, padding: Tensor, strategy: Strategy, drafter: Any
         )
 
 
-def check_row_by_row(generation: GenerationConfig) -> None:
+def check_row_by_row(generation: GenerationConfig, num_return_sequences: int = 1) -> None:
     """Refuse fields that concern a whole batch, for prompts that are decoded one by one.
+
+    Args:
+        num_return_sequences: answers per prompt, which are rows of their own.
 
     Raises:
         ValueError: a field is set.
     """
+    if num_return_sequences > 1 and not generation.do_sample:
+        raise ValueError(
+            f"`num_return_sequences` must be 1 without `do_sample=True`, got {num_return_sequences}: greedy answers would all be "
+            "equal."
+        )
     for name, neutral in (("num_return_sequences", 1), ("min_length", 0), ("max_time", None)):
         if (value := getattr(generation, name)) not in (None, neutral):
             raise ValueError(
@@ -400,7 +409,8 @@ def effective_config(
         known = [{name: value for name, value in default.items() if name not in _LENGTHS} for default in known]
     config.update(**dict(ChainMap(*known)), defaults_only=True)
     unused = config.update(**kwargs)
-    refuse_unknown([name for name in unused if name not in REFUSED], [*SUPPORTED, *KNOBS], "generate()")
+    rest = {name: value for name, value in unused.items() if name not in REFUSED}
+    refuse_unknown(rest, [*SUPPORTED, *KNOBS], "generate()")
     refuse_in_config(config)
     for name, (rule, holds, remedy) in _RULES.items():
         if (value := getattr(config, name)) is not None and not holds(value):

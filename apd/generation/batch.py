@@ -35,6 +35,7 @@ class Generated:
         finish: `"stop"` (a stop token, string or criterion) or `"length"`.
         trace: the decode step by step.
         holes: the masks of the prompt as they were filled; empty without one.
+        sequence: number of the answer among those to its prompt, from 0.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Generated:
     finish: str
     trace: RowTrace
     holes: list[Hole]
+    sequence: int = 0
 
     @property
     def tokens_per_forward(self) -> float:

@@ -14,6 +14,7 @@ from apd.decoding.state import DecodeState
 from apd.generation.infilling import Hole, holes_of
 from apd.show.rows import RowTrace
 from apd.show.trace import Trace
+from apd.text import whole_text
 
 
 @dataclass
@@ -30,6 +31,7 @@ class APDOutput(ModelOutput):
             decoded alone.
         committed_per_step: per row, the number of tokens each of its steps committed.
         holes: per row, the masks of its prompt as they were filled, a `Hole` each; empty without one.
+        text: per row, the new tokens as text, without prompt and special tokens; `None` without a tokenizer.
         trace: per row, a `RowTrace`; draws itself in a notebook, and printed to a terminal.
         scores: with `output_scores`, per new position `b v` float32: the processed and warped log scores that decided
             it, the drafter's at the first position of a step (with `first="judge"` the mixture's) and the mixture's at the
@@ -48,6 +50,14 @@ class APDOutput(ModelOutput):
     holes: list[list[Hole]] = None  # type: ignore[assignment]
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None
+
+    @property
+    def text(self) -> list[str] | None:
+        """The new tokens of each row as text, without special tokens, as in `Generated.text`; `None` without a tokenizer."""
+        tokenizer = self.trace.tokenizer
+        if tokenizer is None:
+            return None
+        return [whole_text(tokenizer, row.tokens, skip_special_tokens=True) for row in self.trace]
 
 
 @dataclass

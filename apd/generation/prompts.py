@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,11 @@ def checked_ids(prompt: Any) -> Tensor:
         TypeError: not a tensor of integers.
         ValueError: not two dimensions, or empty.
     """
+    if isinstance(prompt, Mapping):
+        raise TypeError(
+            f"`input_ids` must be a tensor, got a whole {type(prompt).__name__}. Write two stars, "
+            "`generate(**inputs)`: its attention mask counts, too."
+        )
     if not isinstance(prompt, Tensor):
         raise TypeError(
             f"`input_ids` must be a tensor of shape [rows, tokens], got {type(prompt).__name__}. Encode text with "

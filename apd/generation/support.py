@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping
@@ -58,8 +57,6 @@ _REASONS = {
     "NaN logits are an error here, with the model and the step named": "remove_invalid_values",
     "attention maps are not kept": "output_attentions",
     "hidden states are not kept": "output_hidden_states",
-    "the number of steps follows from what is accepted": "steps",
-    "give a `strategy` instead": "alg",
 }
 #: Refused arguments with the reason.
 REFUSED = {name: reason for reason, names in _REASONS.items() for name in names.split()}
@@ -110,21 +107,6 @@ def _has_effect(value: Any, *neutral: Any) -> bool:
     if value is None or value is False:
         return False
     return isinstance(value, Tensor) or value not in ([], {}, 0, *neutral)
-
-
-def refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Refuse the first of `names` that is not `known`.
-
-    Raises:
-        TypeError: the nearest known name is in the message.
-    """
-    known = sorted(known)
-    for name in names:
-        if name in known:
-            continue
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Known: {', '.join(known)}."
-        raise TypeError(f"{where} has no argument `{name}`. {hint}")
 
 
 def refuse_for(where: str, kwargs: Mapping[str, Any], *names: str) -> None:

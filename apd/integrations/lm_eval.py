@@ -1,6 +1,6 @@
 """APD as a model of EleutherAI's evaluation harness (the extra `eval`): its tasks, with tokens per forward beside accuracy.
 
-    python -m apd lm-eval --model apd --model_args pair=embedded --tasks ... --include_path ...
+    python -m apd lm-eval --model apd --model_args pair=included --tasks ... --include_path ...
 
 or `lm_eval.simple_evaluate(model=APDLM(sampler), tasks=[...])`. `docs/evaluation.md` says what the numbers mean.
 
@@ -31,15 +31,15 @@ from apd.decoding.noise import SEED_MASK
 from apd.decoding.strategy import Strategy
 from apd.generation import processes
 from apd.generation.arguments import WARPERS, whole_seed
+from apd.generation.elsewhere import LOADING, refuse_unknown
 from apd.generation.many import check_chat
 from apd.generation.stop_strings import StopStrings
-from apd.generation.support import refuse_unknown
 from apd.integrations.scoring import sequential_logprobs
 from apd.kinds import FLAG, REAL, TEXTS, misfit
 from apd.models.loading import HUB_ARGUMENTS
 from apd.sampler import APDSampler
 from apd.strategies import Checked, LeftToRight
-from apd.strategies.registry import settle
+from apd.strategies.registry import apd_of, settle
 from apd.text import check_text
 
 try:
@@ -129,7 +129,7 @@ class APDLM(TemplateLM):
 
     Args:
         sampler: models and knobs. Without it, `pair` or `drafter` names the models.
-        pair: `"embedded"` for the included pair.
+        pair: `"included"` for the included pair (`"embedded"` means the same).
         drafter: directory or hub id of a diffusion LM.
         verifier: directory or hub id of a causal LM, or `"self"`, as in `APDSampler.from_pretrained`; not needed with
             `mixture_weight=1`.
@@ -175,11 +175,11 @@ class APDLM(TemplateLM):
         **arguments: Any,
     ) -> None:
         super().__init__()
-        refuse_unknown(arguments, [*_OWN, *KNOBS, *_LOADING, *HUB_ARGUMENTS], "APDLM()")
+        refuse_unknown(arguments, [*_OWN, *KNOBS, *_LOADING, *HUB_ARGUMENTS], "APDLM()", LOADING)
         if sum(source is not None for source in (sampler, pair, drafter)) != 1:
-            raise ValueError("Exactly one of `sampler`, `pair` and `drafter` must be given. Try pair=embedded.")
-        if pair not in (None, "embedded"):
-            raise ValueError(f"`pair` must be 'embedded', got {pair!r}. Name models as drafter=..., verifier=....")
+            raise ValueError("Exactly one of `sampler`, `pair` and `drafter` must be given. Try pair=included.")
+        if pair not in (None, "included", "embedded"):
+            raise ValueError(f"`pair` must be 'included', got {pair!r}. Name models as drafter=..., verifier=....")
         if verifier is not None and drafter is None:
             raise ValueError(f"`verifier` goes with `drafter`, got verifier={verifier!r} alone.")
         if sampler is not None and (arguments or device is not None):
@@ -191,7 +191,15 @@ class APDLM(TemplateLM):
             if strategy is not None:
                 raise ValueError("`tokens_per_step` names a strategy, got `strategy` too. Give one of them.")
             strategy = LeftToRight(_count("tokens_per_step", tokens_per_step))
-        settled, _ = settle(strategy, APDConfig(), {})  # refuses an unknown strategy before models are loaded
+        # Refuses an unknown strategy and a missing verifier before models are loaded.
+        settled, config = settle(
+            strategy, APDConfig(), {name: arguments[name] for name in KNOBS if name in arguments and strategy is None}
+        )
+        if drafter is not None and verifier is None and (settled or apd_of(config)).needs_verifier:
+            raise ValueError(
+                f"`verifier` must be given with drafter={drafter!r}, got None. Name a causal LM of the same tokenizer, or pass "
+                "mixture_weight=1 or a strategy that runs the drafter alone; tasks that only score given texts do."
+            )
         self.strategy = strategy
         self.batch_size = _count("batch_size", batch_size)
         default = 32 if pair else 256
@@ -219,7 +227,7 @@ class APDLM(TemplateLM):
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> APDLM:
-        """From `"pair=embedded,mixture_weight=0.7"`, as the harness does it."""
+        """From `"pair=included,mixture_weight=0.7"`, as the harness does it."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
@@ -392,6 +400,10 @@ class APDLM(TemplateLM):
         """Stop sequences, and arguments of `APDSampler.generate`."""
         setting: dict[str, Any] = dict(normalize_gen_kwargs(_checked(gen_kwargs), self.max_new_tokens))
         stops = [stop for stop in setting.pop("until") if stop]
+        if setting.pop("num_return_sequences", 1) != 1:
+            raise ValueError(
+                "`num_return_sequences` must be 1: the harness takes one answer. Use the task's `repeats`."
+            )
         if not setting["do_sample"]:  # tasks write temperature: 0.0 for greedy decoding
             setting = {name: value for name, value in setting.items() if name not in _SAMPLING}
         return stops, setting | {"max_new_tokens": setting.pop("max_gen_toks")}

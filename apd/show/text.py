@@ -98,8 +98,13 @@ def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "") 
         parts[0] = (parts[0][0], parts[0][1].lstrip())
     if not colour:
         return Text("|".join(text for _, text in parts))
-    painted = [(text, _COLOURS[step % len(_COLOURS)]) for step, text in parts]
+    painted = [(text, colour_of(step)) for step, text in parts]
     return Text.assemble(*painted, (rejected, "dim"))
+
+
+def colour_of(step: int) -> str:
+    """The colour of a step, counted from 0; neighbours differ."""
+    return _COLOURS[step % len(_COLOURS)]
 
 
 def legend(*, colour: bool) -> Text:

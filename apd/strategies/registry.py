@@ -41,18 +41,24 @@ from apd.strategies.unmasking import (
 )
 from apd.strategies.wino import WINO
 
-__all__ = ["GRAMMAR", "KINDS", "Kind", "Setting", "apd_of", "parse", "settle"]
+__all__ = ["GRAMMAR", "KINDS", "OF_APD", "Kind", "Setting", "apd_of", "parse", "settle"]
 
 GRAMMAR = """\
-  left-to-right:K  random:K  confidence:K  margin:K  entropy:K    K tokens per step
-  threshold:γ[,least=n]  prefix:γ  factor:f  entropy-bound:γ  entropy-threshold:γ[,penalty=nats]  klass:γ[,kl=ε,h=steps]
-  wino:γ[,revoke=γ,length=LENGTH]                                 e.g. wino:0.6,length=8
-  blocks:LENGTH[,aligned]/ANY-ORDER                               e.g. blocks:8/threshold:0.9
-  seeded:LENGTH[,aligned,verifier]/ANY-ORDER                      first token of a block alone; e.g. seeded:32,verifier/threshold:0.9
+  left-to-right:K  random:K  confidence:K  margin:K  entropy:K
+      K tokens per step
+  threshold:γ[,least=n]  prefix:γ  factor:f  entropy-bound:γ
+  entropy-threshold:γ[,penalty=nats]  klass:γ[,kl=ε,h=steps]
+  wino:γ[,revoke=γ,length=LENGTH]                e.g. wino:0.6,length=8
+  blocks:LENGTH[,aligned]/ANY-ORDER              e.g. blocks:8/threshold:0.9
+  seeded:LENGTH[,aligned,verifier]/ANY-ORDER
+      first token of a block alone; e.g. seeded:32,verifier/threshold:0.9
   one-step  autoregressive
-  checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N,pass=COLUMNS][/STRATEGY]   the strategy's own tokens;
-                                  e.g. checked, checked:K=8,proposer=drafter/threshold:0.9; NAME: mixture drafter verifier lookup
-  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,first=judge,correction,rejection,step]
+  checked:[c=certainty,K=steps or auto,R=.5,proposer=NAME,breadth=N,
+           pass=COLUMNS][/STRATEGY]
+      the strategy's own tokens; NAME: mixture drafter verifier lookup;
+      e.g. checked, checked:K=8,proposer=drafter/threshold:0.9
+  apd:R=.5[,tau=τ,M=window or auto,W=kv window,refresh=tokens,
+           first=judge,correction,rejection,step]
   A parameter that is left out has its default; `;` may stand for `,`."""
 
 
@@ -196,9 +202,10 @@ def parse(spec: str) -> Setting:
             f"`strategy` must name one strategy, got {spec!r}: only blocks, seeded and checked go around another."
         )
     if kind_name not in KINDS:
-        nearest = difflib.get_close_matches(kind_name, [*KINDS, *_AROUND], n=1)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        raise ValueError(f"`strategy` must be one of the names below, got {spec!r}.{hint}\n{GRAMMAR}")
+        known = [*KINDS, *_AROUND]
+        nearest = difflib.get_close_matches(kind_name.lower().replace("_", "-"), known, n=1)
+        hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Known: {', '.join(known)}."
+        raise ValueError(f"`strategy` must be a known name, got {spec!r}. {hint}")
     kind = KINDS[kind_name]
     given = _arguments(spec, kind, arguments.replace(";", ",").split(",") if colon else [])
     try:
@@ -348,7 +355,7 @@ def settle(
         config, strategy = config.replace(**setting.knobs), setting.strategy
     if strategy is not None:
         check_strategy(strategy)
-        if idle := sorted(knobs.keys() & _OF_APD):
+        if idle := sorted(knobs.keys() & OF_APD):
             raise ValueError(
                 f"`{idle[0]}` has no effect beside `strategy`, got {strategy!r}. Leave one of them out, or decode with "
                 'strategy="apd".'
@@ -359,5 +366,5 @@ def settle(
     return strategy, config
 
 
-# Knobs that only APD reads; the others apply to every strategy.
-_OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction", "first"}
+#: Knobs that only APD reads; the others apply to every strategy.
+OF_APD = {"mixture_weight", "acceptance_threshold", "acceptance", "correction", "first"}

@@ -88,7 +88,9 @@ def test_a_run_is_continued_and_goes_to_stdout_alike(
     output.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
     capsysbinary.readouterr()
     assert infill(source, output, "--batch-size", "1") == 0
-    assert b"taking over 2 of 4" in capsysbinary.readouterr().err and output.read_bytes() == whole
+    assert (
+        b"2 answered before and taken over, 2 to do" in capsysbinary.readouterr().err and output.read_bytes() == whole
+    )
     assert infill(source, "-", "--batch-size", "1") == 0
     assert capsysbinary.readouterr().out == whole
     assert infill(source, output, "--max-new-tokens", "2") == 1

@@ -174,7 +174,7 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "unknown strategy": (
         ValueError,
-        r"`strategy` must be one of the names below, got 'confidense:2'. Did you mean `confidence`\?(.|\n)*left-to-right",
+        r"`strategy` must be a known name, got 'confidense:2'. Did you mean `confidence`\?",
         lambda: generate(strategy="confidense:2"),
     ),
     "K of 0 in a name": (
@@ -541,7 +541,7 @@ def test_refused_tensors_say_why(name):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_time": 0.1}, {"min_length": 7}, {"num_return_sequences": 2, "do_sample": True}],
+    [{"max_time": 0.1}, {"min_length": 7}],
 )
 def test_arguments_of_a_whole_batch_are_refused_for_many_prompts(settings):
     """Taken from the first prompt, they would stop or prolong the later ones."""

@@ -611,7 +611,7 @@ def test_model_args_reach_models_and_knobs() -> None:
     config = lm.sampler.config
     assert (config.mixture_weight, config.window_size, config.kv_window, config.correction) == (0.7, 9, None, True)
     assert (lm.batch_size, lm.max_new_tokens, lm.max_length) == (3, 20, 512)
-    assert APDLM.create_from_arg_string("pair=embedded").max_new_tokens == 32
+    assert APDLM.create_from_arg_string("pair=included").max_new_tokens == 32
 
 
 def test_model_args_name_a_drafter_that_verifies_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,8 +630,11 @@ def test_model_args_name_a_drafter_that_verifies_itself(monkeypatch: pytest.Monk
     [
         ("pair=embedded,mixture_wieght=0.7", TypeError, "Did you mean `mixture_weight`"),
         ("pair=embedded,max_new_token=7", TypeError, "Did you mean `max_new_tokens`"),
-        ("pair=embeded", ValueError, "'embedded'"),
-        ("mixture_weight=0.7", ValueError, "pair=embedded"),
+        ("pair=includd", ValueError, "'included'"),
+        ("mixture_weight=0.7", ValueError, "pair=included"),
+        ("drafter=somewhere", ValueError, "`verifier` must be given with drafter='somewhere', got None"),
+        ("drafter=somewhere,strategy=klas", ValueError, "Did you mean `klass`?"),
+        ("pair=included,R=0.7", TypeError, "Write mixture_weight="),
         ("pair=embedded,drafter=somewhere", ValueError, "Exactly one"),
         ("pair=embedded,verifier=somewhere", ValueError, "goes with `drafter`"),
         ("pair=embedded,batch_size=auto", ValueError, "`batch_size` must be a whole number"),

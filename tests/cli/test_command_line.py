@@ -1,0 +1,353 @@
+"""How the command line complains, what a run over a file says and keeps, and conversations."""
+
+import io
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import apd.cli.progress
+from apd import EXAMPLE_PROMPTS, APDSampler, mix_seed
+from apd.cli import main
+from apd.cli.app import parser
+from apd.cli.chat import Chat
+from apd.cli.demo import Comparison, Run, table
+from apd.cli.report import say
+from apd.cli.stream import Shown
+from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.embedded.tasks import EXAMPLES, TASKS, instances, is_known
+from apd.show.terminal import console
+
+PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def sampler() -> APDSampler:
+    return APDSampler.from_embedded()
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The included drafter with a chat template that joins the messages."""
+    path = tmp_path_factory.mktemp("chatting")
+    shutil.copytree(DRAFTER_DIR, path, dirs_exist_ok=True)
+    (path / "chat_template.jinja").write_text(PLAIN)
+    return path
+
+
+def written(path: Path, *rows: Any) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+# ---------------------------------------------------------------- complaints
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("generate --promt x", "there is no option --promt. Did you mean --prompt?"),
+        ("generate words", "'words' stands alone, without an option before it. Write --prompt words."),
+        ("infill words", "'words' stands alone, without an option before it. Write --text words."),
+        ("generate --prompt x --mixture_weight 0.5", "no option --mixture_weight. Did you mean --mixture-weight?"),
+        ("generate --prompt x --mixture_weight=0.5", "no option --mixture_weight. Did you mean --mixture-weight?"),
+        ("generate --prompt x --tau 0.5", "there is no option --tau. Write --acceptance-threshold 0.5."),
+        ("generate --prompt x --R=0.5", "there is no option --R. Write --mixture-weight 0.5."),
+        ("generate --prompt x --gen-length 64", "there is no option --gen-length. Write --max-new-tokens 64."),
+        ("generate --prompt x --steps 64", "there is no option --steps. The number of steps follows from what"),
+        ("generate --drafter x --torch_dtype float16", "there is no option --torch_dtype. Write --dtype float16."),
+        ("generate --prompt x --strategy thresold:0.9", "got 'thresold:0.9'. Did you mean `threshold`?"),
+        ("generate --prompt x --strategy Left_To_Right", "got 'Left_To_Right'. Did you mean `left-to-right`?"),
+        ("generat --prompt x", "there is no command 'generat'. Did you mean generate?"),
+        ("--verion", "there is no option --verion. Did you mean --version?"),
+        ("", "a command is missing: demo, generate,"),
+    ],
+)
+def test_the_culprit_and_what_was_meant_are_named(capsys: pytest.CaptureFixture, arguments: str, said: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    assert stop.value.code == 2
+    complaint, advice = capsys.readouterr().err.splitlines()
+    assert said in complaint and re.match(r"apd( \w+)?: error: ", complaint)
+    assert re.fullmatch(r"Try 'apd( \w+)? --help'\.", advice)
+
+
+def test_a_prompt_or_a_file_is_asked_for(capsys: pytest.CaptureFixture) -> None:
+    assert main(["generate"]) == 2 and "--prompt TEXT, or --input FILE" in capsys.readouterr().err
+    assert main(["infill"]) == 2 and "--text TEXT, or --input FILE" in capsys.readouterr().err
+
+
+def test_strategies_are_listed(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--strategy", "list"])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "blocks:LENGTH" in out and max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--chat"], "A chat needs a chat template, and the tokenizer of"),
+        (["--quantization", "8bit"], "pip install bitsandbytes"),
+        (["--spec", "lada"], "lada"),
+        (["--mask-token-id", "9999"], "mask"),
+        (["--verifier", "self"], "got 'self', but the family 'dream' was never trained"),
+    ],
+)
+def test_what_is_cheap_is_checked_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, options: list[str], said: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):  # and no weights
+        if (DRAFTER_DIR / name).exists():
+            shutil.copy(DRAFTER_DIR / name, tmp_path)
+    weightless = ["--drafter", str(tmp_path), "--verifier", str(VERIFIER_DIR)]
+    assert main(["generate", "--prompt", "x", *weightless, *options]) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_without_tokenizer_files_no_weights_are_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.copy(DRAFTER_DIR / "config.json", tmp_path)
+    assert main(["generate", "--prompt", "x", "--drafter", str(tmp_path), "--verifier", str(VERIFIER_DIR)]) == 1
+    assert "has no tokenizer files" in capsys.readouterr().err
+
+
+def test_messages_are_wrapped_at_words_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    message = "one sentence of many words, " * 8
+    monkeypatch.setenv("COLUMNS", "60")
+    for stream, lines in ((Terminal(), 4), (io.StringIO(), 1)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        say(message.strip())
+        said = stream.getvalue()
+        assert said.count("\n") == lines and " ".join(said.split()) == message.strip()
+        assert lines == 1 or max(map(len, said.splitlines())) <= 60
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_of_the_demo_has_as_many_columns_as_fit(width: int) -> None:
+    run = Run("", [], 12, 12, 12, 1.0, True)
+    out = io.StringIO()
+    shown = console(out)
+    shown.width = width
+    shown.print(table([Comparison(each, run, run) for each in EXAMPLES], width))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "…" not in out.getvalue()
+    assert ("verifier" in out.getvalue()) == (width >= 80)
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_fields_of_a_line_come_back_in_its_answer(tmp_path: Path) -> None:
+    source = written(
+        tmp_path / "in.jsonl",
+        {"id": "q7", "prompt": EXAMPLE_PROMPTS[0], "gold": ["a"], "text": "mine", "index": 3},
+        {"prompt": EXAMPLE_PROMPTS[1]},
+    )
+    output = tmp_path / "out.jsonl"
+    command = ["generate", "--input", str(source), "--output", str(output)]
+    assert main(command) == 0
+    first, second = read(output)
+    assert list(first)[:6] == ["index", "prompt", "id", "gold", "input_text", "input_index"]
+    assert (first["index"], first["id"], first["gold"], first["input_text"]) == (0, "q7", ["a"], "mine")
+    assert first["text"] != "mine" and "id" not in second
+    before = output.read_bytes()
+    assert main(command) == 0 and output.read_bytes() == before
+    written(source, {"id": "q8", "prompt": EXAMPLE_PROMPTS[0]}, {"prompt": EXAMPLE_PROMPTS[1]})
+    assert main(command) == 1  # another id: another run
+
+
+def test_messages_are_answered_and_come_back(tmp_path: Path, chatting: Path, sampler: APDSampler) -> None:
+    messages = [{"role": "user", "content": EXAMPLE_PROMPTS[2]}]
+    source = written(tmp_path / "in.jsonl", {"messages": messages}, {"prompt": EXAMPLE_PROMPTS[3]})
+    output, pair = tmp_path / "out.jsonl", ["--drafter", str(chatting), "--verifier", str(VERIFIER_DIR)]
+    options = ["--max-new-tokens", "32", "--device-map", "cpu"]
+    assert main(["generate", "--input", str(source), "--output", str(output), *pair, *options]) == 0
+    first, second = read(output)
+    wanted = [answer.text for answer in sampler.generate_many(EXAMPLE_PROMPTS[2:4], max_new_tokens=32)]
+    assert [first["text"], second["text"]] == wanted and first["messages"] == messages
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"messages": []},
+        {"messages": "hi"},
+        {"messages": [{"role": "user"}]},
+        {"messages": [1]},
+        {"prompt": "a", "messages": []},
+    ],
+)
+def test_messages_that_are_none_are_named(tmp_path: Path, capsys: pytest.CaptureFixture, line: dict[str, Any]) -> None:
+    source = written(tmp_path / "in.jsonl", line)
+    assert main(["generate", "--input", str(source), "--output", "-"]) == 1
+    assert 'line 1: expected {"prompt": "some text"} or {"messages": ' in capsys.readouterr().err
+
+
+def test_several_answers_are_those_of_generate_with_the_prompts_seed(tmp_path: Path, sampler: APDSampler) -> None:
+    source = written(tmp_path / "in.jsonl", *({"prompt": prompt} for prompt in EXAMPLE_PROMPTS[3:6]))
+    output = tmp_path / "out.jsonl"
+    options = ["--do-sample", "--num-return-sequences", "3", "--seed", "5", "--batch-size", "4"]
+    assert main(["generate", "--input", str(source), "--output", str(output), *options]) == 0
+    for i, row in enumerate(read(output)):
+        inputs = sampler.tokenizer([row["prompt"]], return_tensors="pt")
+        alone = sampler.generate(
+            **inputs,
+            max_new_tokens=32,
+            do_sample=True,
+            num_return_sequences=3,
+            seed=mix_seed(5, i),
+            return_dict_in_generate=True,
+        )
+        assert [answer["text"] for answer in row["answers"]] == alone.text
+        assert row["new_tokens"] == int(alone.new_tokens.sum())
+        assert row["drafter_forwards"] == int(alone.drafter_forwards.sum())
+
+
+def test_many_prompts_with_several_answers_each(sampler: APDSampler) -> None:
+    refused: list[int] = []
+    found = sampler.generate_many(
+        [EXAMPLE_PROMPTS[3], "", EXAMPLE_PROMPTS[4]],
+        num_return_sequences=2,
+        do_sample=True,
+        max_new_tokens=32,
+        seed=1,
+        on_error=lambda index, error: refused.append(index),
+    )
+    assert [(answer.index, answer.sequence) for answer in found] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    assert refused == [1]
+    with pytest.raises(ValueError, match="must be 1 without `do_sample=True`, got 2"):
+        sampler.generate_many(EXAMPLE_PROMPTS, num_return_sequences=2, max_new_tokens=4)
+
+
+def test_a_run_into_a_log_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(apd.cli.progress, "EVERY", 0.0)
+    source = written(tmp_path / "in.jsonl", *({"prompt": prompt} for prompt in EXAMPLE_PROMPTS[:3]))
+    assert main(["generate", "--input", str(source), "--output", "-", "--batch-size", "1"]) == 0
+    out, err = capsys.readouterr()
+    first, *middle, last = err.splitlines()
+    assert first.endswith("in.jsonl: 3 prompts")
+    assert [re.sub(r"done, .* left", "done", line) for line in middle] == ["1 of 3 done", "2 of 3 done"]
+    assert re.fullmatch(r"3 answers, [\d.]+ tokens per forward, \d+ s → standard output", last)
+    assert len(out.splitlines()) == 3
+
+
+def test_a_prompt_comes_through_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(EXAMPLE_PROMPTS[1]))
+    assert main(["generate", "--prompt", "-"]) == 0
+    assert capsys.readouterr().out == '["Max", "Dora", "Carl"]\n'
+
+
+def test_what_the_included_pair_knows() -> None:
+    assert all(is_known(each.prompt) for task in TASKS for each in instances(task, 40, seed=3, split="train"))
+    strange = ["Hello", 'Reverse this list: ["Mia", "Leo"].', 'Reverse this list: ["Mia", "Leo", "Ann"].']
+    assert not any(map(is_known, strange))
+
+
+def test_a_prompt_that_the_included_pair_does_not_know_is_noted(capsys: pytest.CaptureFixture) -> None:
+    assert main(["generate", "--prompt", 'Reverse this list: ["Mia", "Leo"].']) == 0
+    assert "none of those that the included pair knows" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def chat_of(sampler: APDSampler, *options: str) -> Chat:
+    arguments = parser().parse_args(["chat", *options])
+    arguments.max_new_tokens = 32
+    return Chat(sampler, arguments)
+
+
+def test_a_conversation_through_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    lines = [EXAMPLE_PROMPTS[1], "/R 0.25", "", "/R", "/nonsense", "/quit", "never read"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert main(["chat"]) == 0
+    out, err = capsys.readouterr()
+    assert out == '["Max", "Dora", "Carl"]\n'
+    assert re.match(r"\(8 tokens, 1 drafter forward, 8\.0 tokens per forward, ", err)
+    assert err.count("mixture_weight = 0.25") == 2 and "there is no command /nonsense." in err
+
+
+def test_commands_set_what_they_say(sampler: APDSampler, capsys: pytest.CaptureFixture) -> None:
+    chat = chat_of(sampler, "-R", "0.75")
+    chat.sampler = APDSampler(sampler.drafter, sampler.verifier, sampler.tokenizer, mixture_weight=0.75)
+
+    def said(command: str) -> str:
+        assert chat.take(command)
+        return capsys.readouterr().err.strip()
+
+    assert said("/R") == "mixture_weight = 0.75"
+    assert said("/tau 0.5") == "acceptance_threshold = 0.5" and chat.knobs == {"acceptance_threshold": 0.5}
+    assert "must be in [0, 1], got 2.0" in said("/R 2") and said("/R") == "mixture_weight = 0.75"
+    assert said("/window auto") == "window_size = auto" and said("/correction on") == "correction = True"
+    assert "`window_size` must be a number" in said("/strategy confidence:2")
+    assert said("/M none") == "window_size = None"
+    assert "only apd reads it" in said("/strategy confidence:2") and chat.strategy == "confidence:2"
+    assert "has no effect beside `strategy`" in said("/R 0.5")
+    assert "Did you mean `threshold`?" in said("/strategy thresold")
+    assert said("/strategy apd") == "strategy = apd" and said("/temperature") == "temperature = 0 (greedy)"
+    assert said("/temperature 0.5") == "temperature = 0.5" and chat.settings["do_sample"]
+    assert "must be at least 0" in said("/temperature -1") and "a number" in said("/temperature hot")
+    assert said("/max-new-tokens 9") == "max_new_tokens = 9" and said("/seed 4") == "seed = 4"
+    assert "Did you mean /window?" in said("/windw 3") and "/strategy SPEC" in said("/help")
+    assert "needs a chat template" in said("/system be kind")
+    assert not chat.take("/quit")
+
+
+def test_a_stopped_answer_is_kept_and_the_conversation_goes_on(
+    tmp_path: Path, chatting: Path, capsys: pytest.CaptureFixture
+) -> None:
+    sampler = APDSampler.from_pretrained(str(chatting), str(VERIFIER_DIR))
+    chat = chat_of(sampler, "-R", "0.5")
+
+    def stop(ids: Any, scores: Any) -> Any:
+        if ids.shape[1] > prompt_length + 4:
+            raise KeyboardInterrupt
+        return False
+
+    prompt_length = len(sampler.tokenizer(EXAMPLE_PROMPTS[1])["input_ids"])
+    chat.settings |= {"stopping_criteria": [stop], "strategy": "left-to-right"}
+    chat.strategy = chat.settings.pop("strategy")
+    assert chat.take(EXAMPLE_PROMPTS[1])
+    out, err = capsys.readouterr()
+    assert "(stopped)" in err and '["Max", "Dora", "Carl"]'.startswith(out.strip()) and out.strip()
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+    assert chat.messages[1]["content"] == out.strip()
+    del chat.settings["stopping_criteria"]
+    path = tmp_path / "saved.jsonl"
+    assert chat.take("/system Be brief.") and chat.take(f"/save {path}") and chat.take(f"/save {path}")
+    assert "3 messages" in (err := capsys.readouterr().err) and "nothing is overwritten" in err
+    assert read(path) == [{"messages": chat.messages}] and chat.messages[0]["role"] == "system"
+    assert chat.take("/reset") and [message["role"] for message in chat.messages] == ["system"]
+
+
+@pytest.mark.parametrize("width", [20, None])
+def test_a_growing_answer_is_wrapped_at_words(
+    sampler: APDSampler, width: int | None, capsys: pytest.CaptureFixture
+) -> None:
+    ids = sampler.tokenizer(EXAMPLE_PROMPTS[0], return_tensors="pt")["input_ids"]
+    shown = Shown(sampler.tokenizer)
+    shown.width = width
+    shown.put(ids)
+    for token in ids[0]:
+        shown.put(token[None])
+    shown.end()
+    out = capsys.readouterr().out
+    assert " ".join(out.split()) == EXAMPLE_PROMPTS[0] == shown.text
+    assert out.count("\n") == 1 if width is None else max(map(len, out.splitlines())) <= width

@@ -1,0 +1,121 @@
+"""What people type from other scripts is answered with what it becomes here; and what a sampler shows of itself."""
+
+import re
+
+import pytest
+import torch
+from pairs import left_padded
+from paths import ROOT
+from toy import tiny_pair, toy
+from transformers import pipeline
+
+from apd import EXAMPLE_PROMPTS, APDSampler
+from apd.config import KNOBS
+from apd.generation.elsewhere import CALL, LETTERS, LOADING
+from apd.kinds import GENERATION
+
+PAGE = (ROOT / "docs/coming-from.md").read_text("utf-8")
+
+
+@pytest.fixture(scope="module")
+def sampler() -> APDSampler:
+    return APDSampler.from_embedded()
+
+
+def refusal(function, **arguments) -> str:
+    with pytest.raises((TypeError, ValueError)) as refused:
+        function(**arguments)
+    return str(refused.value)
+
+
+def test_every_name_of_another_script_is_answered(sampler: APDSampler) -> None:
+    ids = torch.tensor([[5]])
+    for name, becomes in CALL.items():
+        said = refusal(sampler.generate, inputs=ids, max_new_tokens=1, **{name: 7})
+        assert said == f"generate() has no argument `{name}`. {becomes.replace('{value}', '7')}."
+    for name, becomes in LOADING.items():
+        said = refusal(APDSampler.from_pretrained, drafter="nowhere", **{name: True})
+        assert said.endswith(becomes.replace("{value}", "True").replace("{name}", name) + ".")
+
+
+def test_what_works_here_is_no_name_of_another_script() -> None:
+    assert not CALL.keys() & (KNOBS.keys() | GENERATION.keys())
+    assert set(LETTERS.values()) <= KNOBS.keys() and not LETTERS.keys() & KNOBS.keys()
+
+
+def test_letters_are_answered_with_their_knobs(sampler: APDSampler) -> None:
+    assert {"R", "tau", "τ", "M", "W", "N"} <= LETTERS.keys()
+    for letter, name in LETTERS.items():
+        for function in (sampler.stream, APDSampler.from_embedded):
+            assert f"no argument `{letter}`. Write {name}=0.5" in refusal(
+                function, **{letter: 0.5, "inputs": torch.ones(1, 1)}
+            )
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("mixture_wieght", "mixture_weight"), ("maxnewtokens", "max_new_tokens"), ("Temperature", "temperature")],
+)
+def test_a_misspelling_is_answered_with_the_nearest_name(sampler: APDSampler, typed: str, meant: str) -> None:
+    assert refusal(sampler.generate, inputs=torch.tensor([[5]]), **{typed: 1}).endswith(f"Did you mean `{meant}`?")
+
+
+def test_the_page_has_the_sentences_of_the_refusals() -> None:
+    rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", PAGE, re.MULTILINE)
+    shown = {(name, becomes) for names, becomes in rows for name in re.findall(r"`(\w+)`", names)}
+    assert shown >= CALL.items() | LOADING.items()
+
+
+def test_a_whole_encoding_is_answered_with_two_stars(sampler: APDSampler) -> None:
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:2], return_tensors="pt", padding=True)
+    assert "Write two stars, `generate(**inputs)`" in refusal(sampler.generate, inputs=inputs)
+    assert "Write `sampler.generate(**inputs)`" in refusal(sampler, **inputs)
+
+
+def test_a_pipeline_decodes_with_the_sampler(sampler: APDSampler) -> None:
+    prompts = EXAMPLE_PROMPTS[:2]
+    write = pipeline(
+        "text-generation", model=sampler.drafter.model, tokenizer=sampler.tokenizer, custom_generate=sampler
+    )
+    found = write(prompts, max_new_tokens=32, mixture_weight=0.2, return_full_text=False)
+    answers = sampler.generate_many(prompts, max_new_tokens=32, mixture_weight=0.2)
+    assert [one["generated_text"] for [one] in found] == [answer.text for answer in answers]
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def test_a_sampler_shows_models_knobs_and_device(sampler: APDSampler) -> None:
+    shown = repr(APDSampler(sampler.drafter, sampler.verifier, sampler.tokenizer, mixture_weight=0.25))
+    for part in ("Qwen2ForCausalLM, 1.9M parameters", "mixture_weight=0.25", "device=cpu", "logit_shift=1"):
+        assert part in shown
+    assert "strategy=Confidence(tokens_per_step=2)" in repr(APDSampler(sampler.drafter, strategy="confidence:2"))
+    assert "'self', the drafter's own weights" in repr(APDSampler(sampler.drafter, sampler.drafter.model))
+    assert sampler.device == sampler.drafter.device
+    assert "vocab_size=" in repr(APDSampler(toy().drafter, toy().verifier))
+
+
+def test_an_output_has_the_text_of_its_rows(sampler: APDSampler) -> None:
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:3], return_tensors="pt", padding=True)
+    output = sampler.generate(**inputs, max_new_tokens=32, return_dict_in_generate=True)
+    assert output.text == [one.text for one in sampler.generate_many(EXAMPLE_PROMPTS[:3], max_new_tokens=32)]
+    bare = APDSampler(*tiny_pair()).generate(
+        **left_padded([[3, 4]], pad=0), max_new_tokens=2, pad_token_id=0, return_dict_in_generate=True
+    )
+    assert bare.text is None
+
+
+@pytest.mark.slow  # imports the compiler
+def test_compiling_on_a_cpu_is_warned_of_where_it_is_asked_for() -> None:
+    with pytest.warns(UserWarning, match="is made for GPUs") as warned:
+        APDSampler(*tiny_pair()).compile()
+    assert warned[0].filename == __file__
+
+
+def test_a_missing_verifier_is_warned_of_before_weights_are_read(tmp_path) -> None:
+    with (
+        pytest.warns(UserWarning, match=r"`verifier` is None, and APD\(mixture_weight=0.5.* needs one") as warned,
+        pytest.raises(ValueError, match=r"No config\.json"),
+    ):
+        APDSampler.from_pretrained(str(tmp_path))
+    assert warned[0].filename == __file__
