@@ -21,7 +21,8 @@ examples:
   apd demo
       watch the included pair decode, beside one token per step; nothing is downloaded
   apd generate --prompt 'Shuffle this list: ["Ada", "Ben", "Carl"].' --show-steps
-      one answer from the included pair
+      one answer from the included pair, which knows ten list tasks over 3 to 6 of 44 first names, and
+      sums told as stories; to anything else its answer is noise
   apd generate --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \\
       --input prompts.jsonl --output answers.jsonl --chat --device-map cuda
       many prompts with checkpoints; run it again to continue where it was interrupted
