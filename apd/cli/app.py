@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apd import __version__
+from apd.cli import estimate
 from apd.cli.options import UsageError, add_check, add_colour, add_generate, add_infill, add_knobs, config_of
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     add_generate(commands, _Help).set_defaults(run=_generate)
     add_check(commands, _Help).set_defaults(run=_check)
     add_infill(commands, _Help).set_defaults(run=_infill)
+    estimate.add_estimate(commands, _Help).set_defaults(run=estimate.run)
     commands.add_parser("lm-eval", add_help=False, help="lm-eval's own command line with `apd` among its models")
     return top
 
