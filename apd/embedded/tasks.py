@@ -25,7 +25,7 @@ NAMES: tuple[str, ...] = tuple(
 
 # Wordings per task: `{list}` is the list, `{new}` the new name, `{place}` a place counted from 1. An inserted name has
 # this place in the answer.
-_WORDINGS: dict[str, tuple[str, ...]] = {
+WORDINGS: dict[str, tuple[str, ...]] = {
     "copy": (
         "Copy this list: {list}.",
         "Repeat the names as they stand: {list}.",
@@ -42,14 +42,14 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
     "remove_random": ("Remove any one name: {list}.", "Leave out a random name of this list: {list}."),
 }
 
-LIST_TASKS: tuple[str, ...] = tuple(_WORDINGS)
+LIST_TASKS: tuple[str, ...] = tuple(WORDINGS)
 ARITHMETIC = "arithmetic"
 TASKS: tuple[str, ...] = (*LIST_TASKS, ARITHMETIC)
-_PEOPLE = (3, 4, 5, 6)
+PEOPLE = (3, 4, 5, 6)
 
 # Stories: opening, sentences that add, sentences that subtract, question.
-_THINGS = ("coins", "apples", "books", "cards")
-_STORIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
+THINGS = ("coins", "apples", "books", "cards")
+STORIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
     (
         "{who} has {start} {things}.",
         (" {who} finds {n}.", " {who} buys {n}.", " {who} gets {n} more."),
@@ -69,7 +69,7 @@ _STORIES: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str], ...] = (
         " How many people are in the bus?",
     ),
 )
-_MAX_START, _MAX_OPERAND, _EVENTS = 20, 12, (1, 2, 3)
+MAX_START, MAX_OPERAND, EVENTS = 20, 12, (1, 2, 3)
 
 SPECIAL_TOKENS: tuple[str, ...] = ("<pad>", "<eos>", "<mask>", "<unk>")
 # Words and numbers include the space before them, as in GPT-2's tokens; names inside a list have none.
@@ -77,12 +77,12 @@ TOKEN_PATTERN = r""" ?\["|", "|"\]| ?[A-Za-z]+| ?[0-9]+| [-+=]|[.:?]"""
 
 
 def _vocabulary() -> tuple[str, ...]:
-    wordings = [wording for wordings in _WORDINGS.values() for wording in wordings]
-    stories = [part for opening, more, less, end in _STORIES for part in (opening, *more, *less, end)]
+    wordings = [wording for wordings in WORDINGS.values() for wording in wordings]
+    stories = [part for opening, more, less, end in STORIES for part in (opening, *more, *less, end)]
     words = {piece for text in wordings + stories for piece in re.findall(TOKEN_PATTERN, re.sub(r" ?{\w+}", "", text))}
-    words |= {f" {thing}" for thing in _THINGS} | {' ["', '["', '", "', '"]', " +", " -", " =", " Answer"}
+    words |= {f" {thing}" for thing in THINGS} | {' ["', '["', '", "', '"]', " +", " -", " =", " Answer"}
     names = [form for name in NAMES for form in (name, f" {name}")]
-    numbers = [f" {n}" for n in range(_MAX_START + max(_EVENTS) * _MAX_OPERAND + 1)]
+    numbers = [f" {n}" for n in range(MAX_START + max(EVENTS) * MAX_OPERAND + 1)]
     return (*SPECIAL_TOKENS, *names, *numbers, *sorted(words))
 
 
@@ -165,7 +165,7 @@ def is_right(instance: Instance, text: str) -> bool:
 
 
 def _draw_list(task: str, rng: random.Random, turn: int) -> Instance:
-    *drawn, new = rng.sample(NAMES, _PEOPLE[turn % len(_PEOPLE)] + 1)
+    *drawn, new = rng.sample(NAMES, PEOPLE[turn % len(PEOPLE)] + 1)
     names = tuple(drawn)
     place = rng.randint(1, len(names) + (task == "insert_index"))
     i = place - 1 if task.endswith("index") else rng.randrange(len(names) + (task == "insert_random"))
@@ -181,7 +181,7 @@ def _draw_list(task: str, rng: random.Random, turn: int) -> Instance:
         answer = names
     else:
         answer = _edited(task, names, i, new)
-    prompt = rng.choice(_WORDINGS[task]).format(list=_render(names), new=new, place=place)
+    prompt = rng.choice(WORDINGS[task]).format(list=_render(names), new=new, place=place)
     return Instance(
         task=task,
         prompt=prompt,
@@ -199,12 +199,12 @@ def _edited(task: str, names: tuple[str, ...], i: int, new: str | None) -> tuple
 
 
 def _draw_story(rng: random.Random, turn: int) -> Instance:
-    opening, more, less, question = rng.choice(_STORIES)
-    start = rng.randint(1, _MAX_START)
-    words = {"who": rng.choice(NAMES), "things": rng.choice(_THINGS), "start": start}
+    opening, more, less, question = rng.choice(STORIES)
+    start = rng.randint(1, MAX_START)
+    words = {"who": rng.choice(NAMES), "things": rng.choice(THINGS), "start": start}
     text, steps, numbers, value = opening, [], [start], start
-    for _ in range(_EVENTS[turn % len(_EVENTS)]):
-        n = rng.randint(1, _MAX_OPERAND)
+    for _ in range(EVENTS[turn % len(EVENTS)]):
+        n = rng.randint(1, MAX_OPERAND)
         change = -n if rng.random() < 0.5 and n <= value else n  # no story goes below zero
         text += rng.choice(more if change > 0 else less).replace("{n}", str(n))
         steps.append(f" {value} {'+' if change > 0 else '-'} {n} = {value + change}.")

@@ -42,7 +42,7 @@ from apd.decoding.sampling import Sampling
 from apd.decoding.strategy import Strategy
 from apd.decoding.window import AutoWindow, LimitedWindow, WindowPolicy, window_policy
 from apd.generation.elsewhere import refuse_unknown
-from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_words
+from apd.generation.prompts import check_tokens, checked_ids, left_padding, warn_of_unknown_prompts
 from apd.generation.stop_strings import StopStrings
 from apd.generation.support import REFUSED, SUPPORTED, refuse, refuse_in_config, warn
 from apd.kinds import FLAG, GENERATION, WHOLE, misfit
@@ -216,7 +216,7 @@ class Resolver:
         prompt, padding = (each.to(device).repeat_interleave(copies, 0) for each in (prompt, padding))
         are_drawn = self.strategy.is_random or not self.sampling.greedy
         seeds = torch.tensor(_row_seeds(seed, len(prompt), are_drawn=are_drawn), device=device)
-        warn_of_unknown_words(prompt, self.models.tokenizer)
+        warn_of_unknown_prompts(prompt, self.models.tokenizer)
         at_least = max(self.processing.min_new_tokens, (generation.min_length or 0) - width)
         pad_token_id = generation.pad_token_id
         if pad_token_id is None:

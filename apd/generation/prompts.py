@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apd.embedded import BLOCK_DRAFTER_DIR, DRAFTER_DIR
+from apd.embedded.known import ABOUT, why_unknown
 from apd.generation.support import warn
+
+_INCLUDED = {str(DRAFTER_DIR), str(BLOCK_DRAFTER_DIR)}
 
 
 def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
@@ -126,11 +130,18 @@ def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token
         )
 
 
-def warn_of_unknown_words(prompt: Tensor, tokenizer: Any) -> None:
-    """Warn if a prompt, `b l` int64, holds the tokenizer's unknown token: the models cannot read such words."""
+def warn_of_unknown_prompts(prompt: Tensor, tokenizer: Any) -> None:
+    """Warn of a prompt, `b l` int64, with the tokenizer's unknown token, or, of the included pair, of another form than its tasks."""
     unknown = getattr(tokenizer, "unk_token_id", None)
     if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         return  # the unknown token has another use too
+    if getattr(tokenizer, "name_or_path", None) in _INCLUDED:
+        for row in prompt.tolist():
+            ids = [token for token in row if token != tokenizer.pad_token_id]
+            reason = None if tokenizer.mask_token_id in ids else why_unknown(tokenizer.decode(ids))
+            if reason is not None:
+                warn(f"The prompt is none of those that the included pair was trained on: {reason}. {ABOUT}")
+                return
     if (prompt == unknown).any():
         warn(
             "The prompt has words that the tokenizer does not know; they became its unknown token. The models cannot "

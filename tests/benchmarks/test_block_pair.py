@@ -1,6 +1,5 @@
 """The comparison of a block-causal drafter with the full one: its tables follow from the answers."""
 
-import runpy
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +15,18 @@ KINDS = ("full", "block")
 
 
 @pytest.fixture
-def drafter(tmp_path: Path) -> str:
+def drafter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A tiny one with random weights, in the format that `examples/train_pair.py` writes."""
-    pytest.importorskip("tqdm")
-    script = runpy.run_path(str(ROOT / "examples" / "train_pair.py"))
-    tokenizer = script["build_tokenizer"]()
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    from training import included
+    from training.export import export
+    from training.networks import build_network
+
+    tokenizer = included.build_tokenizer()
     torch.manual_seed(0)
-    recipe = replace(script["DRAFTER"], layers=2, width=24, heads=2, hidden=32)
-    network = script["build_network"](recipe, tokenizer, is_causal=False)
-    script["export"](network, tokenizer, tmp_path / "drafter", True, 8)
+    recipe = replace(included.DRAFTER, layers=2, width=24, heads=2, hidden=32)
+    network = build_network(recipe, tokenizer, is_causal=False)
+    export(network, tokenizer, tmp_path / "drafter", True, 8)
     return str(tmp_path / "drafter")
 
 

@@ -6,15 +6,12 @@ Notebooks need jupyter and matplotlib (the extra `notebook`) and are skipped whe
 import os
 import re
 import runpy
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from paths import ROOT
-from torch import Tensor
 
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in ("train_pair.py", "antibody.py"))
@@ -106,47 +103,6 @@ def test_scripts_are_short_and_say_how_to_run_them(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 64
     assert f"python examples/{path.name}" in text.split('"""')[1]
-
-
-@pytest.mark.parametrize("size", [1, 8, 32])
-def test_a_block_drafter_is_trained_on_what_decoding_shows_it(size: int) -> None:
-    """One pass over a batch of `train_pair.py` has the losses of separate passes, each over finished blocks and one noisy."""
-    pytest.importorskip("tqdm")
-    script = runpy.run_path(str(EXAMPLES / "train_pair.py"))
-    mask = 2
-    torch.manual_seed(0)
-    recipe = replace(script["DRAFTER"], layers=2, width=24, heads=2, hidden=32)
-    tokenizer = script["build_tokenizer"]()
-    network = script["build_network"](recipe, tokenizer, is_causal=False).eval()
-    rows = script["RowSource"](tokenizer, 0).draw(0, 8, 0, block_size=size)
-    assert all((rows.ends % size == 0) & (rows.ends - rows.tails < size))
-    noised = {}
-
-    def noise(blocks: Any) -> tuple[Tensor, Tensor]:
-        masked = (torch.arange(size) >= blocks.starts) & (torch.arange(size) < blocks.ends)
-        masked &= torch.rand(masked.shape) < 0.6
-        noised.update(masked=masked, weights=torch.rand(masked.shape) * masked)
-        return masked, noised["weights"]
-
-    batch = script["block_batch"](rows, mask, noise, size)
-    masked, weights = (noised[name].view(len(rows.ids), -1) for name in ("masked", "weights"))
-    with torch.no_grad():
-        bias = torch.where(batch.visible, 0.0, -1e9)
-        arguments = {"attention_mask": bias, "position_ids": batch.positions}
-        logits = network(input_ids=batch.inputs, **arguments).logits.log_softmax(-1)
-        found = -(logits.gather(2, batch.targets[..., None])[..., 0] * batch.weights).sum(1)
-        for r, ids in enumerate(rows.ids):
-            loss, first = 0.0, int(rows.starts[r]) // size * size
-            for start in range(first, int(rows.ends[r]), size):
-                here = slice(start - first, start - first + size)
-                shown = ids[: start + size].clone()
-                shown[start:][masked[r, here]] = mask
-                block = torch.arange(len(shown)) // size
-                bias = torch.where(block[:, None] >= block, 0.0, -1e9)[None, None]
-                scores = network(input_ids=shown[None], attention_mask=bias).logits[0].log_softmax(-1)
-                predicted = scores.roll(1, 0)[start:].gather(1, ids[start : start + size, None])[:, 0]
-                loss -= float((predicted * weights[r, here]).sum())
-            torch.testing.assert_close(float(found[r]), loss, rtol=1e-4, atol=1e-4)
 
 
 def read(path: Path) -> Any:

@@ -184,11 +184,12 @@ def test_the_training_script_runs_and_goes_on_from_its_checkpoint(attention: str
     script = [sys.executable, str(ROOT / "examples" / "train_pair.py"), "--quick", "--attention", attention]
     where = ["--out", str(tmp_path / "pair"), "--checkpoints", str(tmp_path / "checkpoints")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "APD_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    names = ["drafter", "verifier"] if attention == "full" else ["drafter"]
+    names = ["drafter", "verifier"] if attention == "full" else ["block_drafter"]
     for only in ([], ["--only", "drafter"]):
         run = subprocess.run([*script, *where, *only], capture_output=True, text=True, env=environment, check=False)
         assert run.returncode == 0, run.stderr
         assert ("| **all** |" in run.stdout) == (not only)
     weights = [tmp_path / "pair" / name / "model.safetensors" for name in names]
     assert all(path.exists() for path in weights)
-    assert "6/6" in run.stderr  # the second run found all six steps done
+    assert "zeros are expected" in run.stdout or only
+    assert ", step " not in run.stderr  # the second run found all six steps done

@@ -18,7 +18,8 @@ ROOMS = {
     "decoding": "kinds config",
     "strategies": CORE,
     "models": CORE,
-    "generation": CORE + "show",  # an output holds a trace, which draws itself
+    "generation": CORE
+    + "show embedded",  # an output holds a trace, which draws itself; a warning says what the pair knows
     "show": CORE,
     "many": "generation",  # an old path
     "sampler": CORE + "strategies models generation embedded",
