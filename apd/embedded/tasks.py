@@ -256,12 +256,12 @@ def is_known(prompt: str) -> bool:
 @functools.cache
 def _known_prompts() -> tuple[re.Pattern[str], ...]:
     name, number = f"(?:{'|'.join(NAMES)})", r"\d{1,2}"
-    shortest, longest = min(_PEOPLE) - 1, max(_PEOPLE) - 1
+    shortest, longest = min(PEOPLE) - 1, max(PEOPLE) - 1
     forms = {
         "{list}": rf'\["{name}"(?:, "{name}"){{{shortest},{longest}}}\]',
         "{new}": name,
         "{who}": name,
-        "{things}": f"(?:{'|'.join(_THINGS)})",
+        "{things}": f"(?:{'|'.join(THINGS)})",
         **dict.fromkeys(("{place}", "{start}", "{n}"), number),
     }
 
@@ -269,9 +269,9 @@ def _known_prompts() -> tuple[re.Pattern[str], ...]:
         parts = re.split(r"(\{\w+\})", wording)
         return "".join(forms.get(part, re.escape(part)) for part in parts)
 
-    lists = [pattern(wording) for wordings in _WORDINGS.values() for wording in wordings]
+    lists = [pattern(wording) for wordings in WORDINGS.values() for wording in wordings]
     stories = [
         f"{pattern(opening)}(?:{'|'.join(map(pattern, (*more, *less)))})+{pattern(end)}"
-        for opening, more, less, end in _STORIES
+        for opening, more, less, end in STORIES
     ]
     return tuple(re.compile(each) for each in lists + stories)
