@@ -138,22 +138,23 @@ def _lines(costs: Costs, arguments: argparse.Namespace, *, is_checked: bool) -> 
         "",
         f"{load.rows} row{'s' * (load.rows > 1)}, prompts of {load.prompt} tokens, answers of {load.new_tokens}",
         "",
-        _row("memory, GB", [*memory, "both"]),
+        _row("memory", [*memory, "both"]),
     ]
     totals = dict.fromkeys(memory, 0)
     for kind in kinds:
         found = [memory[role].get(kind, 0) for role in memory]
         totals = {role: totals[role] + number for role, number in zip(memory, found, strict=True)}
-        lines.append(_row(kind, [_giga(number) for number in (*found, sum(found))]))
-    lines.append(_row("total", [_giga(number) for number in (*totals.values(), sum(totals.values()))]))
+        lines.append(_row(kind, [f"{_short(number)}B" for number in (*found, sum(found))]))
+    lines.append(_row("total", [f"{_short(number)}B" for number in (*totals.values(), sum(totals.values()))]))
 
     middle = max(load.new_tokens // 2, 1)
-    lines += ["", _row("a pass", ["columns", "GFLOP", "GB read", *(["ms, least"] * has_times)])]
+    lines += ["", _row("a pass", ["columns", "operations", "bytes read", *(["ms, least"] * has_times)])]
     for when, committed in {"first": 0, "in the middle": middle}.items():
         for role, each in costs.passes(committed, 1).items():
             size, canvases = costs.sizes[role], each.rows // load.rows
-            cells = [f"{each.columns}", f"{each.operations(size) / 1e9:,.1f}", _giga(each.bytes_read(size))]
-            cells += [f"{1000 * each.seconds(size, bandwidth, rate):.2f}"] * has_times
+            cells = [f"{each.columns}", _short(each.operations(size)), f"{_short(each.bytes_read(size))}B"]
+            if has_times:
+                cells.append(f"{1000 * each.seconds(size, bandwidth, rate):.2f}")
             lines.append(_row(f"{role}, {when}{f', {canvases} canvases' * (canvases > 1)}", cells))
     if has_times and not is_checked:
         lines += ["", _row("an answer, seconds, least", [f"{n} per step" for n in _PER_STEP])]
@@ -173,5 +174,9 @@ def _row(name: str, cells: list[str]) -> str:
     return f"{name:<38}" + "".join(f"{cell:>13}" for cell in cells)
 
 
-def _giga(number: int) -> str:
-    return f"{number / 1e9:.3f}" if number >= 5e5 or not number else f"{number / 1e9:.6f}"
+def _short(number: float) -> str:
+    """Three digits and a prefix: `15.2 G`."""
+    power = 0
+    while power < 4 and number >= 999.5 * 1000**power:
+        power += 1
+    return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}"

@@ -17,6 +17,7 @@ from apd.inspection.canvases import CheckedDrafter, Stretch
 from apd.inspection.declarations import Ends, declarations, mask_candidates, verifier_declarations
 from apd.inspection.evidence import Weigher, weigh
 from apd.inspection.laws import NEW_TOKENS, answer_laws, drafter_laws, next_token, verifier_laws
+from apd.inspection.parts import SECONDS, own_parts, part_report
 from apd.inspection.report import Finding, Report
 from apd.inspection.stored import Stored, offline
 from apd.inspection.texts import (
@@ -39,31 +40,40 @@ _MOST_UNKNOWN = 0.2
 
 @torch.no_grad()
 def check(
-    sampler: APDSampler,
+    sampler: APDSampler | Any,
     *,
     text: str | Sequence[tuple[str, str]] | None = None,
     revision: str | None = None,
     verifier_revision: str | None = None,
+    new_tokens: int | None = None,
+    seconds: float = SECONDS,
 ) -> Report:
-    """Check that a checkpoint is read as it should be. Nothing is downloaded or written.
+    """Check that a checkpoint is read as it should be, or that a part of your own keeps its contract. Nothing is downloaded or
+    written.
 
-    Three kinds of finding: what is used against what config.json, generation_config.json, the tokenizer and the family's table
+    A drafter, verifier, strategy, acceptance rule, window policy, proposer or `ModelSpec` is held against its contract (types,
+    shapes, what must not be written to) and its laws (the same twice, rows apart, causal, exact, …); a finding says in words what
+    is wrong. Of a sampler all its parts of your own are checked so.
+
+    Of a checkpoint, three kinds of finding: what is used against what config.json, generation_config.json, the tokenizer and the family's table
     say; what the weights say, by how likely known text is in this reading and in others (logit shift, mask token, attention; of a
     masked LM the mask token only, since its class fixes the others); and laws, such as that a row in a batch is decoded as it is
     alone. Of the verifier and of the pair likewise.
 
     Args:
-        sampler: the models to check, transformers models both; the verifier may be missing.
+        sampler: the models to check, transformers models both; the verifier may be missing. Or a part of your own.
         text: what the weights are tried on: plain text, at least 48 tokens, better 500; or prompts, each with a good answer that
             follows it directly. By default ten short prompts in English, code and numbers, as chats where the tokenizer has a
             template.
         revision, verifier_revision: with which models of the hub were loaded, to find their files in the cache.
+        new_tokens: of a part: tokens of a row, for a model that gives probabilities of complete answers of one length only.
+        seconds: of a part: how long its laws may take together. One that does not come back is a problem.
 
     Returns:
         A report to print. `report.problems` is empty if nothing is wrong.
 
     Raises:
-        TypeError: the drafter is no transformers model, or `text` is neither text nor pairs of texts.
+        TypeError: `sampler` is neither a sampler nor a part of one, or `text` is neither text nor pairs of texts.
         ValueError: `text` is too short.
 
     Example:
@@ -71,12 +81,18 @@ def check(
         >>> report.problems
         []
     """
+    limits: dict[str, Any] = {"new_tokens": new_tokens, "seconds": seconds}
+    if not isinstance(sampler, APDSampler):
+        return part_report(sampler, **limits)
     drafter: Any = sampler.drafter
     if not isinstance(drafter, CheckedDrafter):
-        raise TypeError(
-            f"`sampler.drafter` must be a transformers model, got {type(drafter).__name__}: what its weights mean can only be "
-            "checked there. `tests/laws/test_protocols.py` checks drafters of other kinds."
+        models = {"drafter": drafter, "verifier": sampler.verifier}
+        reports = [part_report(each, kind=kind, **limits) for kind, each in models.items() if each is not None]
+        parts = {name: found for report in reports for name, found in report.parts.items()} | own_parts(
+            sampler, **limits
         )
+        subject = {name: value for report in reports for name, value in report.subject.items()}
+        return Report(subject, parts, {name: took for report in reports for name, took in report.seconds.items()})
     stored = Stored.of(drafter.model, revision)
     tried = _tried(sampler, drafter, text)
     verifier = sampler.verifier if isinstance(sampler.verifier, CausalVerifier) else None
@@ -96,7 +112,7 @@ def check(
     if sampler.proposer is not None:
         differ = Finding("verifier: ids", "differ, guesses text", "any, in strategy checked", "ok")
         log.add("Verifier", lambda: [differ])
-    return Report(_subject(sampler, stored, tried), log.parts, log.seconds)
+    return Report(_subject(sampler, stored, tried), log.parts | own_parts(sampler, **limits), log.seconds)
 
 
 @dataclass

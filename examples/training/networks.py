@@ -155,6 +155,7 @@ def train(
 
     network.train()
     bar = tqdm(total=100, desc=title, mininterval=5, bar_format="{l_bar}{bar}| {elapsed} {postfix}")
+    bar.set_postfix_str("compiling" if is_compiled else "")
     average, saved, before = 0.0, time.perf_counter(), None
     while (done := progress()) < 1:
         half = int(2 * done)

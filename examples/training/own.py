@@ -22,8 +22,8 @@ LEAST_VOCABULARY = 259  # all bytes, and the special tokens
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<mask>")
 
 # Trained by the clock: only the ratio of their steps counts.
-DRAFTER = Recipe(layers=4, width=128, heads=4, hidden=352, rows=32, causal_steps=1, masked_steps=3)
-VERIFIER = Recipe(layers=2, width=48, heads=2, hidden=128, rows=32, causal_steps=1, masked_steps=0)
+DRAFTER = Recipe(layers=3, width=96, heads=4, hidden=256, rows=32, causal_steps=1, masked_steps=3)
+VERIFIER = Recipe(layers=2, width=32, heads=2, hidden=96, rows=32, causal_steps=1, masked_steps=0)
 
 
 @dataclass(frozen=True)

@@ -235,9 +235,10 @@ def test_a_verifier_loaded_with_other_ids_is_noticed(copied: Callable[..., Path]
     assert not check(guessing, text=FEW).problems
 
 
-def test_only_transformers_models_are_checked() -> None:
-    with pytest.raises(TypeError, match="must be a transformers model, got IdealDrafter"):
-        check(APDSampler(IdealListModel(torch.tensor([[3, 4]])).drafter))
+def test_other_models_are_checked_as_parts() -> None:
+    sampler = APDSampler(IdealListModel(torch.tensor([[3, 4]])).drafter, mixture_weight=1.0)
+    assert not check(sampler, new_tokens=2).problems
+    assert "`max_new_tokens` must be 2" in check(sampler).problems[0].advice  # exact models know complete answers only
 
 
 # ---------------------------------------------------------------- command line

@@ -1,0 +1,276 @@
+"""Contract and laws of strategies, acceptance rules, window policies and proposers of one's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from apd.config import APDConfig
+from apd.decoding.acceptance import Distribution, Evidence, Judgement, judgement_of
+from apd.decoding.commit import Proposal, check_proposal
+from apd.decoding.pair import ModelPair
+from apd.decoding.returned import check_session, name_of
+from apd.decoding.sampling import Sampling, Scores
+from apd.decoding.state import DecodeState
+from apd.decoding.step import APD
+from apd.decoding.strategy import check_strategy
+from apd.decoding.window import Window, WindowPolicy
+from apd.inspection.bed import NEW_TOKENS, Broken, Trial, answers, prompts_of, sampler_of_bed, state_of_rows
+from apd.sampler import APDSampler
+from apd.strategies.checked import Checked
+
+_CALL: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "eos_token_id": list(range(1, 5))}
+
+
+def strategy_laws(trial: Trial, strategy: Any, sampler: APDSampler | None = None) -> None:
+    """A strategy: attributes, proposals, progress, and that its rows keep apart."""
+    trial.law("attributes", "those of `Strategy`", lambda: check_strategy(strategy), needed=True)
+    if not trial.is_over:
+        _decoding_laws(trial, strategy, sampler or sampler_of_bed(), {})
+
+
+def rule_laws(trial: Trial, rule: Any) -> None:
+    """An acceptance rule: what it returns, that it judges each position by itself, and that rows keep apart."""
+    trial.law("hashable", "a frozen dataclass", lambda: APDConfig(acceptance=rule), needed=True)
+    if trial.is_over:
+        return
+    spy = _JudgedInParts(rule, trial.part)
+    trial.law("judgement", "accept, `b m` bool", lambda: _decode(APD(0.5, spy), do_sample=True), needed=True)
+    trial.law("position by position", "parts as the whole", lambda: spy.raise_if_parts_differ())
+    trial.law("evidence", "is not written to", lambda: spy.raise_if_written())
+    if not trial.is_over:
+        _decoding_laws(trial, APD(0.5, rule), sampler_of_bed(), {})
+
+
+def policy_laws(trial: Trial, policy: Any) -> None:
+    """A window policy: windows from the frontier on, not empty, within the row, whatever the other rows do."""
+    trial.law("hashable", "a frozen dataclass", lambda: APDConfig(window_size=policy), needed=True)
+    trial.law("windows", "1 mask to the row's end", lambda: _windows(policy, trial.part), needed=True)
+    if not trial.is_over:
+        _batch_law(trial, sampler_of_bed(), {"window_size": policy, "strategy": "apd"})
+
+
+def proposer_laws(trial: Trial, proposer: Any) -> None:
+    """A proposer: what it guesses, and that checked decoding with it gives the reference's tokens."""
+    names = ("needs_verifier", "reads_marginals", "open")
+
+    def attributes() -> None:
+        if missing := [name for name in names if not hasattr(proposer, name)]:
+            raise Broken(
+                f"`{trial.part}` must have the attribute `{missing[0]}`. Subclass `Stateless`, which has all of them."
+            )
+
+    trial.law("attributes", "those of `Proposer`", attributes, needed=True)
+    if trial.is_over:
+        return
+    strategy = Checked(proposer=proposer)
+    trial.law("guesses", "ids, `b k` int64", lambda: _decode(strategy), needed=True)
+
+    def exact() -> None:
+        for do_sample in (False, True):
+            if _decode(strategy, do_sample=do_sample) != _decode("left-to-right", do_sample=do_sample):
+                raise Broken(
+                    f"`{trial.part}` changes what checked decoding gives. A proposer must only guess: leave `state`, `marginals` and "
+                    "the pair's drafter alone."
+                )
+
+    trial.law("exact", "the reference's tokens", exact)
+    if not trial.is_over:
+        _batch_law(trial, sampler_of_bed(), {"strategy": strategy})
+
+
+# ---------------------------------------------------------------- laws of decoding
+
+
+def _decode(strategy: Any, sampler: APDSampler | None = None, **call: Any) -> Any:
+    sampler = sampler or sampler_of_bed()
+    prompts = prompts_of(sampler.vocab_size, sampler.drafter.mask_token_id)
+    return answers(sampler, prompts, batch_size=len(prompts), strategy=strategy, **{**_CALL, **call})
+
+
+def _decoding_laws(trial: Trial, strategy: Any, sampler: APDSampler, call: dict[str, Any]) -> None:
+    watched = _Watched(strategy)
+    trial.law("proposals", "as in `Proposal`", lambda: _decode(watched, sampler, **call), needed=True)
+    for do_sample in (False, True):
+        how = "sampled" if do_sample else "greedy"
+
+        def repeatable(do_sample: bool = do_sample) -> None:
+            first, again = (_decode(strategy, sampler, do_sample=do_sample, **call) for _ in range(2))
+            if first != again:
+                raise Broken(
+                    f"`{name_of(strategy)}` gives other tokens when it is called again with the same seeds. Take random numbers from "
+                    "`sampling.noise(state, window, stream)`, and keep nothing of a call on the object."
+                )
+
+        trial.law(f"same twice, {how}", "equal", repeatable)
+    if not trial.is_over:
+        _batch_law(trial, sampler, {"strategy": strategy, **call})
+
+
+def _batch_law(trial: Trial, sampler: APDSampler, call: dict[str, Any]) -> None:
+    prompts = prompts_of(sampler.vocab_size, sampler.drafter.mask_token_id)
+    for do_sample in (False, True):
+        options = {**_CALL, **call, "do_sample": do_sample}
+
+        def apart(options: dict[str, Any] = options) -> None:
+            together = answers(sampler, prompts, batch_size=2, **options)
+            if together != answers(sampler, prompts, batch_size=1, alone=True, **options):
+                raise Broken(
+                    f"`{trial.part}` makes a row's tokens depend on the other rows of its batch. Compute along positions and ids, "
+                    "never along rows, and let a session's `select` and `join` follow the rows."
+                )
+
+        trial.law(f"rows apart, {'sampled' if do_sample else 'greedy'}", "tokens as alone", apart)
+
+
+class _Watched:
+    """A strategy whose every proposal is held against `Proposal`."""
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy, self.__name__ = strategy, name_of(strategy)
+        for name in (
+            "needs_drafter",
+            "needs_verifier",
+            "left_to_right",
+            "is_random",
+            "adapts_window",
+            "reads_decided",
+        ):
+            if hasattr(strategy, name):
+                setattr(self, name, getattr(strategy, name))
+
+    def open(self, state: DecodeState) -> _Watched:
+        session = self.strategy.open(state)
+        check_session(session, f"{self.__name__}.open", "propose")
+        opened = _Watched(self.strategy)
+        opened.session = session
+        for name in ("select", "join"):
+            if not callable(getattr(session, name, None)):
+                raise Broken(
+                    f"`{name_of(session)}` must have the method `{name}`, since rows leave and join. Subclass `Memoryless`."
+                )
+        opened.select, opened.join = session.select, session.join
+        return opened
+
+    session: Any = None
+    select: Any = None
+    join: Any = None
+
+    def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
+        by = f"{self.__name__}.propose"
+        before = {field.name: getattr(state, field.name).clone() for field in dataclasses.fields(state)}
+        proposal: Proposal = self.session.propose(state, window, pair, sampling)
+        for name, value in before.items():
+            if not torch.equal(getattr(state, name), value):
+                raise Broken(f"`{by}` writes to `state.{name}`. Clone what you change: the state belongs to the loop.")
+        window = getattr(proposal, "window", None) or window
+        check_proposal(proposal, by, window, probs=pair.record_probs, scores=pair.record_scores)
+        chosen = window.within(proposal.chosen)
+        if (chosen & window.gather(state.decided)).any():
+            raise Broken(
+                f"`{by}` chooses decided columns, whose tokens never change. Choose `window.within(~window.gather(state.decided))`."
+            )
+        if (proposal.decisive & ~window.inside).any():
+            raise Broken(
+                f"`{by}().decisive` must be False outside `window.inside`: nothing there decides. Use `window.within(...)`."
+            )
+        tokens = proposal.tokens[chosen]
+        if ((tokens < 0) | (tokens >= pair.support.vocab_size) | (tokens == pair.mask_token_id)).any():
+            raise Broken(
+                f"`{by}().tokens` must be ids that can be drawn, got the mask token or one outside the vocabulary."
+            )
+        undecided = window.within(~window.gather(state.decided))
+        gaps = (undecided & ~chosen).cumsum(1) > 0
+        if self.strategy.left_to_right and (chosen & gaps).any():
+            raise Broken(
+                f"`{self.__name__}.left_to_right` is True, and `{by}` chooses a mask behind one that it leaves. Choose a prefix of the "
+                "window, or set `left_to_right = False`."
+            )
+        return proposal
+
+
+class _JudgedInParts:
+    """A rule that is asked again about parts of what it judges, and whether it writes to its evidence."""
+
+    def __init__(self, rule: Any, name: str) -> None:
+        self.rule, self.__name__ = rule, name
+        self.scores_only = getattr(rule, "scores_only", False)
+        self.differ = self.wrote = False
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __call__(self, evidence: Evidence) -> Judgement:
+        logits = evidence.target.logits.clone()
+        judgement = judgement_of(self.rule, evidence)
+        self.wrote |= not torch.equal(evidence.target.logits.nan_to_num(), logits.nan_to_num())
+        inside, width = evidence.window.inside, evidence.draft.shape[1]
+        for start in range(width):
+            part = slice(start, start + 1)
+            alone = self.rule(_part(evidence, part))
+            for name in ("accept", "replacement", "use_replacement"):
+                whole, piece = getattr(judgement, name), getattr(alone, name)
+                if whole is not None and piece is not None:
+                    self.differ |= not torch.equal(whole[:, part][inside[:, part]], piece[inside[:, part]])
+        return judgement
+
+    def raise_if_parts_differ(self) -> None:
+        if self.differ:
+            raise Broken(
+                f"`{self.__name__}` judges a position otherwise when the window is judged in parts, as large windows are. Judge each "
+                "position by its own distributions, not by its neighbours: the loop takes care of the prefix."
+            )
+
+    def raise_if_written(self) -> None:
+        if self.wrote:
+            raise Broken(f"`{self.__name__}` writes to the evidence, which others read, too. Clone what you change.")
+
+
+def _part(evidence: Evidence, part: slice) -> Evidence:
+    def of(distribution: Any) -> Any:
+        if distribution is None:
+            return None
+        scores = distribution.scores
+        ids = None if scores.ids is None else scores.ids[:, part]
+        return Distribution(distribution.logits[:, part], Scores(scores.values[:, part], ids))
+
+    window = evidence.window.part(part)
+    scored = evidence.verifier_logprobs
+    return dataclasses.replace(
+        evidence,
+        draft=evidence.draft[:, part],
+        drafter=of(evidence.drafter),
+        verifier=of(evidence.verifier),
+        target=of(evidence.target),
+        verifier_logprobs=None if scored is None else scored[:, part],
+        draft_noise=evidence.sampling.noise(evidence.state, window),
+        window=window,
+    )
+
+
+def _windows(policy: WindowPolicy, name: str) -> None:
+    sampler = sampler_of_bed()
+    mask = sampler.drafter.mask_token_id
+    state = state_of_rows(prompts_of(sampler.vocab_size, mask), mask, NEW_TOKENS, sampler.device)
+    column, rows = torch.arange(state.width), len(state.rows)
+    decided = state.decided | (column < state.frontier[:, None] + 2 * torch.arange(rows)[:, None])
+    state = state.with_decided(torch.where(decided & ~state.decided, 3, state.tokens), decided)
+    ends = list(policy.ends(state))
+    if len(ends) != rows or not all(isinstance(end, int) for end in ends):
+        raise Broken(
+            f"`{name}.ends` must return one whole number per row, got {ends!r:.80}. Use `state.layout`, numbers on the host."
+        )
+    for row, (start, end, last) in enumerate(zip(state.layout.frontier, ends, state.layout.end, strict=True)):
+        if not start < end <= last:
+            raise Broken(
+                f"`{name}.ends` must end a window behind the frontier and at most at the row's end, {start + 1} to {last} in row {row}, "
+                f"got {end}. Use `min(max(end, frontier + 1), end of the row)`."
+            )
+    for row in range(rows):
+        alone = list(policy.ends(state.select(torch.tensor([row]))))
+        if alone != [ends[row]]:
+            raise Broken(
+                f"`{name}.ends` of row {row} is {ends[row]} in a batch and {alone[0]} alone: it must not depend on other rows."
+            )
