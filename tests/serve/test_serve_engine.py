@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="needs the extra `serve`: pip install -e '.[serve]'")
 
-import torch
+from poisoned import Poisoned
 from serving import ANSWER, PROMPT, Served, error_of
 
 from apd import EXAMPLE_PROMPTS, APDSampler
@@ -18,31 +18,6 @@ from apd import EXAMPLE_PROMPTS, APDSampler
 TEXT = "/v1/completions"
 #: Hundreds of steps, unless somebody ends it.
 LONG = {"prompt": PROMPT, "strategy": "left-to-right:1", "max_tokens": 450, "logit_bias": {"1": -100}}
-
-
-class Poisoned:
-    """The drafter, whose logits are NaN in rows that hold one token."""
-
-    def __init__(self, drafter: Any, poison: int) -> None:
-        self.drafter, self.poison = drafter, poison
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.drafter, name)
-
-    def open(self, state: Any) -> Any:
-        return _PoisonedSession(self.drafter.open(state), self.poison)
-
-
-class _PoisonedSession:
-    def __init__(self, session: Any, poison: int) -> None:
-        self.session, self.poison = session, poison
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-    def logits(self, state: Any, window: Any) -> torch.Tensor:
-        is_ill = (state.tokens == self.poison).any(1)
-        return self.session.logits(state, window)[:, :].masked_fill(is_ill[:, None, None], torch.nan)
 
 
 @pytest.fixture(scope="module")
