@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 
 from apd import EXAMPLE_PROMPTS, APDSampler, mix_seed
 from apd.show.tokens import speller
@@ -80,6 +81,11 @@ def test_events_are_the_steps_of_the_trace(client: TestClient, sampler: APDSampl
     assert last["length"] == len(row.tokens)
     counts = (last["drafter_forwards"], last["verifier_forwards"], last["canvases"])
     assert counts == tuple(int(n[0]) for n in (output.drafter_forwards, output.verifier_forwards, output.canvases))
+
+
+def test_the_request_of_the_documentation_is_answered(client: TestClient) -> None:
+    (body,) = re.findall(r"/watch -H .*?-d '(.*?)'", (ROOT / "docs/serve-page.md").read_text("utf-8"), flags=re.DOTALL)
+    assert watched(client, **json.loads(body))[-1]["done"]
 
 
 def test_something_is_rejected_and_something_replaced(client: TestClient) -> None:
