@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,9 +22,17 @@ from apd.serve.answering import CHAT, TEXT, Ticket, answer
 from apd.serve.engine import Engine
 from apd.serve.errors import APIError, on_api_error, on_http_error, on_invalid_body, on_unexpected
 from apd.serve.limits import Limits
-from apd.serve.plans import Planner
+from apd.serve.plans import Plan, Planner
 from apd.serve.schemas import ChatBody, CompletionBody
 from apd.serve.settings import ServeSettings
+
+_LONG = 8192  # bytes of a request from which on it is tokenized in a thread of its own
+
+
+async def planned(plan: Callable[[Any], Plan], body: Any, request: Request) -> Plan:
+    """The plan of a request; a short one is not worth a change of threads."""
+    is_long = int(request.headers.get("content-length", _LONG)) >= _LONG or getattr(body, "response_format", None)
+    return await run_in_threadpool(plan, body) if is_long else plan(body)
 
 
 def make_app(sampler: APDSampler, settings: ServeSettings | None = None) -> FastAPI:
@@ -76,12 +84,12 @@ def make_app(sampler: APDSampler, settings: ServeSettings | None = None) -> Fast
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
-        plan = await run_in_threadpool(planner.chat, body)
+        plan = await planned(planner.chat, body, request)
         return await answer(request, plan, body, CHAT, Ticket(engine, plan, settings, follow=bool(body.stream)))
 
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        plan = await run_in_threadpool(planner.completion, body)
+        plan = await planned(planner.completion, body, request)
         return await answer(request, plan, body, TEXT, Ticket(engine, plan, settings, follow=bool(body.stream)))
 
     @app.get("/health")

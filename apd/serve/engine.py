@@ -222,6 +222,7 @@ class Engine:
             self.metrics.waiting.set(self.num_waiting)
             self.metrics.running.set(len(self.places))
             self.metrics.batches.set(len(self.batches))
+            self.metrics.cpu.set(time.thread_time())
 
     def _has_work(self) -> bool:
         return bool(self.arrived or self.to_cancel or self.batches or self.new_work or self.working)

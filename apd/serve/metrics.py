@@ -28,6 +28,7 @@ class Metrics:
         self.verifier_forwards = Counter(
             "apd_verifier_forwards", "Verifier forwards of rows that ended, counted for each row.", registry=registry
         )
+        self.cpu = Gauge("apd_decoding_cpu_seconds", "CPU time of the decoding thread.", registry=registry)
         self.steps = Counter("apd_steps", "Decode steps of batches.", registry=registry)
         self.rows_of_step = Counter("apd_step_rows", "Rows of these steps.", registry=registry)
         self.tokens_per_forward = Histogram(
