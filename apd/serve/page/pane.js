@@ -103,9 +103,9 @@ class Pane {
       if (span.textContent !== text) span.textContent = text;
       if (span.title !== tip) span.title = tip;
     });
-    const newest = [...box.querySelectorAll(".apd-new")].pop(), frame = box.parentElement;
-    if (!newest) return;
-    const below = newest.getBoundingClientRect().bottom - frame.getBoundingClientRect().bottom;
+    const frontier = box.querySelector(".apd-d, .apd-m") ?? (this.isOver ? null : box.lastChild), frame = box.parentElement;
+    if (!frontier) return;
+    const below = frontier.getBoundingClientRect().bottom - frame.getBoundingClientRect().bottom;
     if (below > 0) frame.scrollTop += below + 8;  // the frame follows what is written
   }
 
