@@ -121,7 +121,13 @@ class Answers:
     def __init__(self, plan: Plan, tokenizer: Any, ticket: Ticket) -> None:
         self.plan, self.ticket = plan, ticket
         self.choices = [
-            Answer(tokenizer, plan.stops, choice.prompt if plan.continues else (), plan.top or 0)
+            Answer(
+                tokenizer,
+                plan.stops,
+                behind=choice.prompt if plan.continues else (),
+                top=plan.top or 0,
+                shows_special=plan.shows_special,
+            )
             for choice in plan.choices
         ]
         self.counts = [Counts() for _ in plan.choices]
@@ -261,12 +267,12 @@ async def answer(request: Request, plan: Plan, body: Common, kind: Kind, ticket:
         include_usage = bool(body.stream_options and body.stream_options.include_usage)
         parts = _parts(ticket, answers, head, kind, spelling, include_usage=include_usage)
         first = await unless_hung_up(request, anext(parts))  # an error before it still has a status of its own
-    except HungUp:
+    except BaseException as error:
+        ticket.cancel()
+        if not isinstance(error, HungUp):
+            raise
         state.engine.metrics.hang_ups.inc()
         return Response(status_code=499)  # nobody reads it
-    finally:
-        if not body.stream:
-            ticket.cancel()
     return EventStream(request, first, parts, ticket)
 
 

@@ -43,19 +43,27 @@ class Answer:
         stops: strings that end the answer and are not shown.
         behind: ids of the prompt, where spaces at the answer's start depend on it.
         top: number of likeliest tokens to show for each.
+        shows_special: the log-probabilities of stop tokens are shown, too, though they have no text.
 
     Attributes:
         tokens: ids so far, up to the one that completed a stop string.
         finish: `None` while the answer goes on.
     """
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), behind: Sequence[int] = (), top: int = 0) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: Sequence[str] = (),
+        behind: Sequence[int] = (),
+        top: int = 0,
+        shows_special: bool = False,
+    ) -> None:
         self.pieces = TextPieces(tokenizer, skip_special_tokens=True)
         context = list(behind[-_CONTEXT:])
         before = tokenizer.decode(context, skip_special_tokens=True) if context else ""
         if before and not before.endswith(REPLACEMENT):
             self.pieces.context, self.pieces.num_returned = context, len(before)
-        self.special = set(getattr(tokenizer, "all_special_ids", ()))
+        self.hidden = set() if shows_special else set(getattr(tokenizer, "all_special_ids", ()))
         self.stops, self.top = list(stops), top
         self.tokens: list[int] = []
         self.finish: str | None = None
@@ -71,7 +79,7 @@ class Answer:
         Args:
             logits: `v` float32 for each id, if log-probabilities are asked for.
         """
-        if not self.stops:
+        if not self.stops and not logits:
             self._append(ids, logits, last=last)
         else:
             for i, token in enumerate(ids):
@@ -91,7 +99,7 @@ class Answer:
         self.waiting += [
             (len(self.text), logprob_of(token, logit, self.top))
             for token, logit in zip(ids, logits, strict=False)
-            if token not in self.special
+            if token not in self.hidden
         ]
         self.tokens += ids
         self.text += self.pieces.add(ids, last=last)

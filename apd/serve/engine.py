@@ -130,6 +130,9 @@ class Engine:
         self.numbers = itertools.count()
         self.next_look = 0.0
         self.num_jobs = self.num_cut_off = 0
+        self.metrics.waiting.set_function(lambda: self.num_waiting)
+        self.metrics.running.set_function(lambda: len(self.places))
+        self.metrics.batches.set_function(lambda: len(self.batches))
         self.thread = threading.Thread(target=self._run, name="apd-engine", daemon=True)
 
     # What other threads call.
@@ -219,9 +222,6 @@ class Engine:
             for settings in list(self.batches):
                 self._step(settings)
             self._work()
-            self.metrics.waiting.set(self.num_waiting)
-            self.metrics.running.set(len(self.places))
-            self.metrics.batches.set(len(self.batches))
             self.metrics.cpu.set(time.thread_time())
 
     def _has_work(self) -> bool:

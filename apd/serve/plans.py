@@ -77,6 +77,7 @@ class Plan:
         constraints: of each row, or empty.
         work: see `Job`. Its results are `Filled` where rows are lengths of one hole, else `Scored`.
         fills: rows are lengths of one hole, and there is one choice.
+        shows_special: see `Answer`; lm-eval counts on one entry for each token of a completion.
     """
 
     choices: list[Choice]
@@ -89,6 +90,7 @@ class Plan:
     constraints: list[Any] = field(default_factory=list)
     work: Callable[[list[Generated]], Iterator[Any]] | None = None
     fills: bool = False
+    shows_special: bool = False
 
 
 class Planner:
@@ -155,6 +157,7 @@ class Planner:
         if body.max_tokens == 0 and not body.echo:
             raise refused("`max_tokens` must be at least 1 without `echo`, got 0.", "max_tokens", "invalid_value")
         plan = self._plan(body, prompts, body.max_tokens, top=body.logprobs, continues=True)
+        plan.shows_special = True
         if body.echo and body.logprobs is not None:
             if body.stream:
                 raise refused("`echo` with `logprobs` cannot be streamed: the prompt is scored last.", "stream")

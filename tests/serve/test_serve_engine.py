@@ -1,0 +1,114 @@
+"""What happens to a request besides its answer: queues, hang-ups, faults of others, keys and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install -e '.[serve]'")
+pytest.importorskip("prometheus_client", reason="needs the extra `serve`: pip install -e '.[serve]'")
+
+from poisoned import Poisoned
+from serving import ANSWER, PROMPT, Served, error_of
+
+from apd import EXAMPLE_PROMPTS, APDSampler
+
+TEXT = "/v1/completions"
+#: Hundreds of steps, unless somebody ends it.
+LONG = {"prompt": PROMPT, "strategy": "left-to-right:1", "max_tokens": 450, "logit_bias": {"1": -100}}
+
+
+@pytest.fixture(scope="module")
+def sampler() -> APDSampler:
+    return APDSampler.from_embedded()
+
+
+@pytest.fixture(scope="module")
+def served(sampler: APDSampler) -> Iterator[Served]:
+    poison = sampler.tokenizer("Kira")["input_ids"][0]
+    ill = APDSampler(Poisoned(sampler.drafter, poison), sampler.verifier, sampler.tokenizer)
+    with Served(ill, max_batch_size=2, max_queue=2) as server:
+        yield server
+
+
+def test_a_row_that_fails_fails_alone(served: Served) -> None:
+    good = {"prompt": PROMPT, "strategy": "left-to-right:1"}
+    ill = {"prompt": 'Reverse this list: ["Kira", "Leo"].', "strategy": "left-to-right:1"}
+    first, second, third = served.post_all(TEXT, [good, ill, good])
+    assert first.json()["choices"][0]["text"] == third.json()["choices"][0]["text"] == ANSWER
+    error = error_of(second)
+    assert (error["status"], error["type"], error["code"]) == (500, "server_error", "invalid_logits")
+    assert "NaN" in error["message"]
+    assert served.complete()["choices"][0]["text"] == ANSWER  # the server goes on
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_hang_up_frees_its_row(served: Served, stream: bool) -> None:
+    before = served.metric('apd_rows_total{reason="cancelled"}')
+    served.hang_up(TEXT, {**LONG, "stream": stream}, when=lambda: bool(served.engine.places))
+    assert served.until(lambda: not served.engine.places)
+    assert served.metric('apd_rows_total{reason="cancelled"}') == before + 1
+    assert served.complete()["choices"][0]["text"] == ANSWER
+
+
+def test_a_full_queue_says_when_to_come_back(served: Served) -> None:
+    """Two rows run, two wait; the fifth is turned away, and the others are not disturbed."""
+    bodies: list[dict[str, Any]] = [{**LONG, "max_tokens": 20}] * 5
+    responses = served.post_all(TEXT, bodies)
+    assert sorted(response.status_code for response in responses) == [200, 200, 200, 200, 429]
+    full = next(response for response in responses if response.status_code == 429)
+    assert error_of(full)["code"] == "queue_full" and int(full.headers["retry-after"]) >= 1
+    assert len({response.json()["choices"][0]["text"] for response in responses if response.status_code == 200}) == 1
+
+
+def test_an_answer_does_not_depend_on_who_else_is_served(sampler: APDSampler) -> None:
+    """Mixed sampling, lengths, strategies and seeds at once, against each request alone."""
+    bodies = [
+        {
+            "prompt": EXAMPLE_PROMPTS[i % len(EXAMPLE_PROMPTS)],
+            "max_tokens": (5, 32, 12)[i % 3],
+            "temperature": (0, 0.7, 1.3, 1.3)[i % 4],
+            "seed": i,
+            **({"strategy": "threshold:0.9"} if i % 5 == 0 else {"mixture_weight": 0.8} if i % 5 == 1 else {}),
+        }
+        for i in range(16)
+    ]
+    with Served(sampler, max_batch_size=5) as server:
+        together = server.post_all(TEXT, bodies)
+        for body, response in zip(bodies, together, strict=True):
+            assert response.json()["choices"] == server.post(TEXT, body).json()["choices"]
+        assert server.metric("apd_running_rows") == server.metric("apd_queue_rows") == 0
+        assert server.metric("apd_tokens_per_forward_count") == 2 * len(bodies)
+        assert server.metric("apd_first_token_seconds_count") == 2 * len(bodies)
+
+
+def test_keys_bodies_routes_and_draining(sampler: APDSampler) -> None:
+    with Served(sampler, api_key="secret", max_body=2000, request_timeout=0.3, fixed_decoding=True) as server:
+        key = {"Authorization": "Bearer secret"}
+        for headers, code in (({}, "missing_api_key"), ({"Authorization": "Bearer secre"}, "invalid_api_key")):
+            error = error_of(server.post(TEXT, {"prompt": PROMPT}, headers=headers))
+            assert (error["status"], error["code"]) == (401, code) and "secre" not in error["message"]
+        assert server.post(TEXT, {"prompt": PROMPT}, headers=key).status_code == 200
+        large = server.post(TEXT, {"prompt": PROMPT * 100}, headers=key)
+        assert error_of(large)["status"] == 413
+        broken = server.run(
+            server.client.post(TEXT, content=b'{"prompt":', headers={**key, "Content-Type": "application/json"})
+        )
+        assert error_of(broken)["code"] == "invalid_json" and broken.status_code == 400
+        assert error_of(server.get("/v1/nothing", headers=key))["status"] == 404
+        assert error_of(server.get(TEXT, headers=key))["status"] == 405
+        assert error_of(server.post(TEXT, LONG, headers=key))["param"] == "strategy"
+        late = server.post(
+            TEXT, {**{k: v for k, v in LONG.items() if k != "strategy"}, "echo": True, "logprobs": 1}, headers=key
+        )
+        assert (error_of(late)["status"], error_of(late)["code"]) == (504, "timeout")
+        assert [model["id"] for model in server.get("/v1/models", headers=key).json()["data"]] == ["apd"]
+        assert server.get("/v1/models/apd", headers=key).json()["object"] == "model"
+        assert server.get("/ready").status_code == server.get("/health").status_code == 200
+        server.engine.drain()
+        assert (server.get("/ready").status_code, server.get("/health").status_code) == (503, 200)
+        turned_away = server.post(TEXT, {"prompt": PROMPT}, headers=key)
+        assert error_of(turned_away)["status"] == 503 and turned_away.headers["connection"] == "close"
+        assert "secret" not in repr(server.app.state.settings)
