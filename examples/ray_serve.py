@@ -33,11 +33,12 @@ def build():
     return named
 
 
-def ask(url: str, prompt: str) -> None:
+def ask(port: int, prompt: str) -> str:
     start = time.perf_counter()
-    with httpx.stream("POST", url, json={"prompt": prompt, "stream": True}, timeout=60) as answer:
+    body, url = {"prompt": prompt, "stream": True}, f"http://127.0.0.1:{port}/v1/completions"
+    with httpx.stream("POST", url, json=body, timeout=60) as answer:
         times = [time.perf_counter() - start for line in answer.iter_lines() if line.startswith("data: {")]
-    print(f"replica {answer.headers['x-replica']}: {len(times)} chunks from {times[0]:.2f} to {times[-1]:.2f} s")
+    return f"replica {answer.headers['x-replica']}: {len(times)} chunks from {times[0]:.2f} to {times[-1]:.2f} s"
 
 
 def main() -> None:
@@ -56,8 +57,7 @@ def main() -> None:
     )
     serve.run(deployment(serve.ingress(build)()).bind(), blocking=not given.ask)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(ask, [f"http://127.0.0.1:{given.port}/v1/completions"] * 8, EXAMPLE_PROMPTS))
-    serve.shutdown()
+        print(*pool.map(ask, [given.port] * 24, EXAMPLE_PROMPTS * 2), sep="\n")
 
 
 if __name__ == "__main__":

@@ -162,7 +162,10 @@ def page(known: dict[str, Any]) -> tuple[str, str]:
 
     environment = Environment(loader=FileSystemLoader(_HERE), undefined=StrictUndefined, autoescape=True)
     read = partial(Path.read_text, encoding="utf-8")
-    style, script = read(_SHOW / "player.css") + read(_HERE / "page.css"), read(_HERE / "page.js")
+    style, script = (
+        read(_SHOW / "player.css") + read(_HERE / "page.css"),
+        read(_HERE / "pane.js") + read(_HERE / "page.js"),
+    )
     data = json.dumps(known).replace("<", "\\u003c")  # no element ends or begins in it
     html = environment.get_template("index.html").render(
         style=Markup(style), script=Markup(script), about=Markup(data)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from paths import ROOT
 
 from apd import EXAMPLE_PROMPTS, APDSampler, mix_seed
 from apd.show.tokens import speller
@@ -82,6 +83,11 @@ def test_events_are_the_steps_of_the_trace(client: TestClient, sampler: APDSampl
     assert counts == tuple(int(n[0]) for n in (output.drafter_forwards, output.verifier_forwards, output.canvases))
 
 
+def test_the_request_of_the_documentation_is_answered(client: TestClient) -> None:
+    (body,) = re.findall(r"/watch -H .*?-d '(.*?)'", (ROOT / "docs/serve-page.md").read_text("utf-8"), flags=re.DOTALL)
+    assert watched(client, **json.loads(body))[-1]["done"]
+
+
 def test_something_is_rejected_and_something_replaced(client: TestClient) -> None:
     """Else the test above would compare nothing with nothing."""
     events = watched(client, strategy="apd:correction", mixture_weight=0.5, temperature=0)[:-1]
@@ -141,7 +147,7 @@ def test_the_page_loads_nothing_and_runs_its_own_script_alone(client: TestClient
     page, policy = answer.text, answer.headers["content-security-policy"]
     assert not re.search(r"https?:|//\w|\bsrc=|\bhref=\"(?!data:,\")|url\(|@import|\son\w+=|\sstyle=", page)
     for element in ("script", "style"):
-        (inline,) = re.findall(rf"<{element}>(.*?)</{element}>", page, flags=re.DOTALL)
+        (inline,) = re.findall(rf"<{element}(?: type=.module.)?>(.*?)</{element}>", page, flags=re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()
         assert f"{element}-src 'sha256-{digest}';" in policy
     assert "default-src 'none'" in policy and "unsafe" not in policy
