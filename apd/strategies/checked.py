@@ -266,9 +266,16 @@ class CheckedSession:
         expected = ((1 - probs) * checked).sum(1)
         self.misses = 1 - _MEMORY + _MEMORY * self.misses + torch.stack([met, expected], 1)
 
+    def _columns_near(self, state: DecodeState) -> int:
+        """Columns from the frontier on that have the next K + 1 masks, of the row that needs most."""
+        ends = state.columns_behind([self.most + 1] * len(state.rows))
+        near = [end - t for t, end in zip(state.layout.frontier, ends, strict=True)]
+        return max(self.most + 1, *near) if state.has_holes else self.most + 1
+
     def _own_marginals(self, canvases: Canvases, drafter: CanvasPair, sampling: Sampling) -> Marginals:
         """What the pass says of the next columns of every canvas: rows are canvases here."""
-        window = canvases.windows.part(slice(0, min(self.most + 1, canvases.windows.columns.shape[1])))
+        near = self._columns_near(canvases.states)
+        window = canvases.windows.part(slice(0, min(near, canvases.windows.columns.shape[1])))
         n, width = window.columns.shape
         number = torch.arange(n, device=window.columns.device)
         position = torch.arange(width, device=number.device).expand(n, -1)
@@ -287,7 +294,7 @@ class CheckedSession:
         )
         window = drafter.policy.window(after)
         if self.strategy.left_to_right:
-            window = window.part(slice(0, self.most + 1))
+            window = window.part(slice(0, self._columns_near(after)))
         if not window.columns.shape[1]:
             return None
         seen = canvases.windows

@@ -246,3 +246,26 @@ def test_a_step_over_the_end_of_a_hole_commits_its_drafts(strategy) -> None:
         trace.tokens[i] in trace.drafts[step] and p > 1e-6
         for i, (step, p) in enumerate(zip(trace.steps, trace.drafter_probs, strict=True))
     )
+
+
+class Sure(OwnSession):
+    """A drafter that knows the token of every column for certain."""
+
+    vocab_size, mask_token_id, max_length, device = 8, 7, None, torch.device("cpu")
+
+    def logits(self, state: DecodeState, window) -> torch.Tensor:
+        return 20.0 * torch.nn.functional.one_hot(window.columns * 5 % 7, 8)
+
+    def canvas_logits(self, state: DecodeState, window, rows) -> torch.Tensor:
+        return self.logits(state, window)
+
+
+@pytest.mark.parametrize("strategy", ["checked:proposer=drafter,K=4", "checked:proposer=drafter,K=4,c=0.9"])
+def test_a_pass_checks_k_masks_however_many_given_tokens_stand_between_them(strategy) -> None:
+    row = [7 if column % 3 == 2 else column * 5 % 7 for column in range(50)]
+    ids = torch.tensor([row])
+    call = {"attention_mask": torch.ones_like(ids), "eos_token_id": None, "return_dict_in_generate": True}
+    output = APDSampler(Sure()).generate(ids, strategy=strategy, **call)
+    assert output.sequences.tolist() == [[column * 5 % 7 for column in range(50)]]
+    # The first pass knows nothing of the row yet; each further one commits K + 1 masks.
+    assert output.committed_per_step == [[1, 5, 5, 5]]
