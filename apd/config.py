@@ -250,7 +250,7 @@ class APDConfig:
     noise: str = field(
         default="keyed",
         metadata=_knob(
-            "keyed: the same noise whenever a position is drafted again; step: redrawn at each step, which biases samples",
+            "keyed: the same noise whenever a position is drafted again; step: redrawn at each step, which biases samples towards parallel guesses",
             partial(_check_choice, choices=_NOISES),
             choices=_NOISES,
         ),

@@ -44,18 +44,10 @@ from apd.generation.infilling import (
     with_likelihood,
 )
 from apd.generation.interop import naming_knobs, unprepared
-from apd.generation.many import (
-    Prompt,
-    Queue,
-    answers,
-    check_prompts,
-    encode,
-    in_order,
-    several,
-    with_sequences,
-)
+from apd.generation.many import Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
+from apd.generation.sequences import several, with_sequences
 from apd.generation.streaming import Chunk, chunks, feed
 from apd.generation.support import refuse_for, warn
 from apd.models.described import described

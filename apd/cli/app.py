@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from apd.cli.options import (
     config_of,
 )
 from apd.cli.parsing import Help as _Help
-from apd.cli.parsing import Parser
+from apd.cli.parsing import Parser, reflowed
 from apd.cli.report import complain, show_warning
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
@@ -169,7 +170,7 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
     from apd.cli.settings import set_up
 
     if not arguments.rest or arguments.rest[0] in ("-h", "--help"):
-        print(_Help("apd")._fill_text(_LM_EVAL, _Help("apd")._width, ""))
+        print(reflowed(_LM_EVAL, shutil.get_terminal_size().columns - 2))
     set_up(embedded=any(f"pair={name}" in each for name in ("included", "embedded") for each in arguments.rest))
     from apd.integrations.lm_eval import main
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from apd.cli.options import add_colour, add_knobs, add_models, add_sampling
+from apd.cli.options import _add_models, _add_sampling, add_colour, add_knobs
 
 _DESCRIPTION = """\
 A conversation: type a line, watch the answer grow, type the next. A line that ends in a backslash goes on in
@@ -32,8 +32,8 @@ def add_chat(commands: Any, formatter: Any) -> argparse.ArgumentParser:
     how.add_argument("--system", metavar="TEXT", help="the system message; needs a chat template")
     how.add_argument("--show-steps", action="store_true", help="colour the words by the step that committed them")
     add_colour(how)
-    add_models(chat)
+    _add_models(chat)
     add_knobs(chat)
-    add_sampling(chat, new_tokens=None, told="limit per answer (default 256; 32 with the included pair)")
-    chat.set_defaults(prompt=None, input=None, output=None, batch_size=1, num_return_sequences=1)
+    _add_sampling(chat, new_tokens=None, told="limit per answer (default 256; 32 with the included pair)")
+    chat.set_defaults(prompt=None, input=None, output=None, batch_size=1)
     return chat

@@ -44,6 +44,10 @@ def answer(
         UsageError: the options cannot be used together, or one is out of range.
     """
     config = config_of(arguments)
+    if arguments.input is None and vars(arguments)[one.lstrip("-")] is None:
+        raise UsageError(
+            f"{one} TEXT, or --input FILE with --output FILE, must be given. See `apd --help` for examples."
+        )
     check_usage(arguments)
     with processes_of(arguments) as processes:
         set_up(embedded=arguments.drafter is None)

@@ -99,10 +99,10 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     what.add_argument("--show-steps", action="store_true", help="with --prompt: mark the tokens by committing step")
     add_colour(what)
 
-    add_models(generate)
+    _add_models(generate)
     add_knobs(generate)
     told = "limit per prompt (default 256; 32 with the included pair)"
-    add_sampling(generate, new_tokens=None, told=told, returns_several=True)
+    _add_sampling(generate, new_tokens=None, told=told, returns_several=True)
     return generate
 
 
@@ -121,10 +121,10 @@ def add_infill(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpar
     source.add_argument("--text", metavar="TEXT", help="one text with holes such as <mask:8> or <mask:4-12>")
     source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of texts, or -; needs --output")
     _add_files(what)
-    add_models(infill)
+    _add_models(infill)
     add_knobs(infill)
-    add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
-    infill.set_defaults(prompt=None, chat=False, show_steps=False, num_return_sequences=1)
+    _add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
+    infill.set_defaults(prompt=None, chat=False, show_steps=False)
     return infill
 
 
@@ -185,9 +185,9 @@ def add_serve(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
     where.add_argument(
         "--fixed-decoding", action="store_true", help="refuse requests that name a strategy or a knob of their own"
     )
-    add_models(serve)
+    _add_models(serve)
     add_knobs(serve)
-    add_sampling(
+    _add_sampling(
         serve, new_tokens=None, told="limit of requests that name none (default 256; 32 with the included pair)"
     )
     serve.set_defaults(prompt=None, input=None, output=None, chat=False, show_steps=False)
@@ -208,7 +208,7 @@ def _add_files(what: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
+def _add_models(parser: argparse.ArgumentParser) -> None:
     """Add the options that name and load models."""
     models = parser.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
     models.add_argument(
@@ -231,7 +231,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--compile", action="store_true", help="compile the passes of both models; for GPUs")
 
 
-def add_sampling(
+def _add_sampling(
     parser: argparse.ArgumentParser, *, new_tokens: int | None, told: str, returns_several: bool = False
 ) -> None:
     """Add the options of sampling and stopping.
@@ -241,6 +241,7 @@ def add_sampling(
         told: its help.
         returns_several: whether `--num-return-sequences` is one of them.
     """
+    parser.set_defaults(num_return_sequences=1)
     sampling = parser.add_argument_group("sampling", "greedy unless --do-sample is given")
     sampling.add_argument("--max-new-tokens", type=int, metavar="N", default=new_tokens, help=told)
     if returns_several:
@@ -410,13 +411,14 @@ def check_usage(arguments: argparse.Namespace) -> None:
     if arguments.max_new_tokens is None:
         arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
     rows = "batch_size" if given["batch_size"] is not None else "max_batch_size"
-    least_tokens = 0 if "text" in given else 1
-    for name, least in ((rows, 1), ("max_new_tokens", least_tokens), ("num_return_sequences", 1)):
+    for name, least in ((rows, 1), ("max_new_tokens", 0 if "text" in given else 1)):
         if given[name] < least:
             raise UsageError(f"{flag(name)} must be at least {least}, got {given[name]}.")
     useless = [flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
     if useless:
         raise UsageError(f"{', '.join(useless)} without --do-sample has no effect. Add --do-sample or leave it out.")
+    if arguments.num_return_sequences < 1:
+        raise UsageError(f"--num-return-sequences must be at least 1, got {arguments.num_return_sequences}.")
     if arguments.num_return_sequences > 1 and not arguments.do_sample:
         raise UsageError(
             f"--num-return-sequences {arguments.num_return_sequences} needs --do-sample: greedy answers would all be equal."

@@ -28,21 +28,26 @@ class Help(argparse.HelpFormatter):
         self._max_help_position = 34 if self._width >= _NARROW else 8
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs: list[str] = []
-        for paragraph in text.split("\n\n"):
-            lines: list[str] = []
-            for line in paragraph.splitlines():
-                if line.startswith(" ") or not lines or lines[-1].startswith(" ") or lines[-1].endswith(":"):
-                    lines.append(line)
-                else:
-                    lines[-1] += f" {line}"
-            paragraphs += ["\n".join(shown for line in lines for shown in _wrapped(line, width, indent)), ""]
-        return "\n".join(paragraphs[:-1])
+        return reflowed(text, width, indent)
 
     def _format_usage(self, usage: str | None, *args: Any, **kwargs: Any) -> str:
         if usage is None:
             return super()._format_usage(usage, *args, **kwargs)
         return "\n".join(textwrap.wrap(f"usage: {usage}", self._width, subsequent_indent=" " * 7)) + "\n\n"
+
+
+def reflowed(text: str, width: int, indent: str = "") -> str:
+    """Paragraphs wrapped at words; lines that begin with a space stay lines, commands are broken before their options."""
+    paragraphs = []
+    for paragraph in text.split("\n\n"):
+        lines: list[str] = []
+        for line in paragraph.splitlines():
+            if line.startswith(" ") or not lines or lines[-1].startswith(" ") or lines[-1].endswith(":"):
+                lines.append(line)
+            else:
+                lines[-1] += f" {line}"
+        paragraphs.append("\n".join(shown for line in lines for shown in _wrapped(line, width, indent)))
+    return "\n\n".join(paragraphs)
 
 
 def _wrapped(line: str, width: int, indent: str) -> list[str]:

@@ -42,7 +42,7 @@ from apd.decoding.returned import name_of
 from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Memoryless, StrategySession
-from apd.decoding.window import Window, WindowPolicy
+from apd.decoding.window import Window, WindowPolicy, check_window
 
 _PAPER = Coupling()
 
@@ -173,6 +173,7 @@ def decode_step(
     """
     drafted, verified, pair.extra_canvases = pair.drafter_forwards, pair.verifier_forwards, None
     window = policy.window(state)
+    check_window(window, state, name_of(getattr(policy, "policy", policy)))
     proposal = strategy.propose(state, window, pair, sampling)
     window = getattr(proposal, "window", None) or window
     by = name_of(strategy, "propose")

@@ -205,6 +205,24 @@ class LimitedWindow(WindowPolicy):
         return self.policy.update(state, info)
 
 
+def check_window(window: Window, state: DecodeState, by: str) -> None:
+    """Refuse a window without a mask, or one that is longer than its row: the first would never end, the second would be cut.
+
+    Args:
+        by: name of the policy, for the message.
+
+    Raises:
+        ValueError: the message names the row.
+    """
+    rows = zip(window.ends, state.layout.frontier, state.layout.end, state.layout.done, strict=True)
+    for row, (end, frontier, last, is_done) in enumerate(rows):
+        if not is_done and not frontier < end <= last:
+            raise ValueError(
+                f"`{by}.ends` must end each row's window behind its frontier and at most at the row's end, {frontier + 1} to {last} "
+                f"in row {int(state.rows[row])}, got {end}. Use min(max(end, frontier + 1), end of the row)."
+            )
+
+
 def window_policy(window_size: Any) -> WindowPolicy:
     """The policy for a value of `APDConfig.window_size`: `None`, an integer, "auto" or a policy."""
     if window_size is None:

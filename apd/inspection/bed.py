@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from apd.sampler import APDSampler
 NEW_TOKENS = 8
 _LENGTHS = (2, 1, 4, 3)  # of the prompts: the rows are ragged
 _VOCABULARY = 32
+_PACKAGE = Path(__file__).parents[1]
 
 
 @functools.cache
@@ -124,13 +126,10 @@ class Trial:
 
 
 def sentence(error: Exception) -> str:
-    """An error in words. One of the library's own names the culprit; any other is told with its place."""
-    said = " ".join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    names = any(f"`{frame.name}" in said or "`" in said for frame in frames[-1:])
-    if isinstance(error, Broken) or (names and "/apd/" in frames[-1].filename.replace("\\", "/")):
+    """An error in words. One that the library raises names the culprit; any other is told with its place."""
+    said, last = " ".join(str(error).split()), traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, Broken) or ("`" in said and Path(last.filename).is_relative_to(_PACKAGE)):
         return said
-    last = frames[-1]
     return f"{type(error).__name__}: {said or 'no message'} (line {last.lineno} of {last.filename}, in {last.name}: {last.line})."
 
 

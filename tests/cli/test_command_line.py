@@ -3,12 +3,14 @@
 import io
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paths import ROOT
 
 import apd.cli.progress
 from apd import EXAMPLE_PROMPTS, APDSampler, mix_seed
@@ -145,6 +147,16 @@ def test_the_table_of_the_demo_has_as_many_columns_as_fit(width: int) -> None:
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= width and "…" not in out.getvalue()
     assert ("verifier" in out.getvalue()) == (width >= 80)
+
+
+def test_the_commands_of_the_page_are_valid() -> None:
+    page = (ROOT / "docs/cli.md").read_text("utf-8")
+    commands = re.findall(r"^apd (.+)$", "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)), re.MULTILINE)
+    assert len(commands) >= 2
+    for line in commands:
+        parser().parse_args(shlex.split(line))
+    named = set(re.findall(r"^\| `apd ([\w-]+)`", page, re.MULTILINE))
+    assert named <= parser().commands.keys() and len(named) >= 6
 
 
 # ---------------------------------------------------------------- files

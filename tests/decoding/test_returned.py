@@ -8,7 +8,7 @@ import torch
 from toy import toy
 from transformers import LogitsProcessor, TemperatureLogitsWarper
 
-from apd import WINO, APDSampler, Autoregressive, Blocks
+from apd import WINO, APDSampler, Autoregressive, Blocks, WindowPolicy
 from apd.decoding.acceptance import Coupling
 from apd.decoding.commit import Proposal
 from apd.decoding.step import APD
@@ -124,6 +124,21 @@ def test_other_objects_than_a_proposal_or_session_are_refused() -> None:
         TypeError, match=r"`Forgetful\.open` must return a session with the method `propose`, got None"
     ):
         decode(Forgetful())
+
+
+# --- windows
+
+
+@pytest.mark.parametrize("ends", [lambda state: state.layout.frontier, lambda state: [99] * len(state.layout.end)])
+def test_a_windows_ends_are_checked(ends) -> None:
+    """An empty window went on until the strategy was blamed."""
+
+    class Window(WindowPolicy):
+        def ends(self, state):
+            return ends(state)
+
+    with pytest.raises(ValueError, match=r"`Window\.ends` must end .* 2 to 5 in row 0, got (1|99)\."):
+        decode(window_size=Window())
 
 
 # --- progress
