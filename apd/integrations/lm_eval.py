@@ -29,6 +29,7 @@ from tqdm import tqdm
 from apd.config import KNOBS, APDConfig
 from apd.decoding.noise import SEED_MASK
 from apd.decoding.strategy import Strategy
+from apd.extras import install
 from apd.generation import processes
 from apd.generation.arguments import WARPERS, whole_seed
 from apd.generation.elsewhere import LOADING, refuse_unknown
@@ -56,7 +57,7 @@ try:
     )
     from pytablewriter import MarkdownTableWriter  # type: ignore[import-not-found, unused-ignore]
 except ImportError as error:
-    raise ImportError(f"{error}. The evaluation harness is an extra: pip install 'apd-decoding[eval]'.") from error
+    raise ImportError(f"{error}. The evaluation harness is an extra: {install('eval')}.") from error
 
 __all__ = ["APDLM", "Counts", "main", "register"]
 

@@ -22,9 +22,7 @@ def bars(rows: Sequence[RowTrace], ax: Any = None) -> Any:
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
-            raise ImportError(
-                "`Trace.plot()` needs matplotlib: pip install matplotlib, or apd-decoding[notebook]."
-            ) from error
+            raise ImportError("`Trace.plot()` needs matplotlib: pip install matplotlib.") from error
         ax = plt.subplots(figsize=(7, 3), layout="constrained")[1]
     drafted, committed = _means(list(map(drafted_per_step, rows))), _means([row.committed for row in rows])
     step = range(1, len(committed) + 1)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from apd.extras import install
 from apd.generation.many import Prompt, encode
 from apd.models.checkpoint import Checkpoint
 from apd.text import whole_text
@@ -181,9 +182,7 @@ class Endpoint:
         try:
             from openai import OpenAI
         except ImportError as error:
-            raise ImportError(
-                f"`endpoint` needs openai: {error}. Install it with: pip install 'apd-decoding[bench]'."
-            ) from error
+            raise ImportError(f"`endpoint` needs openai: {error}. Install it with: {install('bench')}.") from error
         self._client = OpenAI(base_url=url, api_key=self._key or "none")
 
     def answers(

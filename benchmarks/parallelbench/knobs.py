@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from apd import APDSampler, IdealListModel
+from apd.extras import install
 
 __all__ = ["Point", "add_parser", "points", "write"]
 
@@ -69,7 +70,7 @@ def write(found: list[Point], directory: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"{error}. The plots are an extra: pip install 'apd-decoding[bench]'.") from error
+        raise ImportError(f"{error}. The plots are an extra: {install('bench')}.") from error
 
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "shuffle-knobs.csv").open("w", newline="") as file:

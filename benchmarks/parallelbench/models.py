@@ -21,6 +21,7 @@ from typing import Any
 
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.embedded import tasks as embedded
+from apd.extras import install
 from apd.generation.many import Prompt
 from apd.sampler import APDSampler
 from benchmarks.parallelbench import official
@@ -243,7 +244,7 @@ def _check_extra(task: str) -> None:
     if missing := [name.replace("_", "-") for name in needed if importlib.util.find_spec(name) is None]:
         raise ValueError(
             f"The task {task} is scored with {', '.join(missing)}. Install it with: "
-            "pip install 'apd-decoding[bench-text]', or name other `tasks`."
+            f"{install('bench-text')}, or name other `tasks`."
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apd.extras import install
 from benchmarks.parallelbench.report import MEAN, Family, Report, cell_of
 
 __all__ = ["GROUPS", "TICKS", "Group", "Spot", "group_of", "spots", "write_pictures"]
@@ -62,7 +63,7 @@ def write_pictures(report: Report, directory: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"{error}. The plots are an extra: pip install 'apd-decoding[bench]'.") from error
+        raise ImportError(f"{error}. The plots are an extra: {install('bench')}.") from error
 
     figure = Figure(figsize=(14, 5.6), layout="constrained")
     whole, best = figure.subplots(1, 2)

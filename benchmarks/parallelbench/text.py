@@ -12,6 +12,8 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from apd.extras import install
+
 __all__ = ["ROUGE_NAMES", "bertscore", "bleu", "is_grammatical", "rouge"]
 
 ROUGE_NAMES = ("rouge1_score", "rouge2_score", "rougeL_score")
@@ -89,6 +91,4 @@ def _package(name: str, distribution: str | None = None) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         missing = distribution or name.replace("_", "-")
-        raise ImportError(
-            f"This score needs {missing}: {error}. Install it with: pip install 'apd-decoding[bench-text]'."
-        ) from error
+        raise ImportError(f"This score needs {missing}: {error}. Install it with: {install('bench-text')}.") from error

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apd.extras import install
+
 __all__ = ["Csv", "picture"]
 
 
@@ -42,5 +44,5 @@ def picture(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"{error}. The plots are an extra: pip install 'apd-decoding[bench]'.") from error
+        raise ImportError(f"{error}. The plots are an extra: {install('bench')}.") from error
     return Figure(figsize=(width, height), layout="constrained")

@@ -31,6 +31,7 @@ from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Strategy
 from apd.decoding.window import Window
 from apd.embedded import tasks
+from apd.extras import install
 from apd.models.drafter import NeuralDrafterSession
 from apd.models.span import Span
 
@@ -211,7 +212,7 @@ def write(found: Sequence[Point], directory: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"{error}. The plots are an extra: pip install 'apd-decoding[bench]'.") from error
+        raise ImportError(f"{error}. The plots are an extra: {install('bench')}.") from error
 
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "stale.csv").open("w", newline="") as file:

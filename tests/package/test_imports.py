@@ -12,6 +12,7 @@ CORE = "kinds config text decoding "
 # Each room with what it may import besides itself. `apd` itself is the table of public names.
 ROOMS = {
     "kinds": "",
+    "extras": "",
     "text": "",
     "config": "kinds",
     "embedded": "",
@@ -24,9 +25,9 @@ ROOMS = {
     "many": "generation",  # an old path
     "sampler": CORE + "strategies models generation embedded",
     "inspection": CORE + "strategies models generation embedded sampler apd",
-    "integrations": CORE + "strategies models generation embedded sampler apd",
-    "serve": CORE + "strategies models generation sampler integrations show embedded",
-    "cli": CORE + "strategies models generation embedded sampler apd show inspection integrations serve",
+    "integrations": CORE + "extras strategies models generation embedded sampler apd",
+    "serve": CORE + "extras strategies models generation sampler integrations show embedded",
+    "cli": CORE + "extras strategies models generation embedded sampler apd show inspection integrations serve",
     "__main__": "cli",
     "apd": CORE + "strategies models generation embedded sampler inspection",
 }

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import types
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from packaging.requirements import Requirement
 from paths import ROOT
 
 import apd
+from apd.extras import install
 
 PACKAGE = ROOT / "apd"
 
@@ -67,6 +70,60 @@ def test_a_script_beside_an_editable_clone_imports_the_package(tmp_path: Path) -
         [sys.executable, "-E", "-S", script, site], capture_output=True, text=True, check=True
     ).stdout
     assert found.strip() == str(clone / "apd" / "__init__.py")
+
+
+@pytest.mark.slow
+def test_the_source_distribution_is_the_repository(tmp_path: Path) -> None:
+    """Docs, examples, tests and benchmarks: docstrings name them, and a packager runs them."""
+    pytest.importorskip("setuptools", minversion="77")
+    clone, folders = tmp_path / "clone", ("apd", "docs", "examples", "tests", "benchmarks")
+    for folder in folders:
+        shutil.copytree(ROOT / folder, clone / folder, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    files = [path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")]
+    for path in files:
+        shutil.copy(path, clone)
+    kept = {path.relative_to(clone).as_posix() for path in clone.rglob("*") if path.is_file()}
+    (clone / "tests" / "__pycache__").mkdir()
+    (clone / "tests" / "__pycache__" / "x.pyc").touch()
+    build = "import sys; from setuptools.build_meta import build_sdist; print(build_sdist(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=clone, check=True, capture_output=True)
+    [archive] = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    assert kept <= names
+    assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
+
+
+@pytest.mark.parametrize(
+    ("needed", "command"),
+    [
+        (
+            ['lm-eval<0.5,>=0.4.10; extra == "eval"', 'openai>=1; extra == "bench"'],
+            "pip install 'lm-eval<0.5,>=0.4.10'",
+        ),
+        (['matplotlib>=3; extra == "bench"'], "pip install '.[eval]' in the folder that holds setup.py"),
+        (None, "pip install '.[eval]' in the folder that holds setup.py"),
+    ],
+)
+def test_advice_to_install_can_be_followed(
+    needed: list[str] | None, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pip install 'apd-decoding[eval]'` was advised, and the distribution was on no index."""
+
+    def requires(name: str) -> list[str]:
+        if needed is None:
+            raise PackageNotFoundError(name)
+        return needed
+
+    monkeypatch.setattr("apd.extras.requires", requires)
+    assert install("eval") == command
+
+
+def test_no_text_advises_to_install_the_distribution_by_its_name() -> None:
+    for folder in ("apd", "benchmarks", "docs", "examples"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".md", ".ipynb"):
+                assert "apd-decoding[" not in path.read_text("utf-8"), path
 
 
 def test_every_data_file_is_packaged(metadata: dict[str, Any]) -> None:

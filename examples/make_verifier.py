@@ -1,0 +1,64 @@
+"""Makes a verifier for a drafter that has none. Runs on the included pair in seconds: python examples/make_verifier.py
+
+The drafter answers prompts alone, and a small causal LM of its vocabulary learns to say the same (distillation on
+sequences). Its body may come from a trained model of another vocabulary (`start`): every new token begins as the mean of
+the old tokens that spell it. docs/verifiers.md has the call for LLaDA.
+"""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from apd import APDSampler, load_drafter
+from apd.embedded import DRAFTER_DIR, tasks
+
+
+def small(tokenizer):
+    sizes = {"hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes))
+
+
+def transplanted(path, tokenizer):
+    """A trained causal LM, its embeddings exchanged for those of another vocabulary."""
+    model, old = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+    spelled = [old(tokenizer.decode([i]), add_special_tokens=False).input_ids or [0] for i in range(len(tokenizer))]
+    layers = {model.get_input_embeddings(), model.get_output_embeddings()}
+    tables = [torch.stack([layer.weight.data[ids].mean(0) for ids in spelled]) for layer in layers]
+    model.resize_token_embeddings(len(tokenizer))
+    for layer, table in zip(layers, tables, strict=True):
+        layer.weight.data[: len(table)] = table
+    return model
+
+
+def make(drafter, tokenizer, prompts, start=None, epochs=20, rows=16, new_tokens=32):
+    """A causal LM, trained on prompts with the drafter's own greedy answers."""
+    alone = APDSampler(drafter, tokenizer=tokenizer, strategy="left-to-right:1")
+    eos = tokenizer.eos_token_id
+    answers = alone.generate_many(prompts, batch_size=rows, max_new_tokens=new_tokens)
+    texts = [tokenizer(prompt).input_ids + answer.tokens for prompt, answer in zip(prompts, answers, strict=True)]
+    model = small(tokenizer) if start is None else transplanted(start, tokenizer)
+    model.to(alone.drafter.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if start is None else 1e-4)
+    for _ in range(epochs):
+        for picked in torch.randperm(len(texts)).split(rows):
+            batch = [torch.tensor(texts[i], device=model.device) for i in picked]
+            ids, labels = (pad_sequence(batch, batch_first=True, padding_value=value) for value in (eos, -100))
+            model(input_ids=ids, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return model.eval()
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    drafter, tokenizer = load_drafter(DRAFTER_DIR), APDSampler.from_embedded().tokenizer
+    prompts, test = (
+        [each.prompt for each in tasks.instances("copy", n, 0, split)] for n, split in ((80, "train"), (8, "test"))
+    )
+    for name, verifier in {"untrained": small(tokenizer).eval(), "made": make(drafter, tokenizer, prompts)}.items():
+        found = list(APDSampler(drafter, verifier, tokenizer).generate_many(test, max_new_tokens=32))
+        tokens, forwards = (
+            sum(len(answer.tokens) for answer in found),
+            sum(answer.drafter_forwards for answer in found),
+        )
+        print(f"{name}: {tokens / forwards:.1f} tokens per drafter forward")
