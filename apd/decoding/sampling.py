@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,6 +77,32 @@ class Sampling:
         else:
             best, index = largest(scores.values + noise.for_scores(scores))
         return Sampled(scores.tokens(index), best)
+
+    @property
+    def temperature(self) -> float:
+        """What log p is divided by; 0 if greedy."""
+        found = (warper.temperature for warper in self.warpers if isinstance(warper, TemperatureLogitsWarper))
+        return 0.0 if self.greedy else math.prod(found)
+
+    def margin(self, logits: Tensor, tokens: Tensor, noise: Noise) -> Tensor:
+        """How far the noised score of each token is above that of the best other one; negative where another one is ahead.
+
+        The scores are log p + T·g, with temperature T and noise g. The noise stays, so a token that is ahead is drawn until
+        log p changes by more than this.
+
+        Args:
+            logits: `b m v` float32, log p up to a constant. Truncation is not applied: it may end as log p changes.
+            tokens: `b m` int64.
+            noise: of these positions.
+        Returns:
+            `b m` float32, in nats; +∞ where no other token may be drawn.
+        """
+        index, temperature = tokens[..., None], self.temperature
+        own, others = logits.gather(-1, index), logits.scatter(-1, index, -torch.inf)
+        if temperature == 0:
+            return own.squeeze(-1) - largest(others)[0]
+        score = own / temperature + noise.for_scores(Scores(own, index))
+        return temperature * (score.squeeze(-1) - self.sample(Scores(others / temperature), noise).best)
 
     def probs(self, scores: Scores) -> Scores:
         """The distribution that warped scores are drawn from; at temperature 0 all of it is on the best."""

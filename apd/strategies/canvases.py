@@ -104,9 +104,9 @@ class Canvases:
         position = self._positions(self.windows.columns[:, : values.shape[1]])
         return values.new_zeros(len(values), size + 1).scatter_(1, position, values)[:, :size]
 
-    def guessed_at(self, columns: Tensor) -> Tensor:
-        """The guessed tokens at columns of the canvases: `n m` int64 → `n m` int64."""
-        return self.tokens[self.rows].gather(1, self._positions(columns).clamp(max=self.tokens.shape[1] - 1))
+    def of_rows(self, values: Tensor, columns: Tensor) -> Tensor:
+        """Values of the rows (`b u`, such as `tokens`) at columns of the canvases: `n m` int64 → `n m`."""
+        return values[self.rows].gather(1, self._positions(columns).clamp(max=values.shape[1] - 1))
 
     def before_next(self, visited: Tensor) -> Tensor:
         """Positions of visited canvases that are left of the frontier of the row's next visited one: `n` bool → `n m` bool."""

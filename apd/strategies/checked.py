@@ -40,7 +40,6 @@ from apd.strategies.canvases import Canvases, Guess, Way, follow, guess_canvases
 from apd.strategies.proposers import (
     NO_GUESS,
     PROPOSERS,
-    UNKNOWN,
     Marginals,
     Proposer,
     allowed_guesses,
@@ -61,8 +60,9 @@ class Checked:
             verifier), `"lookup"` (neither), or a `Proposer`.
         num_checked: K, steps of the reference that are guessed per pass, at least 1. `"auto"`: as many as pay, by what was
             right in the row's last passes and by what a canvas costs.
-        certainty: c in [0, 1]. A guessed token with p_D ≥ c under the drafter's last marginals is taken without a canvas
-            of its own. 1 is exact.
+        certainty: c in [0, 1]. A guessed token is taken without a canvas of its own if it is at least this probable that
+            the drafter draws it: by its last marginals and by the proposer, who knows the noise (`Marginals.pooled`). 1 is
+            exact.
         breadth: canvases per guessed step, at least 1: beside the likeliest one those in which the next-best masks were
             committed in its place. Left to right has one only.
         pass_columns: for `"auto"`, the fixed cost of a drafter pass, in columns. Reading all weights takes a GPU as long as
@@ -131,6 +131,9 @@ class Checked:
 #: For `num_checked="auto"`: the most steps that are guessed, and the weight of earlier passes after one more.
 _MOST_CHECKED, _MEMORY = 24, 0.8
 
+#: For `num_checked="auto"`: the probability of a guess whose proposer gives none.
+_UNKNOWN = 0.5
+
 #: Marginals count for nothing behind a token that had a lower probability: they tell little of what follows it.
 _UNEXPECTED = 0.5
 
@@ -179,7 +182,8 @@ class CheckedSession:
         certain, marginals = None, None
         if self.strategy.certainty < 1:
             marginals = self._own_marginals(canvases, drafter, sampling)
-            probable = marginals.probs(canvases.guessed_at(marginals.columns)) >= self.strategy.certainty
+            tokens, guessed = (canvases.of_rows(each, marginals.columns) for each in (canvases.tokens, probs))
+            probable = marginals.pooled(tokens, guessed) >= self.strategy.certainty
             certain = canvases.local(probable & marginals.known)
         counts_steps = sampling.redraw or reference.counts_steps
         way = follow(canvases, decision, counts_steps=counts_steps, certain=certain)
@@ -193,7 +197,7 @@ class CheckedSession:
         return proposal
 
     def _guess(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> tuple[Guess, Tensor]:
-        """The proposer's tokens, what the last marginals say of them, and how sure it is of each: by column, `b u`."""
+        """The proposer's tokens, what the last marginals say of them, and how sure it is of each (NaN: unknown): `b u`."""
         near = Window.of_rows(state, state.columns_behind([self.most] * len(state.rows)))
         size = max(end - t for t, end in zip(state.layout.frontier, state.layout.end, strict=True))
         # The row with the widest window may have left.
@@ -201,7 +205,7 @@ class CheckedSession:
         proposed = self.proposer.propose(state, near, marginals, pair, sampling)
         tokens, probs = checked_guesses(proposed, name_of(self.proposer, "propose"), near, pair)
         tokens = pad(tokens, (0, size - tokens.shape[1]), value=NO_GUESS)
-        probs = pad(probs, (0, size - probs.shape[1]), value=UNKNOWN)
+        probs = pad(probs, (0, size - probs.shape[1]), value=torch.nan)
         known = Window.of_rows(state, state.layout.end)
         is_known = known.within(known.gather(state.decided))
         tokens = torch.where(is_known, known.gather(state.tokens), tokens)
@@ -229,7 +233,7 @@ class CheckedSession:
             measure = pad(self.strategy.reference.measure(draft, part), rest)
         if self.strategy.certainty < 1:
             # A new row has no marginals; there the proposer's own probabilities say what will probably be certain.
-            expected = pad(marginals.probs(tokens[:, :width]), rest)
+            expected = pad(marginals.pooled(tokens[:, :width], probs[:, :width]), rest)
             certain = measured & (expected >= self.strategy.certainty) & self.expected[:, None]
             likely = torch.where(measured, expected, probs) >= self.strategy.certainty
         return Guess(tokens, measure, measured, certain, likely, self._ends(tokens, known, state, pair)), probs
@@ -245,7 +249,8 @@ class CheckedSession:
         if self.strategy.num_checked != "auto":
             return torch.full_like(state.steps, self.most)
         # k guesses commit one token and as many more as are right in a row: 1 + a_1 + a_1 a_2 + …
-        right = (1 - (1 - probs[:, : self.most]) * (self.misses[:, :1] / self.misses[:, 1:])).clamp(0, 1)
+        probs = probs[:, : self.most].nan_to_num(_UNKNOWN)
+        right = (1 - (1 - probs) * (self.misses[:, :1] / self.misses[:, 1:])).clamp(0, 1)
         tokens = 1 + pad(right.cumprod(1).cumsum(1), (1, 0))
         columns = to_device(window.ends, probs.device)[:, None] - state.padding[:, None]
         drafted = 1 + pad((~guess.likely[:, : self.most]).cumsum(1), (1, 0)) * self.strategy.breadth
@@ -263,7 +268,7 @@ class CheckedSession:
         right = way.steps - 1
         met = (right < canvases.exists[:, : canvases.certain.shape[1] + 1].sum(1) - 1).float()
         checked = torch.arange(probs.shape[1], device=probs.device) < (right + met)[:, None]
-        expected = ((1 - probs) * checked).sum(1)
+        expected = ((1 - probs.nan_to_num(_UNKNOWN)) * checked).sum(1)
         self.misses = 1 - _MEMORY + _MEMORY * self.misses + torch.stack([met, expected], 1)
 
     def _columns_near(self, state: DecodeState) -> int:
@@ -345,7 +350,9 @@ class CheckedSession:
 
         def probs(of: Marginals) -> Tensor:
             return of.probs(
-                canvases.guessed_at(of.columns) if of is marginals else canvases.tokens[:, : of.tokens.shape[1]]
+                canvases.of_rows(canvases.tokens, of.columns)
+                if of is marginals
+                else canvases.tokens[:, : of.tokens.shape[1]]
             )[..., None]
 
         def logits(of: Marginals) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from apd.config import check_count, check_fraction
 from apd.decoding.pair import ModelPair
-from apd.decoding.probability import gather_tokens, log_normalise, mix
+from apd.decoding.probability import log_normalise, mix
 from apd.decoding.protocols import RowMemory
 from apd.decoding.returned import check_returned
 from apd.decoding.sampling import Sampling
@@ -24,8 +24,12 @@ from apd.decoding.window import Window
 #: What stands for "no guess" among guessed tokens.
 NO_GUESS = -1
 
-#: The probability of a guess whose proposer gives none.
-UNKNOWN = 0.5
+#: A proposer's probabilities count as at most this in `Marginals.pooled`: where the drafter all but excludes a token, a
+#: proposer that is sure of it is not to be believed.
+_MOST_BELIEVED = 0.999
+
+#: Probabilities this close to 0 or 1 count alike, so that odds are finite.
+_TINY = 1e-7
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,22 @@ class Marginals:
         probs = log_normalise(self.logits).gather(-1, tokens.clamp(min=0)[..., None]).squeeze(-1).exp()
         return probs.masked_fill(~self.known | (tokens < 0), 0.0)
 
+    def pooled(self, tokens: Tensor, probs: Tensor) -> Tensor:
+        """The probability that the drafter will draw these tokens, from p_D and from what their proposer says of them.
+
+        Its log-odds are the mean of both log-odds. p_D was read before the tokens between were known; the proposer has read
+        them, and knows the noise.
+
+        Args:
+            tokens: `b k` int64.
+            probs: `b k` float32, the proposer's; NaN where it gives none, which leaves p_D.
+        Returns:
+            `b k` float32.
+        """
+        own = torch.logit(self.probs(tokens), _TINY)
+        other = torch.logit(probs.clamp(max=_MOST_BELIEVED), _TINY)
+        return torch.where(other.isnan(), own, (own + other) / 2).sigmoid()
+
     def select(self, rows: Tensor) -> Marginals:
         """The rows at these indices, `n` int64."""
         return Marginals(*(each.index_select(0, rows) for each in self))
@@ -71,8 +91,8 @@ class Proposed(NamedTuple):
 
     Attributes:
         tokens: `b k` int64, `NO_GUESS` where there is no guess.
-        probs: `b k` float32, an estimate of the probability that the drafter draws the token; `None`: unknown. It only
-            decides how many guesses are worth a canvas (`num_checked="auto"`).
+        probs: `b k` float32, an estimate of the probability that the drafter draws the token, NaN where there is none;
+            `None`: nowhere. It decides which guesses are worth a canvas (`num_checked="auto"`, `certainty`).
     """
 
     tokens: Tensor
@@ -104,7 +124,7 @@ class ProposerSession(RowMemory, Protocol):
 
 
 def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: ModelPair) -> tuple[Tensor, Tensor]:
-    """A proposer's tokens and probabilities, `b k` each. Ids that cannot be drawn are no guess.
+    """A proposer's tokens and probabilities, `b k` each, NaN where there are none. Ids that cannot be drawn are no guess.
 
     Args:
         proposed: what it returned; a bare tensor is tokens.
@@ -120,7 +140,7 @@ def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: 
     rows, width = window.columns.shape
     check_returned(tokens, by, (rows, None), torch.int64)
     if probs is None:
-        probs = torch.full(tokens.shape, UNKNOWN, device=tokens.device)
+        probs = torch.full(tokens.shape, torch.nan, device=tokens.device)
     check_returned(probs, f"{by}().probs", tuple(tokens.shape), torch.float32)
     tokens, probs = tokens[:, :width], probs[:, :width]
     can_be_drawn = (tokens >= 0) & (tokens < pair.support.vocab_size) & (tokens != pair.mask_token_id)
@@ -183,7 +203,8 @@ class Mixture:
     """Draws from p_D^R · p_AR^(1−R), token by token, with the row's keyed noise.
 
     p_D are the marginals of the drafter's last pass, p_AR is the verifier's distribution given the tokens before. Before
-    the first pass p_AR proposes alone.
+    the first pass p_AR proposes alone. The probability of a guess is σ(margin), with the margin of its noised score (see
+    `Sampling.margin`): what decides under noise is not how likely a token is, but how far it is ahead.
 
     Args:
         mixture_weight: R in [0, 1]. 0 is the verifier alone; 1 is the drafter's own marginals and needs no verifier.
@@ -231,7 +252,10 @@ class MixtureSession:
                 return Proposed(torch.full_like(window.columns, NO_GUESS))
             near = marginals.first(window.columns.shape[1])
             tokens = near.tokens.masked_fill(~near.known, NO_GUESS)
-            return Proposed(tokens, near.probs(tokens))
+            if sampling.redraw:  # the noise of later steps is another one
+                return Proposed(tokens, near.probs(tokens))
+            noise = sampling.noise(state, window.part(slice(0, tokens.shape[1])))
+            return Proposed(tokens, sampling.margin(near.logits, near.tokens, noise).sigmoid())
         stops = pair.support.processing.stop_token_ids
         undecided = window.within(~window.gather(state.decided))
         tokens = torch.where(window.inside, window.gather(state.tokens), NO_GUESS)
@@ -260,7 +284,7 @@ class MixtureSession:
         pair: ModelPair,
         sampling: Sampling,
     ) -> tuple[Tensor, Tensor]:
-        """The tokens at position j, given those before it, and their untempered probabilities: `b` each."""
+        """The tokens at position j, given those before it, and their probabilities: `b` each."""
         here, single = _behind(state, window, tokens[:, :j], pair.support.vocab_size)
         noise = sampling.noise(here, single)
 
@@ -274,7 +298,7 @@ class MixtureSession:
             usable = marginals.known[:, j : j + 1] & mixture.amax(-1).isfinite()
             logits = torch.where(usable[..., None], mixture, logits)
         drawn = sampling.sample(sampling.warp(logits), noise).tokens
-        return drawn[:, 0], gather_tokens(log_normalise(logits), drawn).exp()[:, 0]
+        return drawn[:, 0], sampling.margin(logits, drawn, noise).sigmoid()[:, 0]
 
     def _verified(self, state: DecodeState, single: Window, pair: ModelPair) -> Tensor:
         """The verifier's raw logits at `single`, after a pass from the first column whose keys may be of a wrong guess."""
