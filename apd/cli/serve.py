@@ -16,9 +16,10 @@ import torch
 from apd.cli.answers import load
 from apd.cli.options import UsageError, check_usage, config_of, sampling_of
 from apd.cli.settings import set_up
+from apd.extras import install
 from apd.sampler import APDSampler
 
-EXTRA = 'The server needs packages that are not installed, {missing} among them: pip install "apd-decoding[serve]".'
+EXTRA = "The server needs packages that are not installed, {missing} among them: {command}."
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,7 +45,7 @@ def _settings(arguments: argparse.Namespace) -> Any:
     try:
         from apd.serve.settings import ServeSettings
     except ImportError as error:
-        raise ImportError(EXTRA.format(missing=error.name)) from error
+        raise ImportError(EXTRA.format(missing=error.name, command=install("serve"))) from error
     for name, least in (("max_queue", 0), ("max_body", 1), ("max_length", 2), ("port", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -97,7 +98,7 @@ def _serve(sampler: APDSampler, settings: Any, arguments: argparse.Namespace) ->
 
         from apd.serve.app import make_app
     except ImportError as error:
-        raise ImportError(EXTRA.format(missing=error.name)) from error
+        raise ImportError(EXTRA.format(missing=error.name, command=install("serve"))) from error
 
     app = make_app(sampler, settings)
 

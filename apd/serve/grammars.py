@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from apd.extras import install
 from apd.serve.errors import APIError, refused
 from apd.serve.schemas import ResponseFormat
 from apd.serve.spelling import Spelling
@@ -66,7 +67,7 @@ class Grammars:
             from llguidance import LLMatcher
         except ImportError:
             raise refused(
-                f'`{_PARAM}` needs a package that this server lacks: pip install "apd-decoding[grammar]".',
+                f"`{_PARAM}` needs a package that this server lacks: {install('grammar')}.",
                 _PARAM,
                 "unsupported_parameter",
             ) from None
