@@ -18,6 +18,7 @@ from apd.cli.options import UsageError, check_usage, config_of, sampling_of
 from apd.cli.settings import set_up
 from apd.extras import install
 from apd.sampler import APDSampler
+from apd.serve.settings import ServeSettings
 
 EXTRA = "The server needs packages that are not installed, {missing} among them: {command}."
 
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = config_of(arguments)
     check_usage(arguments)
     settings = _settings(arguments)
+    _check_extra()
     set_up(embedded=arguments.drafter is None)
     if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():
         arguments.device_map = "cuda"
@@ -41,11 +43,17 @@ def run(arguments: argparse.Namespace) -> None:
     _serve(sampler, settings, arguments)
 
 
-def _settings(arguments: argparse.Namespace) -> Any:
+def _check_extra() -> None:
+    """Refuse to load weights that could not be served."""
     try:
-        from apd.serve.settings import ServeSettings
+        import uvicorn  # noqa: F401
+
+        import apd.serve.app  # noqa: F401
     except ImportError as error:
         raise ImportError(EXTRA.format(missing=error.name, command=install("serve"))) from error
+
+
+def _settings(arguments: argparse.Namespace) -> ServeSettings:
     for name, least in (("max_queue", 0), ("max_body", 1), ("max_length", 2), ("port", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -92,13 +100,10 @@ def _template(path: Path) -> str:
         raise UsageError(f"--chat-template must be a file of text in UTF-8, got {path}: {error}.") from None
 
 
-def _serve(sampler: APDSampler, settings: Any, arguments: argparse.Namespace) -> None:
-    try:
-        import uvicorn
+def _serve(sampler: APDSampler, settings: ServeSettings, arguments: argparse.Namespace) -> None:
+    import uvicorn
 
-        from apd.serve.app import make_app
-    except ImportError as error:
-        raise ImportError(EXTRA.format(missing=error.name, command=install("serve"))) from error
+    from apd.serve.app import make_app
 
     app = make_app(sampler, settings)
 

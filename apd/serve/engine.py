@@ -287,7 +287,8 @@ class Engine:
             if (place := self.places.get(progress.row)) is not None:
                 events.setdefault(place.job, []).append(Stepped(place.choice, progress))
         for answer in stepped.ended:
-            place = self.places[answer.index]
+            if (place := self.places.get(answer.index)) is None:  # its job has failed in this step
+                continue
             try:
                 if (constraint := self.constraints.get(answer.index)) is not None:
                     constraint.check(answer.tokens)

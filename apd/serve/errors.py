@@ -33,7 +33,8 @@ class APIError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         kind = {429: "rate_limit_error"}.get(self.status, SERVER if self.status >= 500 else INVALID)
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        message = self.message.encode("utf-8", "replace").decode()  # it may quote half a surrogate pair of the request
+        return {"error": {"message": message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, self.status, headers=self.headers)

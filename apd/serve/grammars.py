@@ -25,6 +25,11 @@ answer: %json {schema}
 """
 
 
+#: A space, or an indented line; without an end, a weak model may write spaces until its limit.
+_WHITESPACE = r" |\n {0,8}"
+_OPTIONS = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
+
+
 class Grammars:
     """Makes the constraints of `response_format` for one tokenizer.
 
@@ -72,7 +77,7 @@ class Grammars:
                 "unsupported_parameter",
             ) from None
         tokenizer = self._tokenizer(tuple(stop_ids))
-        grammar = LLMatcher.grammar_from_lark(_GRAMMAR.format(schema=json.dumps(schema)))
+        grammar = LLMatcher.grammar_from_lark(_GRAMMAR.format(schema=json.dumps(schema | _OPTIONS)))
         matcher = LLMatcher(tokenizer, grammar, log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().splitlines()[0]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Body(BaseModel):
     """A JSON object without unknown fields; nothing is converted, text to numbers least of all."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Body):

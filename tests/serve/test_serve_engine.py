@@ -14,6 +14,7 @@ from poisoned import Poisoned
 from serving import ANSWER, PROMPT, Served, error_of
 
 from apd import EXAMPLE_PROMPTS, APDSampler
+from apd.cli import main
 
 TEXT = "/v1/completions"
 #: Hundreds of steps, unless somebody ends it.
@@ -112,3 +113,20 @@ def test_keys_bodies_routes_and_draining(sampler: APDSampler) -> None:
         turned_away = server.post(TEXT, {"prompt": PROMPT}, headers=key)
         assert error_of(turned_away)["status"] == 503 and turned_away.headers["connection"] == "close"
         assert "secret" not in repr(server.app.state.settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-queue", "-1"], "--max-queue must be at least 0"),
+        (["--max-batch-size", "0"], "--max-batch-size must be at least 1"),
+        (["--request-timeout", "0"], "--request-timeout must be above 0"),
+        (["--api-key-env", "APD_NO_SUCH_KEY"], "APD_NO_SUCH_KEY, which is not set"),
+        (["--temperature", "0.5"], "without --do-sample"),
+    ],
+)
+def test_options_are_refused_before_weights_are_read(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--drafter", "nowhere", "--verifier", "nowhere", *options]) == 2
+    assert message in capsys.readouterr().err
