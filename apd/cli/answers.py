@@ -10,10 +10,8 @@ from typing import Any
 import torch
 
 from apd.cli.options import LOADING, STANDARD, UsageError, sampling_of
-from apd.cli.report import say
 from apd.cli.results import Prompt
 from apd.config import APDConfig
-from apd.embedded.tasks import EXAMPLE_PROMPTS, is_known
 from apd.generation.many import Generated
 from apd.models.loading import load_tokenizer
 from apd.sampler import APDSampler
@@ -83,8 +81,6 @@ def decode(
             readable.append(prompt)
         else:
             on_error(prompt.index, ValueError(f"A prompt must have no hole, got {hole[0]!r}. Use `apd infill`."))
-    if arguments.drafter is None:
-        warn_of_unknown(prompt.asked for prompt in readable)
     prompts = readable
     return sampler.generate_many(
         [_as_chat(prompt.asked) if arguments.chat else prompt.asked for prompt in prompts],
@@ -97,17 +93,6 @@ def decode(
         num_return_sequences=arguments.num_return_sequences,
         **sampling(arguments),
     )
-
-
-def warn_of_unknown(prompts: Any) -> None:
-    """Say so if a prompt is none of those that the included pair was trained on: its answer would look like a fault."""
-    unknown = sum(isinstance(prompt, str) and not is_known(prompt) for prompt in prompts)
-    if unknown:
-        such = "This prompt is none" if unknown == 1 else f"{unknown} prompts are none"
-        say(
-            f"apd: note: {such} of those that the included pair knows: eleven list tasks in fixed wordings, with 3 to 6 of 44 "
-            f"names. The answer will be noise. For example: {EXAMPLE_PROMPTS[1]}"
-        )
 
 
 def _as_chat(asked: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from apd.cli.answers import load, sampling, warn_of_unknown
+from apd.cli.answers import load, sampling
 from apd.cli.generate import processes_of
 from apd.cli.options import UsageError, check_usage, config_of
 from apd.cli.report import say
@@ -128,7 +128,7 @@ class Chat:
         else:
             say("Every line is a prompt of its own: there is no chat template. /help lists the commands, Ctrl-D ends.")
         if self.arguments.drafter is None:
-            say(f"The included pair knows eleven list tasks. For example: {EXAMPLE_PROMPTS[1]}")
+            say(f"The included pair knows ten list tasks and sums told as stories. For example: {EXAMPLE_PROMPTS[1]}")
 
     def take(self, line: str) -> bool:
         """Obey a command or answer a message; a mistake is one sentence. Returns whether to go on."""
@@ -150,8 +150,6 @@ class Chat:
         """Decode an answer and show it as it grows; when it is stopped, the part that there is counts."""
         asked = {"role": "user", "content": message}
         prompt: Any = [*self.messages, asked] if self.has_template else message
-        if self.arguments.drafter is None:
-            warn_of_unknown([prompt])
         ids = encode(prompt, self.sampler.tokenizer)
         shown = Shown(self.sampler.tokenizer, self.arguments.color if self.arguments.show_steps else None)
         start, output = time.perf_counter(), None

@@ -11,7 +11,6 @@ Prompts and answers have a closed vocabulary, so a word-level tokenizer reproduc
     True
 """
 
-import functools
 import random
 import re
 import zlib
@@ -246,32 +245,3 @@ EXAMPLES: list[Instance] = [
     *instances(ARITHMETIC, 3, seed=2)[1:],
 ]
 EXAMPLE_PROMPTS: list[str] = [example.prompt for example in EXAMPLES]
-
-
-def is_known(prompt: str) -> bool:
-    """Whether a prompt has one of the wordings that the included pair was trained on, with lists of 3 to 6 known names."""
-    return any(pattern.fullmatch(prompt.strip()) for pattern in _known_prompts())
-
-
-@functools.cache
-def _known_prompts() -> tuple[re.Pattern[str], ...]:
-    name, number = f"(?:{'|'.join(NAMES)})", r"\d{1,2}"
-    shortest, longest = min(_PEOPLE) - 1, max(_PEOPLE) - 1
-    forms = {
-        "{list}": rf'\["{name}"(?:, "{name}"){{{shortest},{longest}}}\]',
-        "{new}": name,
-        "{who}": name,
-        "{things}": f"(?:{'|'.join(_THINGS)})",
-        **dict.fromkeys(("{place}", "{start}", "{n}"), number),
-    }
-
-    def pattern(wording: str) -> str:
-        parts = re.split(r"(\{\w+\})", wording)
-        return "".join(forms.get(part, re.escape(part)) for part in parts)
-
-    lists = [pattern(wording) for wordings in _WORDINGS.values() for wording in wordings]
-    stories = [
-        f"{pattern(opening)}(?:{'|'.join(map(pattern, (*more, *less)))})+{pattern(end)}"
-        for opening, more, less, end in _STORIES
-    ]
-    return tuple(re.compile(each) for each in lists + stories)

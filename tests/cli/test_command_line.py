@@ -21,7 +21,7 @@ from apd.cli.demo import Comparison, Run, table
 from apd.cli.report import say
 from apd.cli.stream import Shown
 from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import EXAMPLES, TASKS, instances, is_known
+from apd.embedded.tasks import EXAMPLES
 from apd.show.terminal import console
 
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -262,17 +262,6 @@ def test_a_prompt_comes_through_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(sys, "stdin", io.StringIO(EXAMPLE_PROMPTS[1]))
     assert main(["generate", "--prompt", "-"]) == 0
     assert capsys.readouterr().out == '["Max", "Dora", "Carl"]\n'
-
-
-def test_what_the_included_pair_knows() -> None:
-    assert all(is_known(each.prompt) for task in TASKS for each in instances(task, 40, seed=3, split="train"))
-    strange = ["Hello", 'Reverse this list: ["Mia", "Leo"].', 'Reverse this list: ["Mia", "Leo", "Ann"].']
-    assert not any(map(is_known, strange))
-
-
-def test_a_prompt_that_the_included_pair_does_not_know_is_noted(capsys: pytest.CaptureFixture) -> None:
-    assert main(["generate", "--prompt", 'Reverse this list: ["Mia", "Leo"].']) == 0
-    assert "none of those that the included pair knows" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- conversations
