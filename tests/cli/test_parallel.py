@@ -254,7 +254,7 @@ def test_a_single_prompt_takes_a_single_process(
     def two(arguments: object) -> Iterator[object]:
         yield type("State", (), {"num_processes": 2})
 
-    monkeypatch.setattr("apd.cli.generate._processes", two)
+    monkeypatch.setattr("apd.cli.generate.processes_of", two)
     assert main(["generate", "--prompt", "a"]) == 2
     assert "--prompt takes one process, got 2" in capsys.readouterr().err
 
