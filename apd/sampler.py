@@ -425,7 +425,7 @@ class APDSampler:
         Raises:
             TypeError: a model is no transformers model.
         """
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and options.get("backend") not in ("eager", "aot_eager"):  # they compile nothing
             warn(
                 "`compile()` is made for GPUs. On a CPU the first step of every new batch size waits for the compiler, tens of "
                 "seconds on the included pair, and later steps launch no kernels that compiling could save. Measure before you "

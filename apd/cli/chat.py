@@ -128,7 +128,7 @@ class Chat:
         else:
             say("Every line is a prompt of its own: there is no chat template. /help lists the commands, Ctrl-D ends.")
         if self.arguments.drafter is None:
-            say(f"The included pair knows eleven list tasks. For example: {EXAMPLE_PROMPTS[1]}")
+            say(f"The included pair knows ten list tasks and sums told as stories. For example: {EXAMPLE_PROMPTS[1]}")
 
     def take(self, line: str) -> bool:
         """Obey a command or answer a message; a mistake is one sentence. Returns whether to go on."""

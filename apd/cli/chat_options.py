@@ -15,8 +15,7 @@ a pipe, too: answers go to standard output, everything else to standard error.
 Lines that begin with / are commands: /R 0.5, /tau, /window and every other knob by letter or name, /strategy,
 /temperature, /max-new-tokens, /seed, /system, /reset, /save, /help. Without a value a command says what is set.
 
-Without a chat template, as with the included pair, every line is a prompt of its own. The included pair knows
-eleven list tasks; /help has an example."""
+Without a chat template, as with the included pair, every line is a prompt of its own."""
 
 
 def add_chat(commands: Any, formatter: Any) -> argparse.ArgumentParser:

@@ -29,8 +29,8 @@ _NOT_IN_FINGERPRINT = ("run", "prompt", "text", "input", "output", "batch_size",
 _DESCRIPTION = """\
 Answer one prompt, or every line of a file.
 
-The included pair knows eleven list tasks in the wordings of `apd.EXAMPLE_PROMPTS`, with 3 to 6
-of 44 names; everything else is noise to it.
+The included pair knows ten list tasks over 3 to 6 of 44 first names, and sums told as stories, in the
+wordings of `apd.EXAMPLE_PROMPTS`; to anything else its answer is noise.
 
 --input holds one {"prompt": "..."} or {"messages": [...]} per line; messages go through the chat
 template. --output gets one line per prompt, in the order of the input: index (of the input's

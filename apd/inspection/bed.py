@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class Trial:
     part: str
     findings: list[Finding] = field(default_factory=list)
     doing: str = "contract"
+    since: float = field(default_factory=time.monotonic)
     is_over: bool = False
 
     def law(self, name: str, expected: str, holds: Callable[[], Any], *, needed: bool = False) -> bool:
@@ -114,7 +116,7 @@ class Trial:
         """
         if self.is_over:
             return False
-        self.doing = name
+        self.doing, self.since = name, time.monotonic()
         try:
             found = holds()
         except Exception as error:  # code of the caller raises anything
@@ -134,7 +136,7 @@ def sentence(error: Exception) -> str:
 
 
 def run(trial: Trial, laws: Callable[[Trial], None], seconds: float) -> Iterator[Finding]:
-    """The findings of some laws, of those that came back within so many seconds."""
+    """The findings of some laws, up to one that does not come back within so many seconds."""
     failed: list[BaseException] = []
 
     def work() -> None:
@@ -146,7 +148,8 @@ def run(trial: Trial, laws: Callable[[Trial], None], seconds: float) -> Iterator
     # A daemon: code that never comes back can only be left behind.
     worker = threading.Thread(target=work, name=f"check of {trial.part}", daemon=True)
     worker.start()
-    worker.join(seconds)
+    while worker.is_alive() and (left := trial.since + seconds - time.monotonic()) > 0:
+        worker.join(left)
     if failed:
         raise failed[0]
     found = list(trial.findings)
@@ -164,18 +167,23 @@ def run(trial: Trial, laws: Callable[[Trial], None], seconds: float) -> Iterator
     yield from found
 
 
-def equal(name: str, found: Tensor, expected: Tensor, where: str, tolerance: float = 1e-3) -> None:
+def equal(name: str, found: Tensor, expected: Tensor, where: str, remedy: str, *, tolerance: float = 1e-3) -> None:
     """Refuse logits, `… v` each up to a constant, that differ by more than `tolerance` of the largest finite one.
 
+    Args:
+        name: what gave them.
+        where: in which case they differ.
+        remedy: sentences that end the message.
+
     Raises:
-        Broken: the message begins with `name` and `where`.
+        Broken: they differ.
     """
     both = torch.stack([found.double(), expected.double()])
     if both.shape[-1] > 1:
         both = both.log_softmax(-1)
     finite = both.isfinite().all(0)
     scale = float(both[:, finite].abs().max()) if finite.any() else 1.0
-    differs = (both.isneginf()[0] != both.isneginf()[1]).any()
+    differs = bool((both[0].isneginf() != both[1].isneginf()).any())
     worst = float((both[0] - both[1])[finite].abs().max()) if finite.any() else 0.0
     if differs or worst > tolerance * max(scale, 1e-30):
-        raise Broken(f"`{name}` gives other logits {where}: they differ by up to {worst:.2g}.")
+        raise Broken(f"`{name}` gives other logits {where}; they differ by up to {worst:.2g}. {remedy}")

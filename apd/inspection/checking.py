@@ -67,7 +67,7 @@ def check(
             template.
         revision, verifier_revision: with which models of the hub were loaded, to find their files in the cache.
         new_tokens: of a part: tokens of a row, for a model that gives probabilities of complete answers of one length only.
-        seconds: of a part: how long its laws may take together. One that does not come back is a problem.
+        seconds: of a part: how long each of its laws may take. One that does not come back is a problem.
 
     Returns:
         A report to print. `report.problems` is empty if nothing is wrong.

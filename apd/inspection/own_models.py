@@ -57,7 +57,8 @@ def drafter_laws(trial: Trial, drafter: Any, new_tokens: int) -> None:
         def cached() -> None:
             session = drafter.open_cached(state, state.width, None)
             found = _read(session.logits(state, window), by, window, drafter.vocab_size)
-            equal(f"{trial.part}.open_cached", found, logits(state, window), "with a KV window as long as the row")
+            where = "with a KV window as long as the row than without a cache"
+            equal(f"{trial.part}.open_cached", found, logits(state, window), where, "Such a window is exact.")
 
         trial.law("wide KV window", "as without a cache", cached)
     sampler = APDSampler(drafter, mixture_weight=1.0)
@@ -104,7 +105,8 @@ def verifier_laws(trial: Trial, verifier: Any, new_tokens: int) -> None:
         other[:, at:] = (other[:, at:] + 1) % verifier.vocab_size
         seen = at + (0 if scores else 1)  # the scores of the changed tokens themselves change
         before, after = read(state, window, draft)[:, :seen], read(state, window, other)[:, :seen]
-        equal(by, after, before, "where drafted tokens behind a position change. It must read only what is before it")
+        where = "where drafted tokens at or behind a position change"
+        equal(by, after, before, where, "It must read only what is before the token that it predicts.")
 
     trial.law("causal", "reads what is before", causal)
     if not scores:
@@ -178,8 +180,9 @@ def _shared_laws(
             by,
             logits(state, window),
             kept[0],
-            "when it is asked again. It must be a function of the rows: no `torch.rand`",
-            0,
+            "when it is asked again",
+            "They must be a function of the rows: no `torch.rand`.",
+            tolerance=0.0,
         )
 
     trial.law("same twice", "equal", repeatable, needed=True)
@@ -190,7 +193,8 @@ def _shared_laws(
             by,
             logits(state, window),
             kept[0],
-            "after the caller wrote to the result. Return a new tensor, not one that you keep",
+            "after the caller wrote to the result",
+            "Return a new tensor, not one that you keep.",
         )
 
     trial.law("own result", "may be written to", own)
@@ -202,8 +206,8 @@ def _shared_laws(
             width = alone.columns.shape[1]
             equal(
                 by, kept[0][row : row + 1, :width], logits(single, alone),
-                f"for row {row} of a padded batch than for this row alone. Compute along positions and ids, never along rows, and "
-                "leave out the padding",
+                f"for row {row} of a padded batch than for this row alone",
+                "Compute along positions and ids, never along rows, and leave out the padding.",
             )  # fmt: skip
 
     trial.law("batch = single", "equal", apart)
@@ -240,7 +244,11 @@ def _canvases(
     session = drafter.open(state)
     found = _read(session.canvas_logits(canvases, window, rows), f"{part}.canvas_logits", window, drafter.vocab_size)
     expected = _read(drafter.open(canvases).logits(canvases, window), by, window, drafter.vocab_size)
-    equal(f"{part}.canvas_logits", found[window.inside], expected[window.inside], "than `logits` of these canvases")
+    where, remedy = (
+        "than `logits` of these canvases",
+        "Where nothing is remembered, `return self.logits(state, window)`.",
+    )
+    equal(f"{part}.canvas_logits", found[window.inside], expected[window.inside], where, remedy)
 
 
 def _stop(vocab_size: int, mask: int) -> int:

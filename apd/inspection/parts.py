@@ -18,8 +18,8 @@ from apd.inspection.report import Finding, Report
 from apd.models.spec import ModelSpec
 from apd.sampler import APDSampler
 
-#: Seconds within which the laws of a part must come back.
-SECONDS = 10.0
+#: Seconds within which each law of a part must come back.
+SECONDS = 8.0
 
 
 def part_report(part: Any, *, new_tokens: int | None, seconds: float, kind: str | None = None) -> Report:

@@ -158,7 +158,7 @@ def test_a_missing_tokenizer_is_named_before_weights_are_read(
 
 
 def test_an_unknown_strategy_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`strategy` must be one of"):
+    with pytest.raises(ValueError, match=r"`strategy` must be a known name, got .cheked.\. Did you mean `checked`"):
         APDSampler.from_pretrained(str(tmp_path), strategy="cheked")
     with pytest.raises(ValueError, match="`mixture_weight` has no effect beside `strategy`"):
         APDSampler.from_pretrained(str(tmp_path), strategy="checked", mixture_weight=0.3)

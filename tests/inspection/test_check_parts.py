@@ -278,15 +278,15 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "narrow logits": (Narrow, "`Narrow.logits` must return a logit for each of its 10 ids (`vocab_size`), got 9."),
     "wide logits": (Wide, "`Wide.logits` must return a logit for each of its 10 ids (`vocab_size`), got 11."),
     "a column too few": (OneTooFew, "`OneTooFew.logits` must return a tensor of shape [4, 8, any], got [4, 7, 10]."),
-    "random logits": (Moody, "`Moody.logits` gives other logits when it is asked again."),
+    "random logits": (Moody, "`Moody.logits` gives other logits when it is asked again;"),
     "rows entangled": (
         Entangled,
-        "`Entangled.logits` gives other logits for row 0 of a padded batch than for this row alone.",
+        "`Entangled.logits` gives other logits for row 0 of a padded batch than for this row alone;",
     ),
     "NaN": (Nan, "`Nan.logits` must return numbers, got NaN or +∞ inside the window."),
     "kept tensors": (
         Keeping,
-        "`Keeping.logits` gives other logits after the caller wrote to the result. Return a new tensor",
+        "`Keeping.logits` gives other logits after the caller wrote to the result;",
     ),
     "state written to": (Writing, "`Writing.logits` writes to `state.tokens`. Clone what you change"),
     "rows not followed": (
@@ -296,7 +296,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "another signature": (Asking, "TypeError: Asking.logits() takes 2 positional arguments but 3 were given"),
     "a verifier that peeks": (
         Verifier,
-        "`Verifier.logits` gives other logits where drafted tokens behind a position change.",
+        "`Verifier.logits` gives other logits where drafted tokens at or behind a position change;",
     ),
     "nothing chosen": (
         lambda: Choosing(lambda measure, candidate: candidate & False),
