@@ -70,7 +70,7 @@ def samplers(drafter: str) -> dict[Name, APDSampler]:
     if not isinstance(model, MaskedDiffusionDrafter) or model.attention.kind != "block":
         raise ValueError(
             f"`--drafter` must be a block-causal drafter, got {drafter!r}. "
-            "`python examples/train_pair.py --attention block` trains one."
+            "`python examples/train_pair.py --attention block` trains one, pair/block_drafter."
         )
     bare = MaskedDiffusionDrafter(
         model.model,

@@ -7,10 +7,11 @@ the old tokens that spell it. docs/verifiers.md has the call for LLaDA.
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from apd import APDSampler, load_drafter
 from apd.embedded import DRAFTER_DIR, tasks
+from apd.models.loading import load_tokenizer
 
 
 def small(tokenizer):
@@ -20,17 +21,17 @@ def small(tokenizer):
 
 def transplanted(path, tokenizer):
     """A trained causal LM, its embeddings exchanged for those of another vocabulary."""
-    model, old = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+    model, old = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), load_tokenizer(path)
     spelled = [old(tokenizer.decode([i]), add_special_tokens=False).input_ids or [0] for i in range(len(tokenizer))]
-    layers = {model.get_input_embeddings(), model.get_output_embeddings()}
-    tables = [torch.stack([layer.weight.data[ids].mean(0) for ids in spelled]) for layer in layers]
+    layers = model.get_input_embeddings, model.get_output_embeddings
+    tables = [torch.stack([layer().weight.data[ids].mean(0) for ids in spelled]) for layer in layers]
     model.resize_token_embeddings(len(tokenizer))
     for layer, table in zip(layers, tables, strict=True):
-        layer.weight.data[: len(table)] = table
+        layer().weight.data.copy_(table)
     return model
 
 
-def make(drafter, tokenizer, prompts, start=None, epochs=20, rows=16, new_tokens=32):
+def make(drafter, tokenizer, prompts, start=None, epochs=40, rows=16, new_tokens=32):
     """A causal LM, trained on prompts with the drafter's own greedy answers."""
     alone = APDSampler(drafter, tokenizer=tokenizer, strategy="left-to-right:1")
     eos = tokenizer.eos_token_id
@@ -52,13 +53,12 @@ def make(drafter, tokenizer, prompts, start=None, epochs=20, rows=16, new_tokens
 if __name__ == "__main__":
     torch.manual_seed(0)
     drafter, tokenizer = load_drafter(DRAFTER_DIR), APDSampler.from_embedded().tokenizer
-    prompts, test = (
-        [each.prompt for each in tasks.instances("copy", n, 0, split)] for n, split in ((80, "train"), (8, "test"))
-    )
-    for name, verifier in {"untrained": small(tokenizer).eval(), "made": make(drafter, tokenizer, prompts)}.items():
-        found = list(APDSampler(drafter, verifier, tokenizer).generate_many(test, max_new_tokens=32))
-        tokens, forwards = (
-            sum(len(answer.tokens) for answer in found),
-            sum(answer.drafter_forwards for answer in found),
+    train, test = (tasks.instances("insert_random", n, 0, split) for n, split in ((200, "train"), (40, "test")))
+    made = make(drafter, tokenizer, [each.prompt for each in train])
+    for name, verifier in {"untrained": small(tokenizer).eval(), "made": made}.items():
+        found = list(
+            APDSampler(drafter, verifier, tokenizer).generate_many([x.prompt for x in test], max_new_tokens=32)
         )
-        print(f"{name}: {tokens / forwards:.1f} tokens per drafter forward")
+        speed = sum(len(answer.tokens) for answer in found) / sum(answer.drafter_forwards for answer in found)
+        right = sum(tasks.is_right(x, answer.text) for x, answer in zip(test, found, strict=True))
+        print(f"{name}: {right} of {len(test)} right, {speed:.1f} tokens per drafter forward")

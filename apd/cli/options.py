@@ -210,7 +210,9 @@ def _add_files(what: argparse._ArgumentGroup) -> None:
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     """Add the options that name and load models."""
-    models = parser.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
+    models = parser.add_argument_group(
+        "models", "directories or hub names; without --drafter, the included pair, which knows list tasks and sums"
+    )
     models.add_argument(
         "--drafter",
         metavar="PATH",
@@ -288,7 +290,9 @@ def add_check(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
         metavar="FILE",
         help="try the weights on this plain text, best 500 tokens or more (default: ten built-in prompts)",
     )
-    models = check.add_argument_group("models", "directories or hub names; without --drafter, the included pair")
+    models = check.add_argument_group(
+        "models", "directories or hub names; without --drafter, the included pair, which knows list tasks and sums"
+    )
     models.add_argument("--drafter", metavar="PATH", help="masked-diffusion LM (Dream, LLaDA, SDAR, WeDLM, ...)")
     models.add_argument(
         "--verifier", metavar="PATH", help="causal LM; 'self': the drafter's own weights, read causally"

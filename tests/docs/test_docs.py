@@ -2,11 +2,13 @@
 
 import re
 import runpy
+import shlex
 
 import pytest
 from paths import ROOT
 
 import apd
+from apd.cli import main
 from apd.strategies.registry import parse
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -32,6 +34,32 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", PAGES[page])
     assert not [name for name in named if not (ROOT / name).exists()]
     assert not [link for link in links if not (folder / link).exists()]
+
+
+def test_the_page_for_who_comes_from_elsewhere_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGES["coming-from.md"], flags=re.MULTILINE | re.DOTALL)
+    namespace: dict[str, object] = {"__name__": "coming_from"}
+    for block in blocks:
+        exec(compile(block, "docs/coming-from.md", "exec"), namespace)
+    assert len(blocks) == 5 and '["Zoe", "Leo", "Mia"]' in capsys.readouterr().out
+
+
+def test_the_strategies_that_pages_name_exist() -> None:
+    named = re.findall(r'strategy="([^"…]+)"', PAGES["coming-from.md"])
+    assert len(named) > 8
+    for spec in named:
+        parse(re.sub(r"\b[KB]\b", "4", spec).replace("γ", "0.9").replace(":f", ":1"))
+
+
+def test_the_estimate_on_the_page_is_the_one_that_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command, printed = re.search(
+        r"```bash\n(apd estimate.*?)```\n\n```text\n(.*?)```", PAGES["cost.md"], re.DOTALL
+    ).groups()
+    assert main(shlex.split(command.replace("\\\n", " "))[1:]) == 0
+    assert capsys.readouterr().out == printed
 
 
 def test_every_skeleton_is_on_the_page_about_extending() -> None:

@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from paths import ROOT
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from apd import APDSampler, load_drafter, load_verifier
+from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.embedded.tasks import instances
+from apd.models.loading import load_tokenizer
 
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in ("train_pair.py", "antibody.py"))
 ANTIBODY = EXAMPLES / "4_antibody.ipynb"  # needs a package of 100 MB, so what it prints is stored with it
 NOTEBOOKS = sorted(path for path in EXAMPLES.glob("*.ipynb") if path != ANTIBODY)
+MOST_BYTES = 200_000  # of a notebook with its outputs
 SECONDS_PER_CELL = 180  # on a machine that does other things as well; alone, a whole notebook takes less than 60
 
 
@@ -98,6 +108,46 @@ def test_extend_family(capsys: pytest.CaptureFixture[str]) -> None:
     assert row[:3] == [1, 2, 3] and len(row) == 11 and all(0 <= token < 19 for token in row)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [None, str(VERIFIER_DIR)], ids=["from nothing", "from a trained model"])
+def test_a_verifier_is_made_of_the_drafters_own_answers(start: str | None) -> None:
+    """In miniature: its loss on them falls, and the pair decodes. From the included verifier the vocabulary is the same."""
+    script = runpy.run_path(str(EXAMPLES / "make_verifier.py"))
+    torch.manual_seed(0)
+    drafter, tokenizer = load_drafter(DRAFTER_DIR), load_tokenizer(DRAFTER_DIR)
+    prompts = [instance.prompt for instance in instances("copy", 8, seed=0, split="train")]
+    alone = APDSampler(drafter, tokenizer=tokenizer, strategy="left-to-right:1")
+    answers = list(alone.generate_many(prompts, max_new_tokens=16))
+    before = script["small"](tokenizer) if start is None else script["transplanted"](start, tokenizer)
+    after = script["make"](drafter, tokenizer, prompts, start, epochs=8, rows=4, new_tokens=16)
+    losses = [
+        sum(_loss(model, tokenizer, each) for each in zip(prompts, answers, strict=True)) for model in (before, after)
+    ]
+    assert losses[1] < 0.9 * losses[0]
+    [answer] = APDSampler(drafter, after, tokenizer).generate_many(prompts[:1], max_new_tokens=16)
+    assert answer.verifier_forwards
+
+
+def _loss(model: Any, tokenizer: Any, pair: Any) -> float:
+    ids = torch.tensor([tokenizer(pair[0]).input_ids + pair[1].tokens])
+    with torch.no_grad():
+        return float(model(input_ids=ids, labels=ids).loss)
+
+
+def test_an_exchanged_vocabulary_keeps_what_a_model_says() -> None:
+    """The included verifier, moved to its own vocabulary, is itself; moved to a smaller one, it has that size."""
+    transplanted = runpy.run_path(str(EXAMPLES / "make_verifier.py"))["transplanted"]
+    moved = transplanted(str(VERIFIER_DIR), load_tokenizer(DRAFTER_DIR))
+    model, ids = load_verifier(VERIFIER_DIR).model, torch.arange(4, 30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(moved(input_ids=ids).logits, model(input_ids=ids).logits)
+    fewer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<unk>": 0, "Mia": 1, " Leo": 2}, "<unk>")))
+    moved = transplanted(str(VERIFIER_DIR), fewer)
+    table, names = model.get_input_embeddings().weight, load_tokenizer(DRAFTER_DIR)(["Mia", " Leo"]).input_ids
+    assert torch.equal(moved.get_input_embeddings().weight[1:], table[[ids[0] for ids in names]])
+    assert moved(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, 3)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_are_short_and_say_how_to_run_them(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
@@ -110,10 +160,17 @@ def read(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_stored_without_outputs_and_state_their_needs(path: Path) -> None:
+def test_notebooks_are_stored_with_light_outputs_of_their_code_and_state_their_needs(path: Path) -> None:
+    """Renewed by `python docs/renew.py notebooks`; on the web their outputs are all that is seen."""
     notebook = read(path)
     pytest.importorskip("nbformat").validate(notebook)
-    assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if "outputs" in cell)
+    renew = runpy.run_path(str(ROOT / "docs" / "renew.py"))
+    assert notebook.metadata["outputs_of"] == renew["sources"](notebook), "run: python docs/renew.py notebooks"
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert outputs and not [
+        output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"
+    ]
+    assert path.stat().st_size < MOST_BYTES
     first = notebook.cells[0].source
     assert first.startswith(f"# {path.name[0]} ")
     assert "**Needs**" in first and re.search(r"\*\*Takes\*\* about \d+ seconds", first)
@@ -180,3 +237,15 @@ def test_notebooks_run_in_a_kernel(path: Path, tmp_path: Path) -> None:
     client.execute(env={**os.environ, **environment})
     shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("text/html" in data or "image/png" in data for data in shown)
+    assert printed(notebook) == printed(read(path)), "out of date: python docs/renew.py notebooks"
+
+
+def printed(notebook: Any) -> str:
+    """What the cells print, numbers left out: their last digits may differ between versions of torch."""
+    texts = [
+        output.text
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream" and output.name == "stdout"
+    ]
+    return re.sub(r"[\d.]+", "#", "".join(texts))

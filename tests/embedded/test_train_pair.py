@@ -146,6 +146,18 @@ def test_lines_that_are_none_are_refused_by_number(text: str, message: str, trai
         own.read(path)
 
 
+def test_the_lines_of_the_documentation_are_lines(
+    training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training import own
+
+    page = (ROOT / "docs" / "own-pair.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    lines = own.read(tmp_path / "dates.jsonl")
+    assert len(lines) == 20000 and 1800 < sum(line.is_held_out for line in lines) < 2200  # 2000 ± 42 by a uniform hash
+
+
 def test_a_line_that_is_too_long_is_refused_by_number(training: Path) -> None:
     from training import own
 
