@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -173,7 +174,7 @@ def guess_canvases(
         state: the rows.
         guess: the tokens.
         depths: `b` int64, steps that are guessed in each row.
-        breadth: canvases per step.
+        breadth: see `Checked`.
     """
     columns = Window.of_rows(state, state.layout.end)
     base = ~columns.inside | columns.gather(state.decided)
@@ -239,6 +240,24 @@ def _prefixes(guess: Guess, base: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     return chain, exists
 
 
+class _Node(NamedTuple):
+    """A guessed canvas from which further ones are guessed.
+
+    Attributes:
+        decided: `b u` bool.
+        exists: `b` bool, rows in which it exists and has a mask left.
+        passed: `b u` bool, masks that were to come earlier and that it leaves out.
+        skipped: the number of steps that were to add them. Every further step passes over them.
+        left: what further steps may pass over in sum.
+    """
+
+    decided: Tensor
+    exists: Tensor
+    passed: Tensor
+    skipped: int
+    left: int
+
+
 def _simulated(
     reference: Unmasking,
     state: DecodeState,
@@ -254,36 +273,42 @@ def _simulated(
 
     Returns:
         The likeliest canvas after 0, 1, … steps, `b g u` bool; whether it exists, `b g` bool; and others beside them, each
-        with its mask `b u`, whether it exists, `b`, and its number of steps: those in which the masks that come next took
-        the place of those that come first, and those of the leftmost masks.
+        with its mask `b u`, whether it exists, `b`, and its number of steps: those whose steps pass over at most
+        `breadth` − 1 steps of the chain in sum, and those of the leftmost masks. With the masks of the chain numbered in
+        its order these are, after two steps, {1, 3} for a breadth of 2, and {2, 3} and {1, 4} besides for 3.
     """
     # Where nothing is measured yet, in the first step of a row, every guessed token is a candidate.
     usable = (guess.measured | ~guess.measured.any(1, keepdim=True)) & (guess.tokens != NO_GUESS)
-    here, exists = base, torch.ones_like(state.done)
-    chain, there, others = [here], [exists], []
+    chain, there, others = [base], [torch.ones_like(state.done)], []
+    nodes = [_Node(base, there[0], torch.zeros_like(base), 0, breadth - 1)]
     for step in range(depth):
-        canvas = dataclasses.replace(state, steps=state.steps + step).with_decided(
-            columns.write(guess.tokens, here & ~base, state.tokens), columns.write(here, columns.inside, state.decided)
-        )
-        window = pair.policy.window(canvas)
-        position = (window.columns - columns.columns[:, :1]).clamp(0, base.shape[1] - 1)
-        candidate = window.within((usable & ~here).gather(1, position))
-        measure = guess.measure.gather(1, position)
-        for rank in range(breadth):
-            chosen = reference.chosen(measure, candidate, canvas, window, sampling)
-            adds = columns.inside & window.write(chosen, window.inside, torch.zeros_like(state.decided)).gather(
-                1, columns.columns
+        behind: list[_Node] = []
+        for node in nodes:
+            canvas = dataclasses.replace(state, steps=state.steps + step).with_decided(
+                columns.write(guess.tokens, node.decided & ~base, state.tokens),
+                columns.write(node.decided, columns.inside, state.decided),
             )
-            after = here | adds
-            goes_on = exists & adds.any(1)
-            if rank == 0:
-                following, follows = after, goes_on
-            else:
-                others.append((after, goes_on, step + 1))
-            candidate = candidate & ~chosen
-        here, exists = following, follows & ~_is_done(following, guess)
-        chain.append(here)
-        there.append(follows)
+            window = pair.policy.window(canvas)
+            position = (window.columns - columns.columns[:, :1]).clamp(0, base.shape[1] - 1)
+            measure = guess.measure.gather(1, position)
+            passed, skipped = node.passed, node.skipped
+            while skipped <= node.left:
+                candidate = window.within((usable & ~node.decided & ~passed).gather(1, position))
+                chosen = reference.chosen(measure, candidate, canvas, window, sampling)
+                adds = columns.inside & window.write(chosen, window.inside, torch.zeros_like(state.decided)).gather(
+                    1, columns.columns
+                )
+                after, follows = node.decided | adds, node.exists & adds.any(1)
+                if not behind:
+                    chain.append(after)
+                    there.append(follows)
+                elif follows.any():
+                    others.append((after, follows, step + 1))
+                else:
+                    break
+                behind.append(_Node(after, follows & ~_is_done(after, guess), passed, skipped, node.left - skipped))
+                passed, skipped = passed | adds, skipped + 1
+        nodes = behind
     if breadth > 1:
         left, exists = base, torch.ones_like(state.done)
         for step in range(depth):

@@ -63,8 +63,9 @@ class Checked:
         certainty: c in [0, 1]. A guessed token is taken without a canvas of its own if it is at least this probable that
             the drafter draws it: by its last marginals and by the proposer, who knows the noise (`Marginals.pooled`). 1 is
             exact.
-        breadth: canvases per guessed step, at least 1: beside the likeliest one those in which the next-best masks were
-            committed in its place. Left to right has one only.
+        breadth: B, at least 1, for orders other than left to right. Above 1, canvases in which the likeliest steps come in
+            another order are drafted too: all in which a step comes at most B − 1 places early, summed over the steps, and
+            those of the leftmost masks. Up to 2, 4, 7, 12, … canvases per step.
         pass_columns: for `"auto"`, the fixed cost of a drafter pass, in columns. Reading all weights takes a GPU as long as
             computing about 128 columns; on a CPU, columns are all that counts.
 
@@ -253,7 +254,7 @@ class CheckedSession:
         right = (1 - (1 - probs) * (self.misses[:, :1] / self.misses[:, 1:])).clamp(0, 1)
         tokens = 1 + pad(right.cumprod(1).cumsum(1), (1, 0))
         columns = to_device(window.ends, probs.device)[:, None] - state.padding[:, None]
-        drafted = 1 + pad((~guess.likely[:, : self.most]).cumsum(1), (1, 0)) * self.strategy.breadth
+        drafted = 1 + pad((~guess.likely[:, : self.most]).cumsum(1), (1, 0)) * 2 ** min(self.strategy.breadth - 1, 8)
         cost = self.strategy.pass_columns + drafted * columns
         return (tokens / cost).argmax(1)
 

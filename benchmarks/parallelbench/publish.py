@@ -70,7 +70,7 @@ def write_csv(report: Report, directory: Path) -> None:
         ["of", "task", *names],
         ([of, task, *asdict(cell).values()] for of, found in report.oracles.items() for task, cell in found.items()),
     )
-    columns = ("", "_accuracy", "_tpf", "_verifier", "_canvases")
+    columns = ("", "_accuracy", "_tpf", "_verifier", "_canvases", "_lost", "_gained", "_low", "_high")
     sides = [f"{side}{column}" for side in ("apd", "checked", "rival") for column in columns]
     write("equal.csv", ["task", "reference", *sides, "ratio", "checked_ratio"], map(_equal_row, report.equal))
     write(
@@ -88,10 +88,12 @@ def _equal_row(equal: Equal) -> list[Any]:
     row: list[Any] = [equal.task, equal.reference]
     for side in (equal.apd, equal.checked, equal.rival):
         if side is None:
-            row += [""] * 5
+            row += [""] * 9
         else:
             spec, cell = side
             row += [spec, cell.accuracy, cell.tpf, cell.verifier_forwards, cell.canvases_per_pass]
+            beside = equal.beside.get(spec)
+            row += [beside.lost, beside.gained, *beside.interval] if beside else [""] * 4
     return [*row, equal.ratio, equal.checked_ratio]
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from apd.strategies import Checked
 from benchmarks.parallelbench.metrics import (
     Cell,
+    Paired,
     Point,
     aup,
     average,
     oracle,
+    paired,
     parallelisability,
     pbx,
     slope,
@@ -63,6 +65,7 @@ class Equal:
         apd, checked, rival: setting and its cell, the fastest within a point of the reference, of equally fast ones that
             with the fewest canvases; `None` if there is none.
             A checked strategy is none of the rivals, whatever it checks: it computes several canvases per pass.
+        beside: each of these settings beside the most accurate one-token strategy on the same samples.
     """
 
     task: str
@@ -70,6 +73,12 @@ class Equal:
     apd: tuple[str, Cell] | None
     checked: tuple[str, Cell] | None
     rival: tuple[str, Cell] | None
+    beside: dict[str, Paired] = field(default_factory=dict)
+
+    def is_told(self, side: tuple[str, Cell] | None) -> bool:
+        """Whether the samples are enough to tell that a side is within a point of the reference: 95 % interval of the change."""
+        found = self.beside.get(side[0]) if side else None
+        return found is not None and found.interval[0] >= -_MARGIN
 
     @property
     def ratio(self) -> float | None:
@@ -156,7 +165,7 @@ def build(log: Log, count: int | None = None) -> Report:
         left_out=[spec for spec in by_setting if spec not in complete],
         families=_families(points),
         oracles=_oracles(complete, points, tasks),
-        equal=[_equal(task, points) for task in (*tasks, MEAN)],
+        equal=[_equal(task, points, complete) for task in (*tasks, MEAN)],
         task_map=_task_map(points, tasks),
         num_records=len(records),
         num_unlike=sum(record["score"] != record["exact"] for record in records if "exact" in record),
@@ -211,22 +220,27 @@ def cell_of(point: Point, task: str) -> Cell:
     return point.mean if task == MEAN else point.cells[task]
 
 
-def _equal(task: str, points: Sequence[Point]) -> Equal:
+def _equal(task: str, points: Sequence[Point], complete: dict[str, dict[str, list[Record]]]) -> Equal:
     cells = [(point.setting, cell_of(point, task)) for point in points]
-    reference = max((cell.accuracy for setting, cell in cells if _is_sequential(setting)), default=100.0)
+    sequential = [(cell.accuracy, setting.spec) for setting, cell in cells if _is_sequential(setting)]
+    reference, name = max(sequential, key=lambda pair: pair[0], default=(100.0, None))
     enough = [(setting, cell) for setting, cell in cells if cell.accuracy >= reference - _MARGIN]
 
     def fastest(belongs: Callable[[Setting], bool]) -> tuple[str, Cell] | None:
         found = [(setting.spec, cell) for setting, cell in enough if belongs(setting)]
         return max(found, key=lambda pair: (pair[1].tpf, -pair[1].canvases_per_pass), default=None)
 
-    return Equal(
-        task,
-        reference,
-        apd=fastest(lambda setting: setting.is_apd),
-        checked=fastest(_is_checked),
-        rival=fastest(_is_rival),
-    )
+    def records(spec: str) -> list[Record]:
+        of_task = complete[spec]
+        return [record for found in of_task.values() for record in found] if task == MEAN else of_task[task]
+
+    sides = {
+        "apd": fastest(lambda setting: setting.is_apd),
+        "checked": fastest(_is_checked),
+        "rival": fastest(_is_rival),
+    }
+    beside = {side[0]: paired(records(side[0]), records(name)) for side in sides.values() if side and name}
+    return Equal(task, reference, **sides, beside=beside)
 
 
 def _is_checked(setting: Setting) -> bool:

@@ -120,22 +120,33 @@ def _equal(report: Report) -> str:
     columns: dict[str, Callable[[Equal], str]] = {
         "task": lambda equal: _text(equal.task),
         "one at a time": lambda equal: f"{equal.reference:.1f}",
-        "fastest APD": lambda equal: _side(equal.apd),
-        "fastest checked": lambda equal: _side(equal.checked),
-        "fastest any-order rival": lambda equal: _side(equal.rival),
-        "ratio": lambda equal: _number(equal.ratio),
-        "ratio of checked": lambda equal: _number(equal.checked_ratio),
+        "fastest APD": lambda equal: _side(equal, equal.apd),
+        "fastest checked": lambda equal: _side(equal, equal.checked),
+        "fastest any-order rival": lambda equal: _side(equal, equal.rival),
+        "ratio": lambda equal: _ratio(equal, equal.ratio, equal.apd),
+        "ratio of checked": lambda equal: _ratio(equal, equal.checked_ratio, equal.checked),
     }
     if not any(equal.checked for equal in report.equal):
         columns = {name: column for name, column in columns.items() if "checked" not in name}
     return _table([*columns], [[column(equal) for column in columns.values()] for equal in report.equal])
 
 
-def _side(side: tuple[str, Cell] | None) -> str:
+def _side(equal: Equal, side: tuple[str, Cell] | None) -> str:
     if side is None:
         return "none"
     spec, cell = side
-    return f"`{spec}` {_short(cell)}, {cell.verifier_forwards:.1f} verifier".removesuffix(", 0.0 verifier")
+    text = f"`{spec}` {_short(cell)}, {cell.verifier_forwards:.1f} verifier".removesuffix(", 0.0 verifier")
+    if (beside := equal.beside.get(spec)) is None:
+        return text
+    low, high = beside.interval
+    return f"{text}; −{beside.lost} +{beside.gained} of {beside.n}, {low:+.1f} to {high:+.1f}".replace(" -", " −")
+
+
+def _ratio(equal: Equal, ratio: float | None, side: tuple[str, Cell] | None) -> str:
+    """In brackets where the samples are too few to tell that both sides are within a point of the reference."""
+    if ratio is None or (equal.is_told(side) and equal.is_told(equal.rival)):
+        return _number(ratio)
+    return f"({_number(ratio)})"
 
 
 def _task_map(report: Report) -> str:

@@ -16,7 +16,18 @@ from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
 from apd.models.families import FAMILIES
 from benchmarks.parallelbench import report as reporting
 from benchmarks.parallelbench.__main__ import main
-from benchmarks.parallelbench.metrics import Point, aup, oracle, parallelisability, pbx, slope, summarise, wilson
+from benchmarks.parallelbench.metrics import (
+    Paired,
+    Point,
+    aup,
+    oracle,
+    paired,
+    parallelisability,
+    pbx,
+    slope,
+    summarise,
+    wilson,
+)
 from benchmarks.parallelbench.models import causal_lm, embedded_pair
 from benchmarks.parallelbench.page import write_page
 from benchmarks.parallelbench.pictures import write_pictures
@@ -313,6 +324,34 @@ def with_checked(tmp_path, specs=("checked:1/threshold:0.9",), canvases=(5,)):
     with (tmp_path / NAME).open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     return reporting.build(reporting.load(tmp_path))
+
+
+def test_settings_are_paired_sample_by_sample():
+    reference = [record("confidence:1", index=i) for i in range(400)]
+    rows = [record("threshold:0.9", index=i, score=float(i >= 4)) for i in range(401)]
+    found = paired(rows, reference)
+    assert (found.lost, found.gained, found.n) == (4, 0, 400)  # the last sample has no partner
+    assert found.change == -1
+    # By hand: (0.5 − 4.5) / 402, give or take 1.96 · √(5 − 16 / 402) / 402.
+    assert found.interval == pytest.approx((-2.081, 0.091), abs=1e-3)
+    assert [Paired(0, 0, n).interval[0] >= -1 for n in (193, 194)] == [False, True]
+
+
+def test_a_ratio_is_stated_only_where_the_samples_tell_that_both_sides_are_within_a_point(tmp_path):
+    few = made_up(tmp_path)
+    assert few.equal[0].beside["apd:R=0.9"] == Paired(0, 0, 4)
+    assert not few.equal[0].is_told(few.equal[0].apd) and not few.equal[0].is_told(None)
+    assert "| (4.00) |" in tables(few)["equal"]
+    assert "`threshold:0.9` 100 @ 2.00; −0 +0 of 4, −32.7 to +32.7 |" in tables(few)["equal"]
+    rows = [
+        record(spec, "copy", i, forwards=forwards, verifier=verifier)
+        for spec, forwards, verifier in (("apd:R=0.5", 2, 2), ("threshold:0.9", 4, 0), ("confidence:1", 8, 0))
+        for i in range(195)
+    ]
+    header = {"settings": SETTINGS | {"drafter": "d"}, "made_with": MADE_WITH}
+    (tmp_path / NAME).write_text("".join(json.dumps(line) + "\n" for line in (header, *rows)))
+    many = reporting.build(reporting.load(tmp_path))
+    assert many.equal[0].is_told(many.equal[0].apd) and "| 2.00 |" in tables(many)["equal"]
 
 
 def test_checked_is_no_rival(tmp_path):

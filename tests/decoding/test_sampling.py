@@ -97,6 +97,22 @@ def test_a_draw_from_a_large_vocabulary_is_the_first_of_the_best_scores_with_noi
         assert drawn.best.equal(sums.amax(-1))
 
 
+@pytest.mark.parametrize(("temperature", "size"), [(0.0, 30), (0.7, 30), (1.0, 20_000)])
+def test_a_token_is_drawn_until_log_p_changes_by_more_than_its_margin(temperature, size) -> None:
+    chain = [TemperatureLogitsWarper(temperature)] if temperature else []
+    sampling = Sampling(LogitsProcessorList(chain), greedy=not temperature)
+    logits = torch.randn(4, 5, size, generator=torch.Generator().manual_seed(0))
+    noise = Noise(torch.arange(4), torch.arange(20).view(4, 5), torch.zeros(4, dtype=torch.int64), 0)
+    tokens = sampling.sample(sampling.warp(logits), noise).tokens
+    margin = sampling.margin(logits, tokens, noise)
+    assert margin.min() > 0
+    for factor, same in ((0.99, True), (1.01, False)):
+        less = torch.zeros_like(logits).scatter_(-1, tokens[..., None], -factor * margin[..., None])
+        drawn = sampling.sample(sampling.warp(logits + less), noise).tokens
+        assert ((drawn == tokens) == same).all()
+        assert ((sampling.margin(logits + less, tokens, noise) > 0) == same).all()
+
+
 def test_an_invalid_row_of_a_large_vocabulary_is_reported_and_changes_no_other() -> None:
     values, noise = rows_of_all_kinds(), noise_of(1, 8)
     for warpers in ([], [TopPLogitsWarper(0.9)]):

@@ -13,7 +13,7 @@ from transformers import StoppingCriteria
 
 from apd import EXAMPLE_PROMPTS, APDSampler
 from apd.strategies import KLASS, WINO, Checked, Confidence, LeftToRight, Mixture, Threshold
-from apd.strategies.proposers import NO_GUESS, Proposed, Stateless
+from apd.strategies.proposers import NO_GUESS, Marginals, Proposed, Stateless
 from apd.strategies.registry import parse
 
 DRAFTER, VERIFIER = tiny_pair(3, vocab=20)
@@ -132,6 +132,37 @@ def test_what_is_certain_is_taken_without_a_canvas() -> None:
     wrong = Told(torch.full((3, 14), 2), probs=1.0)
     believed = SAMPLER.generate(**CALL, strategy=Checked(proposer=wrong, certainty=0.0)).sequences
     assert (believed == 2).sum() > (sought.sequences == 2).sum()
+
+
+def test_certainty_pools_what_drafter_and_proposer_say() -> None:
+    p = torch.tensor([[0.5, 0.9, 0.8, 0.001, 0.9, 0.9]])
+    columns, tokens = torch.arange(6)[None], torch.zeros(1, 6, dtype=torch.int64)
+    marginals = Marginals(columns, columns < 5, tokens, torch.stack([p, 1 - p], -1).log())
+    says = torch.tensor([[0.5, 0.9, torch.nan, 1.0, 0.1, 0.9]])
+    # Odds of 9 and 1/9 cancel; without the proposer's, p_D is left; its certainty does not overrule the drafter.
+    assert marginals.pooled(tokens, says)[0, :5].tolist() == pytest.approx([0.5, 0.9, 0.8, 0.5, 0.5], abs=1e-3)
+    assert marginals.pooled(tokens, says)[0, 5] < 0.01  # nothing is known there
+    assert marginals.pooled(torch.full_like(tokens, NO_GUESS), says).max() < 0.5
+
+
+def test_under_noise_a_token_is_as_sure_as_its_lead() -> None:
+    proposals: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    class Recording(Stateless):
+        reads_marginals = True
+
+        def propose(self, state: Any, window: Any, marginals: Any, pair: Any, sampling: Any) -> Proposed:
+            found = Mixture(1.0).open(state).propose(state, window, marginals, pair, sampling)
+            if marginals is not None:
+                near = marginals.first(found.tokens.shape[1])
+                proposals.append((found.probs, near.probs(found.tokens), near.known))
+            return found
+
+    checked = SAMPLER.generate(**CALL, strategy=Checked(proposer=Recording()))
+    assert torch.equal(checked.sequences, sequential().sequences)
+    probs, p, known = (torch.cat([each.flatten() for each in part]) for part in zip(*proposals, strict=True))
+    assert (probs[known] >= 0.5).all()  # it is ahead of all others, however unlikely it was
+    assert (p[known] < 0.5).float().mean() > 0.9
 
 
 def test_a_number_of_guesses_that_follows_what_is_right_costs_fewer_canvases() -> None:
