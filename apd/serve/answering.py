@@ -3,250 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from apd.generation.batch import Generated, Progress
-from apd.serve.chunks import DONE, Answer, Piece, TokenLogprob, chat_logprobs, offsets_of, sse, text_logprobs
-from apd.serve.engine import Ended, Engine, Event, Failed, Job, Result, Stepped
+from apd.serve.chunks import DONE, Piece, TokenLogprob, offsets_of, sse, text_logprobs
 from apd.serve.errors import APIError
 from apd.serve.plans import Plan
 from apd.serve.schemas import Common
-from apd.serve.settings import ServeSettings
-from apd.serve.special import Filled, Scored
+from apd.serve.shapes import Kind
 from apd.serve.spelling import Spelling
+from apd.serve.tickets import Answers, Ticket
 
 T = TypeVar("T")
-
-_WORK = -1  # stands for a job's work among its choices
 
 
 class HungUp(Exception):
     """The client has closed the connection."""
-
-
-class Ticket:
-    """A job in the engine, and its events as they come.
-
-    Args:
-        engine: the decoding loop; the job is submitted at once.
-        plan: what is asked.
-        settings: of the server.
-        follow: events of every step, not only of the ends.
-
-    Raises:
-        APIError: the queue is full, or the server shuts down.
-    """
-
-    def __init__(self, engine: Engine, plan: Plan, settings: ServeSettings, *, follow: bool) -> None:
-        self.engine = engine
-        self.loop = asyncio.get_running_loop()
-        self.queue: asyncio.Queue[list[Event]] = asyncio.Queue()
-        timeout = settings.request_timeout
-        self.job = Job(
-            rows=plan.rows,
-            settings=plan.settings,
-            deliver=self._deliver,
-            follow=follow or bool(plan.stops) or plan.top is not None,
-            logits=plan.top is not None,
-            constraints=plan.constraints,
-            work=plan.work,
-            deadline=None if timeout is None else time.monotonic() + timeout,
-        )
-        self.open: set[int] = {*range(len(plan.rows)), *([_WORK] if plan.work is not None else [])}
-        if self.open:
-            engine.submit(self.job)
-        else:
-            self.job.is_over = True
-
-    def _deliver(self, events: list[Event]) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, events)
-
-    async def events(self) -> AsyncIterator[list[Event]]:
-        """The events, those of a step together.
-
-        Raises:
-            APIError: the job failed.
-        """
-        while self.open:
-            events = await self.queue.get()
-            for event in events:
-                if isinstance(event, Failed):
-                    raise event.error
-                if isinstance(event, Ended):
-                    self.open.discard(event.choice)
-                elif isinstance(event, Result) and event.is_last:
-                    self.open.discard(_WORK)
-            yield events
-
-    def release(self, choice: int) -> None:
-        """A choice needs no more tokens."""
-        if choice in self.open:
-            self.open.discard(choice)
-            self.engine.cancel(self.job, choice)
-
-    def cancel(self) -> None:
-        """Nobody waits for the job."""
-        self.engine.cancel(self.job)
-
-
-@dataclass
-class Counts:
-    """What a choice has cost."""
-
-    tokens: int = 0
-    drafter_forwards: int = 0
-    verifier_forwards: int = 0
-    canvases: int = 0
-
-
-class Answers:
-    """The choices of a response as they grow.
-
-    Args:
-        plan: what is asked.
-        tokenizer: decodes.
-        ticket: is told of choices that a stop string has ended.
-    """
-
-    def __init__(self, plan: Plan, tokenizer: Any, ticket: Ticket) -> None:
-        self.plan, self.ticket = plan, ticket
-        self.choices = [
-            Answer(
-                tokenizer,
-                plan.stops,
-                behind=choice.prompt if plan.continues else (),
-                top=plan.top or 0,
-                shows_special=plan.shows_special,
-            )
-            for choice in plan.choices
-        ]
-        self.counts = [Counts() for _ in plan.choices]
-        self.scored: dict[int, list[TokenLogprob | None]] = {}  # prompts
-        if not plan.rows:  # nothing is generated
-            for choice in self.choices:
-                choice.finish = "length"
-        self.shown: list[list[Piece]] = [[] for _ in plan.choices]
-
-    def take(self, event: Event) -> tuple[int, Piece] | None:
-        """The text that an event made final, with the index of its choice."""
-        if isinstance(event, Result):
-            return self._take_result(event.value)
-        if isinstance(event, Failed) or self.plan.fills:
-            return None
-        answer, counts = self.choices[event.choice], self.counts[event.choice]
-        if answer.finish is not None:  # a stop string was found before the engine knew
-            return None
-        done: Progress | Generated
-        if isinstance(event, Stepped):
-            done = event.progress
-            piece = answer.add(done.settled, done.logits)
-            if answer.finish is not None:
-                self.ticket.release(event.choice)
-        else:
-            done = event.answer
-            rest = done.tokens[len(answer.tokens) :]
-            piece = answer.add(rest, last=True, finish=event.answer.finish)
-        counts.tokens = len(answer.tokens)
-        for name in ("drafter_forwards", "verifier_forwards", "canvases"):
-            setattr(counts, name, getattr(done, name))
-        return event.choice, piece
-
-    def _take_result(self, value: Any) -> tuple[int, Piece] | None:
-        if isinstance(value, Scored):
-            self.scored[value.prompt] = value.entries
-        elif isinstance(value, Filled):
-            self.choices[0].finish = "stop"
-            self.counts[0] = Counts(
-                value.best.new_tokens,
-                sum(answer.drafter_forwards for answer in value.tried),
-                sum(answer.verifier_forwards for answer in value.tried),
-                sum(answer.canvases for answer in value.tried),
-            )
-            return 0, Piece("".join(hole.text for hole in value.best.holes), [], [])
-        return None
-
-    def usage(self) -> dict[str, Any]:
-        """Tokens and forwards of all choices."""
-        tokens, drafted, verified, canvases = (
-            sum(getattr(counts, name) for counts in self.counts)
-            for name in ("tokens", "drafter_forwards", "verifier_forwards", "canvases")
-        )
-        return {
-            "prompt_tokens": self.plan.num_prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": self.plan.num_prompt_tokens + tokens,
-            "apd": {
-                "drafter_forwards": drafted,
-                "verifier_forwards": verified,
-                "canvases": canvases,
-                "tokens_per_forward": round(tokens / max(1, drafted or verified), 3),
-            },
-        }
-
-
-class Kind:
-    """The shape of chat completions.
-
-    Args:
-        spelling: of single tokens, for log-probabilities.
-    """
-
-    prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
-
-    def first(self, plan: Plan, choice: int) -> dict[str, Any] | None:
-        """The fields of a choice's first chunk; `None`: there is none before its text."""
-        return {"delta": {"role": "assistant", "content": ""}}
-
-    def chunk(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any]:
-        logprobs = chat_logprobs(piece.logprobs, spelling) if plan.top is not None else None
-        return {"delta": {"content": piece.text}, "logprobs": logprobs}
-
-    def last(self) -> dict[str, Any]:
-        return {"delta": {}, "logprobs": None}
-
-    def choice(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any]:
-        logprobs = chat_logprobs(piece.logprobs, spelling) if plan.top is not None else None
-        return {"message": {"role": "assistant", "content": piece.text, "refusal": None}, "logprobs": logprobs}
-
-
-class TextKind(Kind):
-    """The shape of text completions."""
-
-    prefix, whole, part = "cmpl", "text_completion", "text_completion"
-
-    def first(self, plan: Plan, choice: int) -> dict[str, Any] | None:
-        echo = plan.choices[choice].echo
-        return {"text": echo, "logprobs": None} if echo else None
-
-    def chunk(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any]:
-        return {"text": piece.text, "logprobs": self._logprobs(plan, choice, piece, spelling)}
-
-    def last(self) -> dict[str, Any]:
-        return {"text": "", "logprobs": None}
-
-    def choice(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any]:
-        logprobs = self._logprobs(plan, choice, piece, spelling)
-        return {"text": plan.choices[choice].echo + piece.text, "logprobs": logprobs}
-
-    def _logprobs(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any] | None:
-        if plan.top is None:
-            return None
-        start = len(plan.choices[choice].echo)
-        offsets = [start + offset for offset in piece.offsets]
-        return text_logprobs(piece.logprobs, [entry.token for entry in piece.logprobs], offsets, spelling)
-
-
-CHAT, TEXT = Kind(), TextKind()
 
 
 async def answer(request: Request, plan: Plan, body: Common, kind: Kind, ticket: Ticket) -> Response:

@@ -18,13 +18,15 @@ from starlette.exceptions import HTTPException
 
 from apd.sampler import APDSampler
 from apd.serve import watch
-from apd.serve.answering import CHAT, TEXT, Ticket, answer
+from apd.serve.answering import answer
 from apd.serve.engine import Engine
 from apd.serve.errors import APIError, on_api_error, on_http_error, on_invalid_body, on_unexpected
 from apd.serve.limits import Limits
 from apd.serve.plans import Plan, Planner
 from apd.serve.schemas import ChatBody, CompletionBody
 from apd.serve.settings import ServeSettings
+from apd.serve.shapes import CHAT, TEXT
+from apd.serve.tickets import Ticket
 
 _LONG = 8192  # bytes of a request from which on it is tokenized in a thread of its own
 

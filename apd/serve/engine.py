@@ -7,85 +7,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from apd.decoding.request import Request
-from apd.generation.batch import Batch, Generated, Progress
+from apd.generation.batch import Batch, Generated
 from apd.sampler import APDSampler
 from apd.serve.errors import APIError, of_row
+from apd.serve.jobs import Ended, Event, Failed, Job, Result, Stepped
 from apd.serve.metrics import Metrics
 
 log = logging.getLogger("apd.serve")
 
 _LOOK = 0.05  # seconds between two looks for jobs that are late
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """A step of a row of a job: `choice` is the row's index in the job."""
-
-    choice: int
-    progress: Progress
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A row of a job is done."""
-
-    choice: int
-    answer: Generated
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job's `work` gave; its last event has `is_last`."""
-
-    value: Any
-    is_last: bool = False
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The job ended with an error; no event follows."""
-
-    error: APIError
-
-
-Event = Stepped | Ended | Result | Failed
-
-
-@dataclass(eq=False)
-class Job:
-    """What one HTTP request asks of the engine.
-
-    Args:
-        rows: a request of one row for each choice.
-        settings: equal for jobs that may share a batch.
-        deliver: called in the engine's thread with the events of a step, which it must not keep waiting.
-        follow: deliver every step of every row, not only the ends.
-        logits: record the logits that decided each position.
-        constraints: of each row, what decides which ids it may have; see `Constraint`.
-        work: what is to be done in the engine's thread without a batch, in pieces between two steps. It is given the answers of
-            the rows.
-        deadline: when the job fails, by `time.monotonic`.
-    """
-
-    rows: Sequence[Request]
-    settings: Hashable
-    deliver: Callable[[list[Event]], None]
-    follow: bool = False
-    logits: bool = False
-    constraints: Sequence[Any] = ()
-    work: Callable[[list[Generated]], Iterator[Any]] | None = None
-    deadline: float | None = None
-    arrived: float = field(default_factory=time.monotonic)
-    answers: dict[int, Generated | None] = field(default_factory=dict)
-    numbers: list[int] = field(default_factory=list)  # of rows in a batch
-    is_over: bool = False
 
 
 @dataclass
@@ -379,12 +315,12 @@ class Engine:
 
     def _leave(self, job: Job, numbers: list[int], reason: str) -> None:
         """Take running rows out of their batch."""
+        self.metrics.rows.labels(reason).inc(len(numbers))
         for number in numbers:
             del self.places[number]
             self.constraints.pop(number, None)
         if numbers and (batch := self.batches.get(job.settings)) is not None:
             batch.cancel(numbers)
-        self.metrics.rows.labels(reason).inc(len(numbers))
 
     def _fail(self, job: Job, error: APIError) -> None:
         if not job.is_over:
