@@ -3,6 +3,7 @@
 Notebooks need jupyter and matplotlib (the extra `notebook`) and are skipped where these are missing.
 """
 
+import json
 import os
 import re
 import runpy
@@ -146,6 +147,20 @@ def test_an_exchanged_vocabulary_keeps_what_a_model_says() -> None:
     table, names = model.get_input_embeddings().weight, load_tokenizer(DRAFTER_DIR)(["Mia", " Leo"]).input_ids
     assert torch.equal(moved.get_input_embeddings().weight[1:], table[[ids[0] for ids in names]])
     assert moved(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, 3)
+
+
+def test_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [{"prompt": each.prompt, "answer": each.answer} for each in instances("copy", 3, seed=1)]
+    (tmp_path / "lines.jsonl").write_text(
+        "\n".join(map(json.dumps, [*lines, {**lines[0], "answer": "none"}])), "utf-8"
+    )
+    monkeypatch.setattr(
+        "sys.argv", ["measure.py", "--data", str(tmp_path / "lines.jsonl"), "apd:R=0.5", "left-to-right:1"]
+    )
+    heading, parallel, single = run("measure", capsys)
+    assert "of 4" in heading
+    assert parallel.split()[:2] == ["apd:R=0.5", "75.0%"] and single.split()[1:] == ["75.0%", "±", "17.1%", "1.00"]
+    assert float(parallel.split()[-1]) > 5
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
