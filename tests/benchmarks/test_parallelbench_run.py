@@ -496,7 +496,7 @@ def test_tables_of_a_page_are_renewed_in_place(tmp_path):
 COMMITTED = ROOT / "benchmarks" / "results" / "parallelbench-embedded"
 
 
-@pytest.mark.parametrize("run", ["parallelbench-embedded", "dependent"])
+@pytest.mark.parametrize("run", ["parallelbench-embedded", "dependent", "shuffle"])
 def test_tables_of_the_docs_are_those_of_the_committed_records(run, tmp_path):
     directory = COMMITTED if run == COMMITTED.name else COMMITTED / run
     report = reporting.build(reporting.load(directory))
