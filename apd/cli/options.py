@@ -190,8 +190,7 @@ def add_serve(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
     _add_sampling(
         serve, new_tokens=None, told="limit of requests that name none (default 256; 32 with the included pair)"
     )
-    serve.set_defaults(prompt=None, input=None, output=None, chat=False, show_steps=False)
-    serve.set_defaults(batch_size=None, num_return_sequences=1)
+    serve.set_defaults(prompt=None, input=None, output=None, show_steps=False, batch_size=None)
     return serve
 
 

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.checked.__main__ import main
 
 
+@pytest.mark.slow
 def test_the_table_says_how_many_answers_are_equal_and_what_a_pass_computes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -20,6 +20,7 @@ def test_its_tokenizers_write_the_tasks_as_they_are_and_split_them_unlike_the_dr
     assert tokenizer.tokenize(text) != native.tokenize(text)
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_loaded_and_compared(tmp_path: Path) -> None:
     shares = train("bpe", tmp_path, steps=2, rows=2, count=1)
     assert set(shares) == set(tasks.TASKS)

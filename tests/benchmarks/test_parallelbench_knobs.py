@@ -3,9 +3,12 @@
 import csv
 from itertools import groupby
 
+import pytest
+
 from benchmarks.parallelbench.knobs import points, write
 
 
+@pytest.mark.slow
 def test_on_exact_shuffle_every_weight_below_one_is_right_and_the_same(tmp_path):
     found = list(points(rows=8))
     setting = lambda p: (p.correction, p.acceptance_threshold, p.window_size)  # noqa: E731

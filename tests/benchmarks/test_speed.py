@@ -228,6 +228,7 @@ def test_the_meter_keeps_no_tensor_and_leaves_the_modules_as_they_were(tiny):
     assert found <= {list, tuple, torch.Size, str, float, int, type(None)}
 
 
+@pytest.mark.slow
 def test_compiled_settings_have_parts_and_a_floor(tiny, untraced):
     pair, _ = compiled_tiny(tiny)
     settings = [Setting("left-to-right", None, 4, 2), Setting("apd", 0.5, 4, 2), Setting("apd", 0.5, 4, None)]
@@ -340,6 +341,7 @@ def test_the_spread_is_the_distance_of_the_quartiles():
     assert spread([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_the_last_line_is_the_report(tmp_path, capsys):
     arguments = ["--pair", "tiny", "--count", "2", "--batch", "1", "2", "--repetitions", "1", "--out", str(tmp_path)]
     assert main([*arguments, "--quick"]) == 0
@@ -369,6 +371,7 @@ def test_answers_of_the_included_pair_are_judged(embedded):
     assert result.judged == 11 and result.accuracy > 0.8
 
 
+@pytest.mark.slow
 def test_the_other_commands_leave_a_table_and_a_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     out = ["--out", str(tmp_path)]

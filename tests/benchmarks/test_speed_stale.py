@@ -20,6 +20,7 @@ def test_exact_settings_have_no_distance_and_refreshing_costs_columns() -> None:
     assert never.context < rare.context < exact.context < exact.columns
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_it_prints(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(stale, "KV_WINDOWS", (1,))
     monkeypatch.setattr(stale, "REFRESHES", (None, 4))

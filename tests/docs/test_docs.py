@@ -41,7 +41,7 @@ def test_the_page_for_who_comes_from_elsewhere_runs(capsys: pytest.CaptureFixtur
     namespace: dict[str, object] = {"__name__": "coming_from"}
     for block in blocks:
         exec(compile(block, "docs/coming-from.md", "exec"), namespace)
-    assert len(blocks) == 5 and '["Zoe", "Leo", "Mia"]' in capsys.readouterr().out
+    assert len(blocks) == 6 and '["Zoe", "Leo", "Mia"]' in capsys.readouterr().out
 
 
 def test_the_strategies_that_pages_name_exist() -> None:

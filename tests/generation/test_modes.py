@@ -270,6 +270,7 @@ def test_a_compiled_sampler_can_be_copied(copied) -> None:
     assert twin.generate(TINY_PROMPT, **FEW).equal(expected)  # its graphs have weights of their own
 
 
+@pytest.mark.slow
 def test_iterators_that_are_alive_at_the_end_are_quiet() -> None:
     code = """
 import torch, apd

@@ -97,14 +97,14 @@ def test_a_newcomer_does_not_widen_the_others(monkeypatch) -> None:
 
 def test_columns_that_no_row_needs_any_more_are_dropped(monkeypatch) -> None:
     widths = []
-    narrow = DecodeLoop.steps
+    narrow = DecodeLoop.step
 
-    def steps(self):
-        for info, after in narrow(self):
-            yield info, after
-            widths.append(self.state.width)
+    def step(self):
+        info, after = narrow(self)
+        widths.append(after.width)
+        return info, after
 
-    monkeypatch.setattr(DecodeLoop, "steps", steps)
+    monkeypatch.setattr(DecodeLoop, "step", step)
     long, short = trace_prompts()[0] * 4, trace_prompts()[1][:5]
     knobs = {"kv_window": 2, "eos_token_id": [], "acceptance_threshold": 1.0, "max_new_tokens": 6, "seed": 0}
     answers = list(trace_sampler().generate_many([short, long, short, short], batch_size=2, **knobs))
