@@ -3,7 +3,9 @@
 A forward is a drafter pass of a row that is not done; of plain autoregressive decoding, which has no drafter, a verifier
 pass. A row is done when every position up to its first stop token is decided. Three ways of counting tokens:
 
-- `tpf`, ours: Σ new tokens / Σ forwards, tokens up to and including the stop token. The main figure.
+- `tpf`, ours: Σ new tokens / Σ forwards, tokens up to and including the stop token. The main figure. Over tasks it is
+  pooled: both sums run over the samples of all tasks. `tpf_mean` is the mean over tasks of their `tpf`, in which a task of one pass
+  counts as much as a task of twenty.
 - `tps_mean_ratio`: mean over samples of max_tokens / forwards, as published for most methods.
 - `tps_ratio_of_means`: max_tokens / mean forwards, as published for APD; never larger.
 
@@ -52,7 +54,7 @@ class Cell:
         n: samples.
         accuracy: in percent, with its 95 % Wilson interval `low` to `high` (of the mean over tasks: of the pooled samples).
         strict: accuracy by the strict scorer.
-        tpf, tps_mean_ratio, tps_ratio_of_means: see the module.
+        tpf, tpf_mean, tps_mean_ratio, tps_ratio_of_means: see the module.
         drafter_forwards, verifier_forwards, new_tokens, seconds: per sample.
         canvases_per_pass: Σ canvases / Σ drafter passes; 1 where the verifier decodes alone.
     """
@@ -63,6 +65,7 @@ class Cell:
     high: float
     strict: float
     tpf: float
+    tpf_mean: float
     tps_mean_ratio: float
     tps_ratio_of_means: float
     drafter_forwards: float
@@ -157,6 +160,7 @@ def summarise(records: Sequence[Record]) -> Cell:
         high=high,
         strict=100 * mean(lambda record: record["score_strict"]),
         tpf=tokens / passes,
+        tpf_mean=tokens / passes,
         tps_mean_ratio=mean(lambda record: record["max_new_tokens"] / forwards(record)),
         tps_ratio_of_means=mean(lambda record: record["max_new_tokens"]) / passes,
         drafter_forwards=drafted,
@@ -168,26 +172,28 @@ def summarise(records: Sequence[Record]) -> Cell:
 
 
 def average(cells: Iterable[Cell]) -> Cell:
-    """Unweighted over tasks; `n` is the number of all samples."""
+    """Unweighted over tasks, but for `tpf`, which is pooled; `n` is the number of all samples."""
     cells = list(cells)
-    names = [name for name in Cell.__dataclass_fields__ if name not in ("n", "low", "high")]
+    names = [name for name in Cell.__dataclass_fields__ if name not in ("n", "low", "high", "tpf")]
     means = {name: sum(getattr(cell, name) for cell in cells) / len(cells) for name in names}
     n = sum(cell.n for cell in cells)
     low, high = wilson(means["accuracy"] / 100 * n, n)
-    return Cell(n=n, low=low, high=high, **means)
+    tokens = sum(cell.n * cell.new_tokens for cell in cells)
+    passes = sum(cell.n * (cell.drafter_forwards or cell.verifier_forwards) for cell in cells)
+    return Cell(n=n, low=low, high=high, tpf=tokens / passes, **means)
 
 
 def pbx(
-    points: Sequence[Point], target: float, measure: Callable[[Cell], float] = lambda cell: cell.tpf
+    points: Sequence[Point], target: float, measure: Callable[[Cell], float] = lambda cell: cell.tpf_mean
 ) -> float | None:
-    """PBx: the most tokens per forward at which the mean over tasks is at least x percent; `None` if it never is.
+    """PBx: the most tokens per forward at which the mean accuracy over tasks is at least x percent; `None` if it never is.
 
     Between neighbouring parameters of a threshold-like family, the accuracy is interpolated linearly in the tokens.
 
     Args:
         points: one family, in the order of its parameter.
         target: x, in percent.
-        measure: which tokens per forward.
+        measure: which tokens per forward; by default the mean over tasks, as published, of our count.
 
     Source: ParallelBench, arXiv:2510.04767, and its released code (2026).
     """

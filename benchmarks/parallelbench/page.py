@@ -21,7 +21,7 @@ _TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoesc
 _HOW = (
     "A forward is one drafter pass of a row that is not done; a row is done when every position up to its first stop "
     "token is decided, for every strategy alike. Plain autoregressive decoding has no drafter, so its verifier passes "
-    "count. A forward of checked decoding computes several canvases of the row; it counts as one, and the canvases per "
+    "count. Over several tasks tokens and forwards are summed over all samples: pooled. A forward of checked decoding computes several canvases of the row; it counts as one, and the canvases per "
     "pass stand beside it. Milliseconds are wall-clock per sample on a shared CPU core, in batches: an order of magnitude, "
     "no more."
 )
@@ -98,7 +98,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     facts = []
     if mean.apd is not None:
         spec, cell = mean.apd
-        facts.append((f"{cell.tpf:.2f}", f"tokens per forward: APD as accurate as one token per step ({spec})"))
+        facts.append(
+            (f"{cell.tpf:.2f}", f"tokens per forward, pooled: APD as accurate as one token per step ({spec})")
+        )
     if mean.checked is not None:
         spec, cell = mean.checked
         facts.append(

@@ -38,7 +38,7 @@ class Family:
     Attributes:
         name: such as "threshold" or "apd:correction".
         points: in the order of the parameter.
-        pbx: by target, in our tokens per forward.
+        pbx: by target, in our tokens per forward, the mean over tasks.
         pbx_published: the same in the mean of max_tokens / forwards.
         aup: accuracy under parallelism of the means over tasks.
     """
@@ -191,7 +191,7 @@ def _families(points: Sequence[Point]) -> list[Family]:
                 points=ordered,
                 pbx={x: pbx(ordered, x) for x in TARGETS},
                 pbx_published={x: pbx(ordered, x, lambda cell: cell.tps_mean_ratio) for x in TARGETS},
-                aup=aup([(point.mean.tpf, point.mean.accuracy) for point in ordered], best) if best else 0.0,
+                aup=aup([(point.mean.tpf_mean, point.mean.accuracy) for point in ordered], best) if best else 0.0,
             )
         )
     return families

@@ -69,12 +69,13 @@ def described(report: Report, name: Callable[[Any], str] = str) -> str:
 
 def _main(report: Report) -> str:
     """One setting per family."""
-    header = ["strategy", "accuracy [95 %]", "tokens / forward", "drafter / verifier passes"]
+    header = ["strategy", "accuracy [95 %]", "tokens / forward", "mean over tasks", "drafter / verifier passes"]
     rows = [
         [
             f"`{point.setting.spec}`",
             f"{point.mean.accuracy:.1f} [{point.mean.low:.1f}, {point.mean.high:.1f}]",
             _speed(point.mean),
+            f"{point.mean.tpf_mean:.2f}",
             f"{point.mean.drafter_forwards:.2f} / {point.mean.verifier_forwards:.2f}",
             f"{point.mean.tps_mean_ratio:.2f} ({point.mean.tps_ratio_of_means:.2f})",
         ]
