@@ -204,7 +204,7 @@ class Mixture:
 
     p_D are the marginals of the drafter's last pass, p_AR is the verifier's distribution given the tokens before. Before
     the first pass p_AR proposes alone. The probability of a guess is σ(margin), with the margin of its noised score (see
-    `Sampling.margin`): what decides under noise is not how likely a token is, but how far it is ahead.
+    `Sampling.margin`): what decides under noise is not how likely a token is, but how far it is ahead. At R = 1 it is p_D.
 
     Args:
         mixture_weight: R in [0, 1]. 0 is the verifier alone; 1 is the drafter's own marginals and needs no verifier.
@@ -252,10 +252,8 @@ class MixtureSession:
                 return Proposed(torch.full_like(window.columns, NO_GUESS))
             near = marginals.first(window.columns.shape[1])
             tokens = near.tokens.masked_fill(~near.known, NO_GUESS)
-            if sampling.redraw:  # the noise of later steps is another one
-                return Proposed(tokens, near.probs(tokens))
-            noise = sampling.noise(state, window.part(slice(0, tokens.shape[1])))
-            return Proposed(tokens, sampling.margin(near.logits, near.tokens, noise).sigmoid())
+            # Not σ(margin): these marginals know nothing that p_D does not, and it would take tokens unchecked that p_D doubts.
+            return Proposed(tokens, near.probs(tokens))
         stops = pair.support.processing.stop_token_ids
         undecided = window.within(~window.gather(state.decided))
         tokens = torch.where(window.inside, window.gather(state.tokens), NO_GUESS)

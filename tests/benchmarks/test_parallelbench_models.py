@@ -321,7 +321,8 @@ def test_a_text_task_without_its_packages_is_refused_before_anything_is_decoded(
     )
     for questions in (questions_of_checkout(checkout[0]), our_questions()):
         with pytest.raises(
-            ValueError, match=r"words_to_sentence/easy is scored with language-tool-python.*bench-text"
+            ValueError,
+            match=r"words_to_sentence/easy is scored with language-tool-python\. Install it with: pip install",
         ):
             questions.samples("words_to_sentence/easy", 1, 0)
 

@@ -145,14 +145,15 @@ def test_certainty_pools_what_drafter_and_proposer_say() -> None:
     assert marginals.pooled(torch.full_like(tokens, NO_GUESS), says).max() < 0.5
 
 
-def test_under_noise_a_token_is_as_sure_as_its_lead() -> None:
+@pytest.mark.parametrize("weight", [0.5, 1.0])
+def test_under_noise_a_token_is_as_sure_as_its_lead_where_its_proposer_has_read_what_is_before_it(weight) -> None:
     proposals: list[tuple[Tensor, Tensor, Tensor]] = []
 
     class Recording(Stateless):
-        reads_marginals = True
+        reads_marginals = needs_verifier = True
 
         def propose(self, state: Any, window: Any, marginals: Any, pair: Any, sampling: Any) -> Proposed:
-            found = Mixture(1.0).open(state).propose(state, window, marginals, pair, sampling)
+            found = Mixture(weight).open(state).propose(state, window, marginals, pair, sampling)
             if marginals is not None:
                 near = marginals.first(found.tokens.shape[1])
                 proposals.append((found.probs, near.probs(found.tokens), near.known))
@@ -161,6 +162,9 @@ def test_under_noise_a_token_is_as_sure_as_its_lead() -> None:
     checked = SAMPLER.generate(**CALL, strategy=Checked(proposer=Recording()))
     assert torch.equal(checked.sequences, sequential().sequences)
     probs, p, known = (torch.cat([each.flatten() for each in part]) for part in zip(*proposals, strict=True))
+    if weight == 1.0:  # the drafter's own marginals know no more than p_D
+        assert probs[known].equal(p[known])
+        return
     assert (probs[known] >= 0.5).all()  # it is ahead of all others, however unlikely it was
     assert (p[known] < 0.5).float().mean() > 0.9
 
