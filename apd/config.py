@@ -96,6 +96,8 @@ def check_count(name: str, value: Any, remedy: str, *, or_none: bool = False) ->
         raise TypeError(f"`{name}` must be a whole number{' or None' * or_none}, got {value!r}. {remedy}.")
     if value < 1:
         raise ValueError(f"`{name}` must be at least 1, got {value}. {remedy}.")
+    if value >= 2**31:
+        raise ValueError(f"`{name}` must be below 2^31, got {value}. {remedy}.")
 
 
 def _check_flag(name: str, value: Any) -> None:

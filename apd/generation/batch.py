@@ -62,8 +62,6 @@ class Progress:
     Attributes:
         row: number of the row.
         step: index of the row's step, from 0.
-        positions: what the step committed, in ascending order.
-        tokens: the ids there.
         start: position of the first drafted mask.
         draft: the drafted ids from there on; those not committed were rejected.
         settled: ids that became final with everything to the left of them. Over all steps they are the answer.
@@ -73,8 +71,6 @@ class Progress:
 
     row: int
     step: int
-    positions: list[int]
-    tokens: list[int]
     start: int
     draft: list[int]
     settled: list[int]
@@ -187,12 +183,9 @@ class Batch:
         while end < row.num_tokens and end in row.entries:
             end += 1
         self.settled[number] = end
-        positions = [position for position in row.latest if position < row.num_tokens]
         return Progress(
             row=number,
             step=len(row.drafts) - 1,
-            positions=positions,
-            tokens=[row.entries[position][0] for position in positions],
             start=row.starts[-1],
             draft=row.drafts[-1],
             settled=[row.entries[position][0] for position in range(known, end)],

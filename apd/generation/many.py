@@ -187,10 +187,10 @@ def answers(queue: Queue, batch: Batch, *, batch_size: int) -> Iterator[Generate
     _fill(batch, queue, batch_size)
     while batch.num_rows:
         stepped = batch.step()
+        yield from stepped.ended
         for error in stepped.failed.values():
             raise error
         _fill(batch, queue, batch_size)
-        yield from stepped.ended
 
 
 def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:

@@ -75,8 +75,6 @@ class _Row:
     num_verified: int = 0
     num_canvases: int = 0
     num_tokens: int = 0
-    #: positions that the last step committed
-    latest: list[int] = field(default_factory=list)
 
 
 class Recorder:
@@ -127,7 +125,6 @@ class Recorder:
                 place[j]: (tokens[j], len(row.drafts), column[j], dict(zip(proposal.models, probs[i][j], strict=True)))
                 for j in kept
             }
-            row.latest = [place[j] for j in kept]
             row.starts.append(place[0])
             row.drafts.append([token for j, token in enumerate(draft) if is_new[j]])
             row.num_tokens = num_tokens

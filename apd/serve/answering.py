@@ -163,8 +163,8 @@ class EventStream(Response):
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await unless_hung_up(self.request, self._send(send))
         except HungUp:
             self.ticket.engine.metrics.hang_ups.inc()

@@ -24,6 +24,12 @@ log = logging.getLogger("apd.serve")
 _LOOK = 0.05  # seconds between two looks for jobs that are late
 
 
+def _pieces(job: Job) -> Iterator[Any]:
+    """The work of a job; nothing of it is done, and can fail, before the first piece."""
+    assert job.work is not None
+    yield from job.work([answer for _, answer in sorted(job.answers.items()) if answer is not None])
+
+
 @dataclass
 class _Place:
     """Where a row that is being decoded belongs."""
@@ -105,13 +111,15 @@ class Engine:
         with self.changed:
             if self.is_draining:
                 raise APIError(503, "The server is shutting down. Ask another one.", code="draining", retry_after=5)
-            most, present = self.max_rows + self.max_queue, self.num_waiting + len(self.places)
+            most, works = self.max_rows + self.max_queue, len(self.new_work) + len(self.working)
+            present = self.num_waiting + len(self.places) + works
             if len(job.rows) > most:
                 raise APIError(400, f"A request may have {most} choices here, got {len(job.rows)}.", param="n")
-            if present + len(job.rows) > most:
+            if present + max(1, len(job.rows)) > most:
                 raise APIError(
                     429,
-                    f"The queue is full: {self.num_waiting} rows wait, {len(self.places)} are being decoded. Try again later.",
+                    f"The queue is full: {self.num_waiting} rows wait, {len(self.places) + works} are being decoded. Try again "
+                    "later.",
                     code="queue_full",
                     retry_after=1,
                 )
@@ -239,17 +247,22 @@ class Engine:
         for job, of_job in events.items():
             if job.is_over:
                 continue
-            if len(job.answers) == len(job.rows):
-                if job.work is None:
-                    job.is_over = True
-                else:
-                    self.new_work.append(job)
+            self._complete(job)
             job.deliver(of_job)
         for row, fault in stepped.failed.items():
             if (failed := self.places.get(row)) is not None:
                 self._fail(failed.job, of_row(fault))
         if not batch.num_rows:
             del self.batches[settings]
+
+    def _complete(self, job: Job) -> None:
+        """If no row is left, the job is over, or its work begins."""
+        if len(job.answers) < len(job.rows):
+            return
+        if job.work is None:
+            job.is_over = True
+        else:
+            self.new_work.append(job)
 
     def _time(self, batch: Batch, rows: list[int], ended: list[Generated]) -> None:
         now, done = time.monotonic(), {answer.index: len(answer.tokens) for answer in ended}
@@ -279,22 +292,20 @@ class Engine:
         """One piece of the work that needs no batch."""
         while self.new_work:
             job = self.new_work.popleft()
-            assert job.work is not None
-            self.working.append(
-                (job, job.work([answer for _, answer in sorted(job.answers.items()) if answer is not None]))
-            )
+            self.working.append((job, _pieces(job)))
         if not self.working:
             return
-        job, pieces = self.working.popleft()
+        job, pieces = self.working[0]  # it stays: `is_idle` is asked meanwhile
         try:
             value = next(pieces)
         except StopIteration:
             job.is_over = True
+            self.working.popleft()
             job.deliver([Result(None, is_last=True)])
         except Exception as error:
             self._fail(job, of_row(error))
         else:
-            self.working.append((job, pieces))
+            self.working.rotate(-1)
             job.deliver([Result(value)])
 
     def _break(self, settings: Hashable, error: Exception) -> None:
@@ -311,7 +322,7 @@ class Engine:
         elif (number := job.numbers[choice]) in self.places and not job.is_over:
             self._leave(job, [number], "stop_string")
             job.answers[choice] = None
-            job.is_over = len(job.answers) == len(job.rows)
+            self._complete(job)
 
     def _leave(self, job: Job, numbers: list[int], reason: str) -> None:
         """Take running rows out of their batch."""
@@ -320,7 +331,10 @@ class Engine:
             del self.places[number]
             self.constraints.pop(number, None)
         if numbers and (batch := self.batches.get(job.settings)) is not None:
-            batch.cancel(numbers)
+            try:
+                batch.cancel(numbers)
+            except Exception as error:
+                self._break(job.settings, error)
 
     def _fail(self, job: Job, error: APIError) -> None:
         if not job.is_over:

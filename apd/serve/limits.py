@@ -60,13 +60,14 @@ class Limits:
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         most = self.settings.max_body
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        parts, size, is_whole = [], int(length) if length.isdigit() else 0, False
+        parts, num_read, size, is_whole = [], 0, int(length) if length.isdigit() else 0, False
         while size <= most and not is_whole:
             message = await receive()
             if message["type"] != "http.request":  # a hang-up in the middle of the body
                 break
             parts.append(message.get("body", b""))
-            size, is_whole = max(size, sum(map(len, parts))), not message.get("more_body", False)
+            num_read += len(parts[-1])
+            size, is_whole = max(size, num_read), not message.get("more_body", False)
         if size > most:
             raise APIError(413, f"The body may have {most} bytes, got {size} or more.", code="body_too_large")
         return b"".join(parts)

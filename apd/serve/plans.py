@@ -148,6 +148,7 @@ class Planner:
         given = _many(body.prompt)
         if not given:
             raise refused("`prompt` must hold a prompt, got an empty list.", "prompt")
+        self._check_number(len(given) * (body.n or 1))
         prompts = []
         for prompt in given:
             ids = self._encode(prompt, "prompt")
@@ -177,6 +178,7 @@ class Planner:
         if body.max_tokens == 0:
             raise refused("`max_tokens` must be at least 1 with `suffix`, got 0.", "max_tokens", "invalid_value")
         most = self.settings.max_new_tokens if body.max_tokens is None else body.max_tokens
+        self._new_tokens(len(self._encode(body.prompt, "prompt")) + len(self._encode(body.suffix, "suffix")), most)
         seed = secrets.randbits(63) if body.seed is None else body.seed
         arguments = arguments_of(body, self.settings)
         arguments |= strategy_for_holes(self.sampler, arguments)
@@ -200,6 +202,12 @@ class Planner:
             work=lambda answers: best_of(rows, self.sampler, answers),
             fills=True,
         )
+
+    def _check_number(self, choices: int) -> None:
+        """Before rows are made of them: a body of 1 MiB can name 30 million."""
+        most = self.engine.max_rows + self.engine.max_queue
+        if choices > most:
+            raise refused(f"A request may have {most} choices here, got {choices}.", "n")
 
     def _text(self, prompt: str | list[int]) -> str:
         return prompt if isinstance(prompt, str) else str(self.sampler.tokenizer.decode(prompt))
@@ -244,6 +252,9 @@ class Planner:
                 f"A prompt must not hold the mask token (id {mask}). To fill a hole, give what is behind it as `suffix`.",
                 param,
             )
+        size = self.sampler.vocab_size
+        if min(ids) < 0 or max(ids) >= size:
+            raise refused(f"Ids of a prompt must be at least 0 and below {size}.", param, "invalid_value")
         return ids
 
     def _plan(
@@ -329,7 +340,8 @@ class Planner:
         except (ValueError, TypeError) as error:
             raise refused(str(error), code="invalid_value") from None
         with self.lock:
-            self.resolvers[cached] = resolve
+            if sum(len(getattr(each, "bias", ())) for each in processors) <= 300:  # 256 of 1 MiB would stay for ever
+                self.resolvers[cached] = resolve
             if len(self.resolvers) > _RESOLVERS:
                 self.resolvers.popitem(last=False)
         return resolve

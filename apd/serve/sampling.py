@@ -16,6 +16,8 @@ from apd.serve.settings import FIXED_KNOBS, ServeSettings
 from apd.strategies.registry import parse
 
 _DECODING = ("strategy", *KNOBS)
+#: Of `Checked` in a request: with more, a step could keep everyone waiting, without end.
+_MOST = {"num_checked": 32, "breadth": 2}
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,13 @@ def _decoding(body: Common, settings: ServeSettings) -> dict[str, Any]:
     named = set(given)
     if "strategy" in given:
         try:
-            named |= parse(given["strategy"]).knobs.keys()
+            setting = parse(given["strategy"])
         except ValueError as error:
             raise refused(str(error), "strategy", "invalid_value") from None
+        named |= setting.knobs.keys()
+        for name, most in _MOST.items():
+            if isinstance(value := getattr(setting.strategy, name, 1), int) and value > most:
+                raise refused(f"`{name}` of a strategy may be {most} here, got {value}.", "strategy", "invalid_value")
     for name in FIXED_KNOBS:
         if name in named:
             flag = "--" + name.replace("_", "-")
@@ -116,8 +122,8 @@ def processors_of(body: Common, prompt_length: int, vocab_size: int) -> tuple[Ha
 
 
 def _bias(key: str, value: float, vocab_size: int) -> tuple[int, float]:
-    if not key.isdecimal() or int(key) >= vocab_size:
-        raise refused(f"Keys of `logit_bias` must be token ids below {vocab_size}, got {key!r}.", "logit_bias")
+    if not key.isdecimal() or len(key) > 12 or int(key) >= vocab_size:
+        raise refused(f"Keys of `logit_bias` must be token ids below {vocab_size}, got {key[:20]!r}.", "logit_bias")
     if not -100 <= value <= 100:
         raise refused(f"Values of `logit_bias` must be in [-100, 100], got {value} for {key}.", "logit_bias")
     return int(key), value

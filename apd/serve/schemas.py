@@ -37,7 +37,7 @@ class Common(Body):
     # Beyond OpenAI's: the client's `extra_body`.
     top_k: int | None = Field(None, ge=0)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     strategy: str | None = None
     mixture_weight: float | None = None
     acceptance_threshold: float | None = None

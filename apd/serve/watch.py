@@ -68,20 +68,21 @@ def routes(engine: Engine, planner: Planner, settings: ServeSettings) -> APIRout
     @router.post("/watch")
     async def watch(body: WatchBody, request: Request) -> Response:
         """One decode, an event per step: see `apd.serve.steps.events`."""
-        if len(engine.working) + len(engine.new_work) >= MOST_WATCHED:
+        plan = await run_in_threadpool(plan_of, planner, body)
+        if len(engine.working) + len(engine.new_work) >= MOST_WATCHED:  # no `await` up to the ticket
             raise APIError(
                 429, f"{MOST_WATCHED} decodes are being watched. Try again later.", code="queue_full", retry_after=2
             )
-        plan = await run_in_threadpool(plan_of, planner, body)
         ticket = Ticket(engine, plan, settings, follow=False)
         parts = _parts(ticket)
         try:
             first = await unless_hung_up(request, anext(parts))  # an error before it still has a status of its own
-        except HungUp:
-            return Response(status_code=499)  # nobody reads it
-        except BaseException:
+        except BaseException as error:
             ticket.cancel()
-            raise
+            if not isinstance(error, HungUp):
+                raise
+            engine.metrics.hang_ups.inc()
+            return Response(status_code=499)  # nobody reads it
         return EventStream(request, first, parts, ticket)
 
     return router

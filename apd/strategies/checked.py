@@ -248,7 +248,7 @@ class CheckedSession:
     def _depths(self, guess: Guess, probs: Tensor, state: DecodeState, window: Window) -> Tensor:
         """K of each row: `b` int64. `probs` is `b u`, how sure the proposer is of each token."""
         if self.strategy.num_checked != "auto":
-            return torch.full_like(state.steps, self.most)
+            return torch.full_like(state.steps, min(self.most, probs.shape[1]))  # a step decides a mask at least
         # k guesses commit one token and as many more as are right in a row: 1 + a_1 + a_1 a_2 + …
         probs = probs[:, : self.most].nan_to_num(_UNKNOWN)
         right = (1 - (1 - probs) * (self.misses[:, :1] / self.misses[:, 1:])).clamp(0, 1)

@@ -146,7 +146,7 @@ def test_messages_may_be_parts_null_or_begun(served: Served) -> None:
         (TEXT, {"prompt": ""}, 400, "prompt"),
         (TEXT, {"prompt": []}, 400, "prompt"),
         (TEXT, {"prompt": [[]]}, 400, "prompt"),
-        (TEXT, {"prompt": [99999]}, 400, None),
+        (TEXT, {"prompt": [99999]}, 400, "prompt"),
         (TEXT, {"prompt": "<mask>"}, 400, "prompt"),
         (TEXT, {"logit_bias": {"x": 1}}, 400, "logit_bias"),
         (TEXT, {"stream_options": {"include_usage": True}}, 400, "stream_options"),

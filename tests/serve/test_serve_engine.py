@@ -130,3 +130,50 @@ def test_options_are_refused_before_weights_are_read(
 ) -> None:
     assert main(["serve", "--drafter", "nowhere", "--verifier", "nowhere", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"strategy": "checked:K=1000000000/confidence:1"}, "invalid_value"),
+        ({"strategy": "checked:breadth=1000000/confidence:1"}, "invalid_value"),
+        ({"strategy": f"left-to-right:{10**20}"}, "invalid_value"),
+        ({"prompt": [[5]] * 100, "n": 20}, None),
+        ({"prompt": [-5], "echo": True}, "invalid_value"),
+        ({"prompt": [2**40]}, "invalid_value"),
+        ({"suffix": " b", "max_tokens": 10**9}, None),
+        ({"logit_bias": {"9" * 5000: 1}}, None),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_request_that_would_keep_everyone_waiting_is_refused_at_once(
+    served: Served, body: dict[str, Any], code: str | None
+) -> None:
+    error = error_of(served.post(TEXT, {"prompt": PROMPT, **body}))
+    assert error["status"] == 400 and (code is None or error["code"] == code), error
+    assert served.until(lambda: served.engine.is_idle) and served.complete()["choices"][0]["text"] == ANSWER
+
+
+def test_a_stop_string_in_an_echoed_answer_ends_it(served: Served) -> None:
+    body = {"prompt": PROMPT, "echo": True, "logprobs": 1, "stop": ["Leo"], "strategy": "left-to-right:1"}
+    choice = served.post(TEXT, body).json()["choices"][0]
+    assert choice["finish_reason"] == "stop" and choice["text"] == PROMPT + ' ["Zoe", "'
+    assert served.until(lambda: served.engine.is_idle)
+
+
+def test_work_that_cannot_begin_and_rows_that_cannot_leave_fail_alone(
+    sampler: APDSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with Served(sampler) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(type(sampler.drafter), "open", broken)
+            assert error_of(server.post("/watch", {"prompt": PROMPT}))["status"] == 500
+            assert error_of(server.post(TEXT, {"prompt": PROMPT}))["status"] == 500
+        with monkeypatch.context() as patch:
+            patch.setattr("apd.generation.batch.Batch.cancel", broken)
+            server.hang_up(TEXT, LONG, when=lambda: bool(server.engine.places))
+            assert server.until(lambda: server.engine.is_idle)
+        assert server.engine.is_alive and server.complete()["choices"][0]["text"] == ANSWER
