@@ -156,7 +156,7 @@ def test_another_default_device_changes_no_iterator() -> None:
 # --- autocast and gradients
 
 
-@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("is_compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_calls_inside_and_outside_of_autocast_do_not_mix(is_compiled) -> None:
     sampler = APDSampler(*tiny_pair(num_layers=1))
     if is_compiled:
@@ -258,7 +258,10 @@ def test_a_model_trains_after_it_has_decoded() -> None:
 # --- copies and the end
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda sampler: pickle.loads(pickle.dumps(sampler))])
+@pytest.mark.parametrize(
+    "copied",
+    [pytest.param(copy.deepcopy, marks=pytest.mark.slow), lambda sampler: pickle.loads(pickle.dumps(sampler))],
+)
 def test_a_compiled_sampler_can_be_copied(copied) -> None:
     sampler = own_sampler().compile(backend="eager")
     expected = sampler.generate(TINY_PROMPT, **FEW)

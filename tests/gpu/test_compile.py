@@ -363,6 +363,7 @@ def test_inductor_gives_the_same_tokens() -> None:
         assert sampler.generate(**settings).equal(expected)
 
 
+@pytest.mark.slow
 def test_both_models_are_traced_with_the_same_options() -> None:
     """torch.compile took the filter out of the options that both models were given, so that one had none."""
     torch._dynamo.reset()

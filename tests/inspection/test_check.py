@@ -88,7 +88,7 @@ def test_a_wrong_shift_is_noticed_twice() -> None:
     assert "logit_shift=1" in found(report, "weights: shift").advice
 
 
-@pytest.mark.parametrize("mask", [100, 3])
+@pytest.mark.parametrize("mask", [pytest.param(100, marks=pytest.mark.slow), 3])
 def test_a_wrong_mask_token_is_noticed_twice(mask: int) -> None:
     report = drafter_report(mask_token_id=mask)
     assert problems(report) == {"mask token", "weights: mask"}

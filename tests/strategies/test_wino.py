@@ -257,7 +257,11 @@ def decode(model: IdealListModel, wino: WINO, rows: int) -> tuple[Tensor, Tensor
     return output.sequences[:, 1:], output.drafter_forwards.double()
 
 
-@pytest.mark.parametrize("wino", [WINO(0.3, 0.9), WINO(0.35, 0.4), WINO(0.4, 0.0)], ids=repr)
+@pytest.mark.parametrize(
+    "wino",
+    [WINO(0.3, 0.9), *(pytest.param(each, marks=pytest.mark.slow) for each in (WINO(0.35, 0.4), WINO(0.4, 0.0)))],
+    ids=repr,
+)
 def test_sampled_answers_have_the_enumerated_probabilities(wino):
     """Pearson's chi-square over 81 answers, and Hoeffding's bound on the mean of the forwards."""
     model, rows = toy(), 8000
