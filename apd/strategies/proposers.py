@@ -252,7 +252,7 @@ class MixtureSession:
                 return Proposed(torch.full_like(window.columns, NO_GUESS))
             near = marginals.first(window.columns.shape[1])
             tokens = near.tokens.masked_fill(~near.known, NO_GUESS)
-            # Not σ(margin): these marginals know nothing that p_D does not, and it would take tokens unchecked that p_D doubts.
+            # Not σ(margin): these marginals know nothing of the tokens between, so it would take unchecked what p_D doubts.
             return Proposed(tokens, near.probs(tokens))
         stops = pair.support.processing.stop_token_ids
         undecided = window.within(~window.gather(state.decided))
