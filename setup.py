@@ -18,7 +18,7 @@ setup(
     packages=find_packages(include=["apd", "apd.*"]),
     package_data={
         "apd": [
-            *("py.typed", "embedded/*/*.safetensors", "embedded/*/*.json", "show/*.html", "show/*.css", "show/*.js"),
+            *("py.typed", "included/*/*.safetensors", "included/*/*.json", "show/*.html", "show/*.css", "show/*.js"),
             *("serve/page/*.html", "serve/page/*.css", "serve/page/*.js"),
         ]
     },

@@ -29,12 +29,12 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.decoding.window import BlockWindow as BlockWindow
     from apd.decoding.window import FixedWindow as FixedWindow
     from apd.decoding.window import WindowPolicy as WindowPolicy
-    from apd.embedded.tasks import EXAMPLE_PROMPTS as EXAMPLE_PROMPTS
     from apd.generation.infilling import Hole as Hole
     from apd.generation.infilling import Infilled as Infilled
     from apd.generation.many import Generated as Generated
     from apd.generation.output import APDOutput as APDOutput
     from apd.generation.streaming import Chunk as Chunk
+    from apd.included.tasks import EXAMPLE_PROMPTS as EXAMPLE_PROMPTS
     from apd.inspection import check as check
     from apd.models import FAMILIES as FAMILIES
     from apd.models import ModelSpec as ModelSpec
@@ -82,7 +82,7 @@ _NAMES = {
     "apd.decoding.step": "APD",
     "apd.decoding.strategy": "Memoryless Strategy",
     "apd.decoding.window": "AllMasks AutoWindow BlockWindow FixedWindow WindowPolicy",
-    "apd.embedded.tasks": "EXAMPLE_PROMPTS",
+    "apd.included.tasks": "EXAMPLE_PROMPTS",
     "apd.generation.infilling": "Hole Infilled",
     "apd.generation.many": "Generated",
     "apd.generation.output": "APDOutput",

@@ -93,7 +93,7 @@ class APDSampler:
         TypeError: an unknown argument.
 
     Example:
-        >>> sampler = APDSampler.from_embedded()
+        >>> sampler = APDSampler.from_included()
         >>> inputs = sampler.tokenizer(apd.EXAMPLE_PROMPTS[:4], return_tensors="pt", padding=True)
         >>> output = sampler.generate(**inputs, max_new_tokens=32, return_dict_in_generate=True)
         >>> output.tokens_per_forward.shape
@@ -216,11 +216,13 @@ class APDSampler:
         )
 
     @classmethod
-    def from_embedded(cls, config: APDConfig | None = None, **knobs: Any) -> APDSampler:
+    def from_included(cls, config: APDConfig | None = None, **knobs: Any) -> APDSampler:
         """Load the included pair, a small trained one; no network. Arguments as in `from_pretrained`."""
-        from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+        from apd.included import DRAFTER_DIR, VERIFIER_DIR
 
         return cls.from_pretrained(str(DRAFTER_DIR), str(VERIFIER_DIR), config=config, **knobs)
+
+    from_embedded = from_included  # its name in release 0.1.0
 
     @property
     def device(self) -> torch.device:

@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from apd.embedded import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import TASKS, instances
+from apd.included import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import TASKS, instances
 from apd.models.drafter import MaskedDiffusionDrafter
 from apd.sampler import APDSampler
 from apd.strategies.registry import parse

@@ -1,4 +1,4 @@
-"""Proposers with another tokenizer than the embedded drafter's: trains two, and compares their guesses with the verifier's.
+"""Proposers with another tokenizer than the included drafter's: trains two, and compares their guesses with the verifier's.
 
 Both are causal LMs of 2 layers × 64 on the included tasks. One reads a byte-level BPE, one a SentencePiece-like Unigram
 with byte fallback; the drafter's tokenizer is word level, so no ids agree and words are split at other places.
@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from apd import APDSampler
-from apd.embedded import tasks
+from apd.included import tasks
 from apd.models.text_proposer import TextProposer
 from apd.strategies import Checked, LeftToRight
 
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _print_comparison(options: argparse.Namespace) -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     proposers: dict[str, TextProposer | str] = {"the verifier, by ids": "verifier"}
     proposers["the verifier, by text"] = TextProposer(sampler.verifier, sampler.tokenizer, sampler.tokenizer)
     for kind in options.kind:

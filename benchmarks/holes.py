@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import torch
 
-from apd.embedded.tasks import TASKS, Instance, instances, is_right
+from apd.included.tasks import TASKS, Instance, instances, is_right
 from apd.sampler import APDSampler
 from apd.strategies.registry import parse
 from benchmarks.checked.__main__ import Columns, Tally
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for spec in options.strategies:
         parse(spec)
     torch.set_num_threads(1)
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     samples = holed(sampler, options.count, options.seed)
     print(f"{len(samples)} holes of {sum(sample.size for sample in samples) / len(samples):.1f} tokens on average\n")
     for line in known_length(sampler, samples, options.strategies, options.batch):

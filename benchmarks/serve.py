@@ -38,7 +38,7 @@ import httpx
 import torch
 
 from apd.decoding.noise import mix_seed
-from apd.embedded.tasks import TASKS, instances
+from apd.included.tasks import TASKS, instances
 from apd.sampler import APDSampler
 
 MODEL = "apd"
@@ -315,7 +315,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     limit = arguments.limit
     for line in correctness(sampler, arguments.requests, arguments.clients, arguments.batch_size, limit):
         print(line, flush=True)

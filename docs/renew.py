@@ -30,7 +30,7 @@ def pictures() -> None:
     from apd.cli import demo
     from apd.show.text import legend
 
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     comparisons = list(demo.compare(sampler))
     screen = Console(
         record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor", highlight=False

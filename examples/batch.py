@@ -8,7 +8,7 @@ from apd import EXAMPLE_PROMPTS, APDSampler
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     # With checkpoints: APDSampler.from_pretrained("Dream-org/Dream-v0-Instruct-7B", "Qwen/Qwen2.5-0.5B")
     tokenizer = sampler.tokenizer
     sampling = {"max_new_tokens": 32, "do_sample": True, "temperature": 0.5, "return_dict_in_generate": True}

@@ -27,7 +27,7 @@ def say(sampler: APDSampler, messages: list[dict[str, str]], text: str, chat_tem
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     messages: list[dict[str, str]] = []
     names = say(sampler, messages, 'Copy this list: ["Sam", "Leo", "Bea", "Uma"].', LAST_MESSAGE)
     names = say(sampler, messages, f"Insert Ada as name 2: {names}.", LAST_MESSAGE)

@@ -43,7 +43,7 @@ def obeys(text: str) -> bool:
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded(mixture_weight=1.0)  # all in one step: fast, and free to repeat a name
+    sampler = APDSampler.from_included(mixture_weight=1.0)  # all in one step: fast, and free to repeat a name
     inputs = sampler.tokenizer(PROMPT, return_tensors="pt")
     sampling = {"max_new_tokens": 32, "do_sample": True, "temperature": 1.5, "num_return_sequences": 200, "seed": 0}
     length = inputs["input_ids"].shape[1]

@@ -48,7 +48,7 @@ class EarlierAnswers(Stateless):
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     call = {**inputs, "max_new_tokens": 32, "return_dict_in_generate": True}
     alone = sampler.generate(**call, strategy="left-to-right:1")

@@ -39,7 +39,7 @@ class Plausible:
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     for rule in (Typical(), Plausible()):
         output = sampler.generate(**inputs, max_new_tokens=32, acceptance=rule, return_dict_in_generate=True)

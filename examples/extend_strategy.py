@@ -49,7 +49,7 @@ class TwoRounds(Threshold):
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     for strategy in (SurePrefix(), Threshold(0.9), TwoRounds(0.9)):
         output = sampler.generate(**inputs, max_new_tokens=32, strategy=strategy, return_dict_in_generate=True)

@@ -24,7 +24,7 @@ class Share(WindowPolicy):
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     for policy in (None, 8, Share(0.5)):
         output = sampler.generate(**inputs, max_new_tokens=32, window_size=policy, return_dict_in_generate=True)

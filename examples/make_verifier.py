@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from apd import APDSampler, load_drafter
-from apd.embedded import DRAFTER_DIR, tasks
+from apd.included import DRAFTER_DIR, tasks
 from apd.models.loading import load_tokenizer
 
 
@@ -52,7 +52,7 @@ def make(drafter, tokenizer, prompts, start=None, epochs=40, rows=16, new_tokens
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    drafter, tokenizer = load_drafter(DRAFTER_DIR), APDSampler.from_embedded().tokenizer
+    drafter, tokenizer = load_drafter(DRAFTER_DIR), APDSampler.from_included().tokenizer
     train, test = (tasks.instances("insert_random", n, 0, split) for n, split in ((200, "train"), (40, "test")))
     made = make(drafter, tokenizer, [each.prompt for each in train])
     for name, verifier in {"untrained": small(tokenizer).eval(), "made": made}.items():

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from apd import APDSampler
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR, tasks
+from apd.included import DRAFTER_DIR, VERIFIER_DIR, tasks
 
 SETTINGS = ["left-to-right:1", "apd:R=0", "apd:R=0.5", "apd:R=0.5,tau=0.5", "apd:R=0.9", "threshold:0.9"]
 

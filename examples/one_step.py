@@ -41,7 +41,7 @@ class Shown:
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(PROMPT, return_tensors="pt")
     shown = Shown(sampler.tokenizer)
     output = sampler.generate(**inputs, max_new_tokens=32, acceptance=shown, return_dict_in_generate=True)

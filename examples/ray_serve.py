@@ -19,7 +19,7 @@ from apd.serve.settings import ServeSettings
 
 def build():
     """What each replica serves; it also says its name with every answer."""
-    app = make_app(APDSampler.from_embedded(), ServeSettings(max_new_tokens=32))  # or APDSampler.from_pretrained(...)
+    app = make_app(APDSampler.from_included(), ServeSettings(max_new_tokens=32))  # or APDSampler.from_pretrained(...)
     replica = serve.get_replica_context().replica_id.unique_id.encode()
 
     async def named(scope, receive, send):

@@ -9,7 +9,7 @@ from apd import EXAMPLE_PROMPTS, APDSampler
 
 
 def main() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     tokenizer = sampler.tokenizer
 
     print("One row, with a streamer of transformers:")

@@ -28,7 +28,7 @@ from training.batches import RowSource
 from training.export import export
 from training.networks import Recipe, build_network, train
 
-from apd.embedded import BLOCK_DRAFTER_DIR
+from apd.included import BLOCK_DRAFTER_DIR
 
 TINY = {"layers": 1, "width": 24, "heads": 2, "hidden": 32, "rows": 4, "causal_steps": 3}
 

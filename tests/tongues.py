@@ -118,7 +118,7 @@ def _wordpiece() -> Tokenizer:
 
 
 def _word_level() -> Tokenizer:
-    """Words with the space before them, as the embedded drafter's."""
+    """Words with the space before them, as the included drafter's."""
     tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]+|\s+"), "isolated")
     tokenizer.decoder = decoders.Fuse()

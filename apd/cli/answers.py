@@ -32,7 +32,7 @@ def load(arguments: argparse.Namespace, config: APDConfig, *, chats: bool = Fals
     """
     given = vars(arguments)
     if arguments.drafter is None:
-        sampler = APDSampler.from_embedded(config, strategy=arguments.strategy)
+        sampler = APDSampler.from_included(config, strategy=arguments.strategy)
         _check_tokenizer(sampler.tokenizer, "the included pair", chats=chats)
     else:
         if str(arguments.device_map).startswith("cuda") and not torch.cuda.is_available():

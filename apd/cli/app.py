@@ -171,7 +171,7 @@ def _lm_eval(arguments: argparse.Namespace) -> None:
 
     if not arguments.rest or arguments.rest[0] in ("-h", "--help"):
         print(reflowed(_LM_EVAL, shutil.get_terminal_size().columns - 2))
-    set_up(embedded=any(f"pair={name}" in each for name in ("included", "embedded") for each in arguments.rest))
+    set_up(included=any(f"pair={name}" in each for name in ("included", "embedded") for each in arguments.rest))
     from apd.integrations.lm_eval import main
 
     main(arguments.rest)

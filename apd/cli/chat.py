@@ -19,9 +19,9 @@ from apd.cli.settings import set_up
 from apd.cli.stream import Shown
 from apd.config import KNOBS, NUMBER, WHOLE_NUMBER, APDConfig
 from apd.decoding.noise import mix_seed
-from apd.embedded.tasks import EXAMPLE_PROMPTS
 from apd.generation.elsewhere import LETTERS
 from apd.generation.many import encode
+from apd.included.tasks import EXAMPLE_PROMPTS
 from apd.sampler import APDSampler
 from apd.show.rows import number
 from apd.strategies.registry import OF_APD, settle
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     with processes_of(arguments) as processes:
         if processes.num_processes > 1:
             raise UsageError(f"`apd chat` takes one process, got {processes.num_processes}.")
-        set_up(embedded=arguments.drafter is None)
+        set_up(included=arguments.drafter is None)
         sampler = load(arguments, config, chats=arguments.system is not None)
         chat = Chat(sampler, arguments)
         is_terminal = sys.stdin.isatty()

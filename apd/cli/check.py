@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
             text = arguments.text.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--text must be a file of text in UTF-8, got {arguments.text}: {error}.") from None
-    set_up(embedded=arguments.drafter is None)
+    set_up(included=arguments.drafter is None)
     report = _report(arguments, text)
     print(report)
     return 1 if report.problems else 0
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace, text: str | None) -> Report:
     if arguments.drafter is None:
-        return check(APDSampler.from_embedded(), text=text)
+        return check(APDSampler.from_included(), text=text)
     loading = {name: getattr(arguments, name) for name in LOADING}
     if loading["device_map"] is None and torch.cuda.is_available():
         loading["device_map"] = "cuda"

@@ -14,7 +14,7 @@ from rich.table import Table
 from apd.cli.settings import set_up
 from apd.config import APDConfig
 from apd.decoding.strategy import Strategy
-from apd.embedded.tasks import EXAMPLES, Instance, is_right
+from apd.included.tasks import EXAMPLES, Instance, is_right
 from apd.sampler import APDSampler
 from apd.show.terminal import console
 from apd.show.text import legend, mark, pieces
@@ -79,8 +79,8 @@ def run(config: APDConfig, *, colour: str, animate: bool) -> list[Comparison]:
         colour: `"auto"`, `"always"` or `"never"`.
         animate: show the answers grow; only in a terminal with colours.
     """
-    set_up(embedded=True)
-    sampler = APDSampler.from_embedded(**asdict(config))
+    set_up(included=True)
+    sampler = APDSampler.from_included(**asdict(config))
     out = console(sys.stdout, colour)
     has_colours = out.color_system is not None
     knobs = ", ".join(f"{name} {str(value).lower()}" for name, value in asdict(config).items())

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _costs(arguments: argparse.Namespace, config: APDConfig) -> tuple[Costs, bool]:
     import torch
 
-    from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+    from apd.included import DRAFTER_DIR, VERIFIER_DIR
     from apd.inspection.costs import COPIES, Load, estimate
     from apd.strategies import Checked
     from apd.strategies.registry import apd_of, settle

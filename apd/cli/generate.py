@@ -50,7 +50,7 @@ def answer(
         )
     check_usage(arguments)
     with processes_of(arguments) as processes:
-        set_up(embedded=arguments.drafter is None)
+        set_up(included=arguments.drafter is None)
         if arguments.input is not None:
             check_files(arguments, processes.num_processes)
             write = answer_to_stdout if arguments.output == STANDARD else answer_file

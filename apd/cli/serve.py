@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_usage(arguments)
     settings = _settings(arguments)
     _check_extra()
-    set_up(embedded=arguments.drafter is None)
+    set_up(included=arguments.drafter is None)
     if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():
         arguments.device_map = "cuda"
     sampler = load(arguments, config)

@@ -8,7 +8,7 @@ from transformers.utils import logging
 from apd.cli.options import UsageError
 
 
-def set_up(*, embedded: bool) -> None:
+def set_up(*, included: bool) -> None:
     """Set the number of torch's threads: `APD_NUM_THREADS`, by default 1 for the included pair, which is fastest so.
 
     The included pair also loads too fast for progress bars.
@@ -16,9 +16,9 @@ def set_up(*, embedded: bool) -> None:
     Raises:
         UsageError: `APD_NUM_THREADS` is not a whole number of at least 1.
     """
-    if embedded:
+    if included:
         logging.disable_progress_bar()
-    wanted = os.environ.get("APD_NUM_THREADS", "1" if embedded else "")
+    wanted = os.environ.get("APD_NUM_THREADS", "1" if included else "")
     if not wanted:
         return
     if not wanted.isdigit() or int(wanted) < 1:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apd.embedded import BLOCK_DRAFTER_DIR, DRAFTER_DIR
-from apd.embedded.known import ABOUT, why_unknown
 from apd.generation.support import warn
+from apd.included import BLOCK_DRAFTER_DIR, DRAFTER_DIR
+from apd.included.known import ABOUT, why_unknown
 
 _INCLUDED = {str(DRAFTER_DIR), str(BLOCK_DRAFTER_DIR)}
 

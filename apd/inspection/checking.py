@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import transformers
 
-from apd.embedded.tasks import EXAMPLES as INCLUDED_EXAMPLES
-from apd.embedded.tasks import VOCABULARY
+from apd.included.tasks import EXAMPLES as INCLUDED_EXAMPLES
+from apd.included.tasks import VOCABULARY
 from apd.inspection.canvases import CheckedDrafter, Stretch
 from apd.inspection.declarations import Ends, declarations, mask_candidates, verifier_declarations
 from apd.inspection.evidence import Weigher, weigh
@@ -77,7 +77,7 @@ def check(
         ValueError: `text` is too short.
 
     Example:
-        >>> report = apd.check(apd.APDSampler.from_embedded())
+        >>> report = apd.check(apd.APDSampler.from_included())
         >>> report.problems
         []
     """

@@ -130,7 +130,7 @@ class APDLM(TemplateLM):
 
     Args:
         sampler: models and knobs. Without it, `pair` or `drafter` names the models.
-        pair: `"included"` for the included pair (`"embedded"` means the same).
+        pair: `"included"` for the included pair (`"embedded"`, its name in release 0.1.0, means the same).
         drafter: directory or hub id of a diffusion LM.
         verifier: directory or hub id of a causal LM, or `"self"`, as in `APDSampler.from_pretrained`; not needed with
             `mixture_weight=1`.
@@ -217,7 +217,7 @@ class APDLM(TemplateLM):
                 # An exact strategy takes a verifier of another vocabulary.
                 arguments |= {"strategy": settled} if isinstance(settled, Checked) else {}
                 sampler = APDSampler.from_pretrained(drafter, verifier, **arguments)
-        self.sampler: APDSampler = sampler or APDSampler.from_embedded(**arguments)
+        self.sampler: APDSampler = sampler or APDSampler.from_included(**arguments)
         if self.sampler.tokenizer is None:
             raise ValueError("The harness deals in text: `sampler` must have a tokenizer, got None.")
         self.tokenizer = self.sampler.tokenizer

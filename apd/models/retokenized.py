@@ -203,7 +203,7 @@ def retokenize(ids: Sequence[int], text: str, tokenizer: Any, *, is_complete: bo
 
     Example:
         >>> from apd.models.loading import load_tokenizer
-        >>> from apd.embedded import DRAFTER_DIR
+        >>> from apd.included import DRAFTER_DIR
         >>> tokenizer = load_tokenizer(DRAFTER_DIR)
         >>> ids = retokenize(tokenizer(' ["Ada')["input_ids"], '", "Bea", "Cle', tokenizer)
         >>> tokenizer.decode(ids)

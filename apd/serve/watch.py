@@ -18,8 +18,8 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from apd.decoding import request as decoding
-from apd.embedded import DRAFTER_DIR
-from apd.embedded.tasks import EXAMPLES
+from apd.included import DRAFTER_DIR
+from apd.included.tasks import EXAMPLES
 from apd.serve import steps
 from apd.serve.answering import EventStream, HungUp, Ticket, unless_hung_up
 from apd.serve.chunks import DONE, sse
@@ -138,10 +138,10 @@ def about(planner: Planner, settings: ServeSettings) -> dict[str, Any]:
     """What the page has to know."""
     sampler = planner.sampler
     config, model = sampler.config, getattr(sampler.drafter, "model", None)
-    is_embedded = getattr(getattr(model, "config", None), "name_or_path", None) == str(DRAFTER_DIR)
+    is_included = getattr(getattr(model, "config", None), "name_or_path", None) == str(DRAFTER_DIR)
     window = config.window_size
     return {
-        "model": "the included pair" if is_embedded else settings.model_name,
+        "model": "the included pair" if is_included else settings.model_name,
         "strategy": "apd" if sampler.strategy is None else "",
         "strategies": STRATEGIES,
         "mixture_weight": config.mixture_weight,
@@ -151,7 +151,7 @@ def about(planner: Planner, settings: ServeSettings) -> dict[str, Any]:
         "max_length": planner.max_length,
         "chat": bool(getattr(sampler.tokenizer, "chat_template", None)),
         "needs_key": settings.api_key is not None,
-        "examples": [example.prompt for example in EXAMPLES] if is_embedded else [],
+        "examples": [example.prompt for example in EXAMPLES] if is_included else [],
         "example": next(i for i, example in enumerate(EXAMPLES) if example.task == "shuffle"),  # takes several steps
     }
 

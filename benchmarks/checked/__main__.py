@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import TASKS, Instance, instances, is_right
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import TASKS, Instance, instances, is_right
 from apd.sampler import APDSampler
 from apd.strategies.registry import parse
 

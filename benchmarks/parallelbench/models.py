@@ -1,6 +1,6 @@
 """The models of a run, its samples, and how an answer is scored.
 
-The included pair answers the tasks it was trained for (`apd.embedded.tasks`, held-out instances), any other pair of an
+The included pair answers the tasks it was trained for (`apd.included.tasks`, held-out instances), any other pair of an
 instruction-tuned drafter and a verifier, any causal LM and any endpoint our own tasks in the official schema (`tasks.py`)
 or those of a checkout of the official benchmark (`official.py`).
 """
@@ -19,15 +19,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded import tasks as embedded
 from apd.extras import install
 from apd.generation.many import Prompt
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included import tasks as included
 from apd.sampler import APDSampler
 from benchmarks.parallelbench import official
 from benchmarks.parallelbench.alone import Alone, CausalLM, Endpoint, check_url
 from benchmarks.parallelbench.score import TASKS, TEXT_KINDS, kind_of, score
-from benchmarks.parallelbench.tasks import GENERATED_TASKS, Row, embedded_rows, generate
+from benchmarks.parallelbench.tasks import GENERATED_TASKS, Row, generate, included_rows
 
 __all__ = [
     "Judge",
@@ -35,8 +35,8 @@ __all__ = [
     "Questions",
     "Sample",
     "causal_lm",
-    "embedded_pair",
     "endpoint",
+    "included_pair",
     "our_questions",
     "pair_of",
     "questions_of_checkout",
@@ -108,13 +108,13 @@ class Pair:
     strategies: tuple[str, ...] | None = None
 
 
-def _embedded_samples(task: str, count: int, seed: int) -> list[Sample]:
-    first = embedded.TASKS.index(task) * _PER_TASK
-    drawn = embedded.instances(task, count, seed)
-    if task == embedded.ARITHMETIC:
+def _included_samples(task: str, count: int, seed: int) -> list[Sample]:
+    first = included.TASKS.index(task) * _PER_TASK
+    drawn = included.instances(task, count, seed)
+    if task == included.ARITHMETIC:
         judges = [_exactly(instance) for instance in drawn]
     else:
-        rows = embedded_rows(task, count, seed)
+        rows = included_rows(task, count, seed)
         judges = [_officially(row, instance) for row, instance in zip(rows, drawn, strict=True)]
     return [
         Sample(task, i, first + i, instance.prompt, judge, instance.answer)
@@ -122,22 +122,22 @@ def _embedded_samples(task: str, count: int, seed: int) -> list[Sample]:
     ]
 
 
-def _officially(row: Row, instance: embedded.Instance) -> Judge:
+def _officially(row: Row, instance: included.Instance) -> Judge:
     """The official scores, and ours, which requires the exact form."""
-    return lambda text: score(row.task, text, row.answer) | {"exact": float(embedded.is_right(instance, text))}
+    return lambda text: score(row.task, text, row.answer) | {"exact": float(included.is_right(instance, text))}
 
 
-def _exactly(instance: embedded.Instance) -> Judge:
+def _exactly(instance: included.Instance) -> Judge:
     """Our score alone, because arithmetic is not an official task."""
-    return lambda text: dict.fromkeys(("score", "score_strict", "exact"), float(embedded.is_right(instance, text)))
+    return lambda text: dict.fromkeys(("score", "score_strict", "exact"), float(included.is_right(instance, text)))
 
 
-def embedded_pair() -> Pair:
+def included_pair() -> Pair:
     """The included pair."""
     return Pair(
-        settings={"pair": "embedded", "drafter": _digest(DRAFTER_DIR), "verifier": _digest(VERIFIER_DIR)},
-        open=APDSampler.from_embedded,
-        questions=Questions(embedded.TASKS, embedded.TASKS, max_new_tokens=32, samples=_embedded_samples),
+        settings={"pair": "included", "drafter": _digest(DRAFTER_DIR), "verifier": _digest(VERIFIER_DIR)},
+        open=APDSampler.from_included,
+        questions=Questions(included.TASKS, included.TASKS, max_new_tokens=32, samples=_included_samples),
     )
 
 

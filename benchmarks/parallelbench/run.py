@@ -1,11 +1,11 @@
 r"""Decode the samples of the tasks with every named strategy, one record each; an interrupted run is continued.
 
-    python -m benchmarks.parallelbench run --pair embedded --strategies few --count 12 --out runs/few
+    python -m benchmarks.parallelbench run --pair included --strategies few --count 12 --out runs/few
     python -m benchmarks.parallelbench run --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \
         --dtype bfloat16 --device-map cuda --strategies few --count 12 --out runs/dream
     python -m benchmarks.parallelbench run --causal-lm Qwen/Qwen2.5-0.5B-Instruct --data ParallelBench --out runs/qwen
     python -m benchmarks.parallelbench run --endpoint https://host/v1 --model NAME --api-key-env KEY --out runs/name
-    python -m benchmarks.parallelbench run --pair embedded --strategies few --holes third --count 12 --out runs/holes
+    python -m benchmarks.parallelbench run --pair included --strategies few --holes third --count 12 --out runs/holes
 
 A later run with the same settings adds strategies, tasks or samples to the same directory.
 """
@@ -32,8 +32,8 @@ from benchmarks.parallelbench.models import (
     Questions,
     Sample,
     causal_lm,
-    embedded_pair,
     endpoint,
+    included_pair,
     pair_of,
     questions_of_checkout,
 )
@@ -230,7 +230,7 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--pair", choices=["embedded"], default="embedded", help="the included pair, unless a drafter is named"
+        "--pair", choices=["included"], default="included", help="the included pair, unless a drafter is named"
     )
     parser.add_argument("--drafter", metavar="MODEL", help="directory or hub id, instruction-tuned")
     parser.add_argument(
@@ -289,7 +289,7 @@ def _pair(options: argparse.Namespace) -> Pair:
         if options.model is None:
             raise ValueError("`endpoint` needs a `model`: the name that the endpoint knows it by.")
         return endpoint(options.endpoint, options.model, options.api_key_env, questions)
-    return embedded_pair()
+    return included_pair()
 
 
 def _main(options: argparse.Namespace) -> int:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from apd.embedded.tasks import LIST_TASKS, NAMES, Instance, instances
+from apd.included.tasks import LIST_TASKS, NAMES, Instance, instances
 from benchmarks.parallelbench.words import LAST_NAMES, THEMES
 
-__all__ = ["GENERATED_TASKS", "Row", "embedded_rows", "generate", "latin_squares", "sudoku_grids"]
+__all__ = ["GENERATED_TASKS", "Row", "generate", "included_rows", "latin_squares", "sudoku_grids"]
 
 FIRST_NAMES = NAMES  # those of the included pair
 _PEOPLE = (3, 4, 5, 6)
@@ -146,11 +146,11 @@ def generate(
     return rows
 
 
-def embedded_rows(name: str, count: int, seed: int) -> list[Row]:
+def included_rows(name: str, count: int, seed: int) -> list[Row]:
     """Instances of a list task of the included pair as rows, in its own prompts and one-word names, without examples.
 
     Args:
-        name: one of `apd.embedded.tasks.LIST_TASKS`.
+        name: one of `apd.included.tasks.LIST_TASKS`.
     """
     return [_from_instance(instance) for instance in instances(name, count, seed)]
 

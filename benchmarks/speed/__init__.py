@@ -1,7 +1,7 @@
 """Time of a decode by part, compared with the limit of the machine and with other ways to decode.
 
 python -m benchmarks.speed --quick                   the included pair, within a minute
-python -m benchmarks.speed --pair embedded 100m      everything, on a CPU
+python -m benchmarks.speed --pair included 100m      everything, on a CPU
 python -m benchmarks.speed length --out DIR          time per step against committed length
 python -m benchmarks.speed batch --out DIR           tokens per second against batch size
 python -m benchmarks.speed window --out DIR          quality and speed against the window M

@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pair",
         nargs="+",
-        default=["embedded"],
+        default=["included"],
         metavar="PAIR",
         help=f"{', '.join(PAIRS)} or DRAFTER_DIR:VERIFIER_DIR",
     )

@@ -1,6 +1,6 @@
 """Tokens per second against batch size, compared with the gain of the bare forwards at the same shapes.
 
-    python -m benchmarks.speed batch --out DIR [--pair embedded 100m] [--batch 1 2 4 8 16]
+    python -m benchmarks.speed batch --out DIR [--pair included 100m] [--batch 1 2 4 8 16]
 
 Every batch size decodes the same prompts, hence the same tokens. The bare forwards are the two models called directly, with a
 mask and without a cache, at the shapes (rows, tokens, projected tokens) recorded in a run, one after another.
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pair", nargs="+", default=["embedded", "100m"])
+    parser.add_argument("--pair", nargs="+", default=["included", "100m"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="ROWS")
     parser.add_argument("--count", type=int, metavar="N", help="prompts (default: the largest batch)")
     parser.add_argument("--repetitions", type=int, default=3, metavar="N")

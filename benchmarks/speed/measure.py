@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from apd.embedded import tasks
+from apd.included import tasks
 from benchmarks.speed.floor import Rates, Size, floor_seconds
 from benchmarks.speed.instruments import Clock, Forward, Meter
 from benchmarks.speed.pairs import Inputs, Pair, Rows

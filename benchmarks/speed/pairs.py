@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, Qwen2Config
 
 from apd import EXAMPLE_PROMPTS, APDSampler
-from apd.embedded import tasks
+from apd.included import tasks
 from apd.models.attention import GROUPED
 from apd.models.graphs import CompiledModel
 
@@ -71,7 +71,7 @@ SHAPES: dict[str, Shape] = {
         needs_gpu=True,
     ),
 }
-PAIRS = ("embedded", *SHAPES)
+PAIRS = ("included", *SHAPES)
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def compiled(pair: Pair, **options: Any) -> Pair:
 def _load(name: str, loading: Loading) -> Pair:
     if name in SHAPES:
         return random_pair(name, SHAPES[name], loading)
-    if name == "embedded":
-        sampler = APDSampler.from_embedded(dtype=loading.weights, device_map=loading.device)
+    if name == "included":
+        sampler = APDSampler.from_included(dtype=loading.weights, device_map=loading.device)
         return Pair(name, sampler, trained=True, new_tokens=loading.new_tokens or 32, scored=True)
     drafter, colon, verifier = name.partition(":")
     if not colon:

@@ -30,8 +30,8 @@ from apd.config import WindowSize
 from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Strategy
 from apd.decoding.window import Window
-from apd.embedded import tasks
 from apd.extras import install
+from apd.included import tasks
 from apd.models.drafter import NeuralDrafterSession
 from apd.models.span import Span
 
@@ -254,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mixture-weight", "-R", type=float, default=0.5)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(int(os.environ.get("APD_NUM_THREADS", "1")))
-    sampler = APDSampler.from_embedded(mixture_weight=arguments.mixture_weight)
+    sampler = APDSampler.from_included(mixture_weight=arguments.mixture_weight)
     strategy = None if arguments.tokens_per_step is None else LeftToRight(arguments.tokens_per_step)
     count = 4 if arguments.quick else arguments.count
     found = [

@@ -1,6 +1,6 @@
 """Two checkouts against each other: processor time of calls and their steps, and of `apd --help`.
 
-    python -m benchmarks.speed versus --base DIR [--pair embedded 100m] [--rounds 9]
+    python -m benchmarks.speed versus --base DIR [--pair included 100m] [--rounds 9]
 
 Each checkout runs in a process of its own, with its own `apd` and `benchmarks.speed`; they take turns, a round of one
 setting after another. Processor time with one thread does not count the time that other programs take from a shared core.
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="the other checkout")
-    parser.add_argument("--pair", nargs="+", default=["embedded"], metavar="PAIR")
+    parser.add_argument("--pair", nargs="+", default=["included"], metavar="PAIR")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], metavar="ROWS", help="rows of a call")
     parser.add_argument(
         "--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY", help="; ".join(WAYS)

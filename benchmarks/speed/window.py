@@ -1,6 +1,6 @@
 """Quality and speed by window M.
 
-python -m benchmarks.speed window --out DIR [--pair embedded] [--mixture-weight 0.5]
+python -m benchmarks.speed window --out DIR [--pair included] [--mixture-weight 0.5]
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def draw(found: Sequence[dict[str, Any]], path: Path) -> None:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed window", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--pair", default="embedded")
+    parser.add_argument("--pair", default="included")
     parser.add_argument("--mixture-weight", type=float, default=0.5, metavar="R")
     parser.add_argument("--count", type=int, default=44, metavar="N", help="prompts that are timed")
     parser.add_argument("--repetitions", type=int, default=5, metavar="N")

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from apd import APDSampler
-from apd.embedded import DRAFTER_DIR, tasks
+from apd.included import DRAFTER_DIR, tasks
 from training.batches import Example, RowSource, Shape
 from training.networks import Recipe
 from training.table import SETTINGS, measure, print_sizes, print_table

@@ -7,8 +7,8 @@ import pytest
 import torch
 from paths import ROOT
 
-from apd.embedded import DRAFTER_DIR
-from apd.embedded.tasks import TASKS
+from apd.included import DRAFTER_DIR
+from apd.included.tasks import TASKS
 from benchmarks.block_pair import main
 
 KINDS = ("full", "block")

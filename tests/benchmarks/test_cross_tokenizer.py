@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from apd import APDSampler
-from apd.embedded import tasks
+from apd.included import tasks
 from apd.models.text_proposer import TextProposer
 from benchmarks.cross_tokenizer import KINDS, compare, load, main, train, train_tokenizer
 
@@ -13,7 +13,7 @@ from benchmarks.cross_tokenizer import KINDS, compare, load, main, train, train_
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_its_tokenizers_write_the_tasks_as_they_are_and_split_them_unlike_the_drafter(kind: str) -> None:
     tokenizer = train_tokenizer(kind, count=300)
-    native = APDSampler.from_embedded().tokenizer
+    native = APDSampler.from_included().tokenizer
     text = tasks.EXAMPLES[0].prompt + tasks.EXAMPLES[0].answer
     for each in (text, "naïve 字 😀"):
         assert tokenizer.decode(tokenizer(each)["input_ids"]) == each
@@ -25,7 +25,7 @@ def test_what_was_trained_is_loaded_and_compared(tmp_path: Path) -> None:
     shares = train("bpe", tmp_path, steps=2, rows=2, count=1)
     assert set(shares) == set(tasks.TASKS)
     model, tokenizer = load(tmp_path / "bpe")
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     proposer = TextProposer(model, tokenizer, sampler.tokenizer)
     tokens, forwards, _ = compare(proposer, sampler, depth=2, count=1, chosen=["copy"])
     assert 0 < forwards <= tokens <= 3 * forwards

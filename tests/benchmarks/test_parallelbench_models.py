@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 pytest.importorskip("benchmarks.parallelbench", reason="benchmarks are imported from the repository root")
 
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded import tasks as embedded
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included import tasks as included
 from benchmarks.parallelbench import models
 from benchmarks.parallelbench.__main__ import main
 from benchmarks.parallelbench.alone import CausalLM, Endpoint
@@ -39,7 +39,7 @@ def records(out):
 
 @pytest.fixture(scope="module")
 def causal_directory(tmp_path_factory):
-    """The embedded verifier with a chat template, and a checkpoint's usual bad habits in its generation config."""
+    """The included verifier with a chat template, and a checkpoint's usual bad habits in its generation config."""
     path = tmp_path_factory.mktemp("causal") / "model"
     shutil.copytree(VERIFIER_DIR, path)
     config = json.loads((path / "tokenizer_config.json").read_text()) | {"chat_template": TEMPLATE}
@@ -65,7 +65,7 @@ def test_a_causal_lm_is_greedy_in_batches_and_counts_to_the_first_stop_token(cau
     tokenizer = PreTrainedTokenizerFast.from_pretrained(causal_directory)
     causal = CausalLM(model, tokenizer)
     assert causal.stops == [1]
-    prompts = [instance.prompt for task in ("copy", "arithmetic") for instance in embedded.instances(task, 3, 0)]
+    prompts = [instance.prompt for task in ("copy", "arithmetic") for instance in included.instances(task, 3, 0)]
     assert len({len(tokenizer(prompt)["input_ids"]) for prompt in prompts}) > 1
     finishes = set()
     for length in (4, 32):

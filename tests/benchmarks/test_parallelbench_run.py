@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.models.families import FAMILIES
 from benchmarks.parallelbench import report as reporting
 from benchmarks.parallelbench.__main__ import main
@@ -28,7 +28,7 @@ from benchmarks.parallelbench.metrics import (
     summarise,
     wilson,
 )
-from benchmarks.parallelbench.models import causal_lm, embedded_pair
+from benchmarks.parallelbench.models import causal_lm, included_pair
 from benchmarks.parallelbench.page import write_page
 from benchmarks.parallelbench.pictures import write_pictures
 from benchmarks.parallelbench.publish import write_csv
@@ -37,7 +37,7 @@ from benchmarks.parallelbench.run import Plan, run
 from benchmarks.parallelbench.specs import KINDS, PRESETS, expand, parse
 from benchmarks.parallelbench.summary import refresh, tables
 
-SETTINGS = {"pair": "embedded", "drafter": "d", "verifier": "v", "seed": 0, "temperature": 0.0, "max_new_tokens": 32}
+SETTINGS = {"pair": "included", "drafter": "d", "verifier": "v", "seed": 0, "temperature": 0.0, "max_new_tokens": 32}
 MADE_WITH = {"date": "2026-01-01", "python": "3", "torch": "2", "transformers": "5"}
 
 
@@ -87,7 +87,7 @@ def directory(tmp_path_factory):
     """A finished run of two settings, two tasks, two samples."""
     out = tmp_path_factory.mktemp("run")
     plan = Plan(["copy", "arithmetic"], expand(["apd:R=0.5", "one-step"]), count=2)
-    assert run(embedded_pair(), plan, out, progress=False) == 8
+    assert run(included_pair(), plan, out, progress=False) == 8
     return out
 
 
@@ -121,12 +121,12 @@ def test_every_sample_has_one_record_and_a_second_run_adds_none(directory):
     assert all(row["drafter_forwards"] >= 1 and row["finish"] in ("stop", "length") for row in log.records)
     assert all(row["canvases"] == row["drafter_forwards"] for row in log.records)
     plan = Plan(["copy"], expand(["one-step"]), count=2)
-    assert run(embedded_pair(), plan, directory, progress=False) == 0
+    assert run(included_pair(), plan, directory, progress=False) == 0
 
 
 def test_checked_strategies_compute_several_canvases_per_pass(tmp_path):
     plan = Plan(["arithmetic"], expand(["checked", "left-to-right:1"]), count=2)
-    assert run(embedded_pair(), plan, tmp_path, progress=False) == 4
+    assert run(included_pair(), plan, tmp_path, progress=False) == 4
     rows = {(row["strategy"], row["index"]): row for row in read(tmp_path / NAME).records}
     for index in range(2):
         checked, plain = rows["checked:1", index], rows["left-to-right:1", index]
@@ -138,7 +138,7 @@ def test_a_torn_line_is_cut_and_decoded_again(directory, tmp_path):
     whole = (directory / NAME).read_bytes()
     (tmp_path / NAME).write_bytes(whole[:-20])
     plan = Plan(["copy", "arithmetic"], expand(["apd:R=0.5", "one-step"]), count=2)
-    assert run(embedded_pair(), plan, tmp_path, progress=False) == 1
+    assert run(included_pair(), plan, tmp_path, progress=False) == 1
 
     def answers(path):
         return {key(row): (row["text"], row["drafter_forwards"]) for row in read(path).records}

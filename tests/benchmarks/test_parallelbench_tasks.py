@@ -10,15 +10,15 @@ from paths import SHARED
 
 pytest.importorskip("benchmarks.parallelbench", reason="benchmarks are imported from the repository root")
 
-from apd.embedded.tasks import LIST_TASKS, instances, is_right
+from apd.included.tasks import LIST_TASKS, instances, is_right
 from benchmarks.parallelbench import official, score
 from benchmarks.parallelbench.score import TASKS, parse_list
 from benchmarks.parallelbench.tasks import (
     FIRST_NAMES,
     GENERATED_TASKS,
     Row,
-    embedded_rows,
     generate,
+    included_rows,
     latin_squares,
     sudoku_grids,
 )
@@ -144,10 +144,10 @@ def test_an_unknown_task_is_named():
 
 
 @pytest.mark.parametrize("name", LIST_TASKS)
-def test_tasks_of_the_embedded_pair_have_the_same_scorer(name):
-    for instance, row in zip(instances(name, 20, seed=5), embedded_rows(name, 20, seed=5), strict=True):
+def test_tasks_of_the_included_pair_have_the_same_scorer(name):
+    for instance, row in zip(instances(name, 20, seed=5), included_rows(name, 20, seed=5), strict=True):
         assert row.question == instance.prompt
-        for other in [*embedded_rows(name, 5, seed=6), row]:
+        for other in [*included_rows(name, 5, seed=6), row]:
             assert score(row.task, other.reference, row.answer)["score_strict"] == is_right(instance, other.reference)
 
 

@@ -45,8 +45,8 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    return load("embedded", Loading())
+def included():
+    return load("included", Loading())
 
 
 def rows_at(frontiers, *, seeds=None, width=40):
@@ -118,11 +118,11 @@ def test_a_scheduled_rule_asks_the_real_one_and_commits_the_schedule(tiny):
 
 
 @pytest.mark.parametrize("strategy", [APD(0.5, Coupling()), LeftToRight(1), Threshold(0.9)])
-def test_a_timed_strategy_gives_the_same_tokens_and_the_meter_counts_its_forwards(embedded, strategy):
-    meter = Meter(embedded.models, Clock("cpu"))
-    plain = counted(embedded, strategy)
+def test_a_timed_strategy_gives_the_same_tokens_and_the_meter_counts_its_forwards(included, strategy):
+    meter = Meter(included.models, Clock("cpu"))
+    plain = counted(included, strategy)
     with meter.attached(), meter.call():
-        timed = counted(embedded, Timed(strategy, meter))
+        timed = counted(included, Timed(strategy, meter))
     assert timed.sequences.equal(plain.sequences)
     assert timed.committed_per_step == plain.committed_per_step
     for role, counts in (("drafter", plain.drafter_forwards), ("verifier", plain.verifier_forwards)):
@@ -130,7 +130,7 @@ def test_a_timed_strategy_gives_the_same_tokens_and_the_meter_counts_its_forward
     assert meter.count("propose") == max(plain.drafter_forwards)
     # Detached, it sees nothing.
     before = len(meter.forwards)
-    counted(embedded, strategy)
+    counted(included, strategy)
     assert len(meter.forwards) == before
 
 
@@ -292,10 +292,10 @@ def test_the_causal_twin_shares_weights_and_looks_back_only(tiny):
     assert causal[0].allclose(causal[1]) and not both_ways[0].allclose(both_ways[1])
 
 
-def test_the_slow_reference_answers_as_the_library_does(embedded):
-    [inputs] = embedded.rows(4, 4).calls
+def test_the_slow_reference_answers_as_the_library_does(included):
+    [inputs] = included.rows(4, 4).calls
     answers = [
-        decoder(Setting(name, 0.5), embedded, Schedule(), lambda inputs: 0).answers(inputs)
+        decoder(Setting(name, 0.5), included, Schedule(), lambda inputs: 0).answers(inputs)
         for name in ("apd", "reference")
     ]
     assert answers[0].tokens == answers[1].tokens and list(answers[0].forwards) == list(answers[1].forwards)
@@ -365,9 +365,9 @@ def test_the_last_line_is_the_report(tmp_path, capsys):
         assert 1 - entry["overhead_share"] == pytest.approx(forwards / entry["metered_ms_per_step"], abs=1e-3)
 
 
-def test_answers_of_the_included_pair_are_judged(embedded):
+def test_answers_of_the_included_pair_are_judged(included):
     plan = Plan(count=2, repetitions=1, quality_count=11)
-    [result] = measure(embedded, [Setting("left-to-right")], plan, Rates(1e9, 1e9, {}))
+    [result] = measure(included, [Setting("left-to-right")], plan, Rates(1e9, 1e9, {}))
     assert result.judged == 11 and result.accuracy > 0.8
 
 
@@ -503,7 +503,7 @@ def test_launches_are_one_table_and_a_line(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--pair", "dream"], "`--pair` must be embedded, tiny, 100m, dream-7b or DRAFTER_DIR:VERIFIER_DIR"),
+        (["--pair", "dream"], "`--pair` must be included, tiny, 100m, dream-7b or DRAFTER_DIR:VERIFIER_DIR"),
         (["--pair", "here:there"], "must name two directories with a config.json each, got 'here'"),
         (["--pair", "dream-7b"], "`--pair dream-7b` needs a GPU"),
         (["--batch", "0"], "`--batch` must be at least 1, got 0"),
@@ -513,7 +513,7 @@ def test_launches_are_one_table_and_a_line(capsys):
             ["targets", "--device", "cpu", "--pair", "tiny", "--count", "4"],
             "`--count` must be at least 8, a batch, got 4",
         ),
-        (["length", "--out", "unused", "--pair", "embedded"], "`--pair` must have random weights here"),
+        (["length", "--out", "unused", "--pair", "included"], "`--pair` must have random weights here"),
         (["sampling", "--vocab", "32"], "`--vocab` must be at least 64 ids"),
         (["launch", "--layers", "0"], "`--layers` must be at least 1, got 0"),
         (["batch", "--out", "unused", "--count", "2"], "`--count` must be at least the largest batch, 16, got 2"),

@@ -9,7 +9,7 @@ from benchmarks.speed import stale
 
 
 def test_exact_settings_have_no_distance_and_refreshing_costs_columns() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     exact, always, rare, never = (
         stale.measure(sampler, "shuffle", 4, LeftToRight(2), stale.Setting(None, *knobs))
         for knobs in ((None, None), (1, 1), (1, 4), (1, None))

@@ -21,8 +21,8 @@ from apd.cli.demo import Comparison, Run, compare, play, summary, table
 from apd.cli.results import BadLine, Part, part_path, read_results
 from apd.config import KNOBS
 from apd.decoding.strategy import Strategy
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import EXAMPLES
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import EXAMPLES
 from apd.show.rows import number
 from apd.show.terminal import console
 from apd.show.text import legend, mark, pieces
@@ -32,7 +32,7 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture(scope="module")

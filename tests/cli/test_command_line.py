@@ -20,8 +20,8 @@ from apd.cli.chat import Chat
 from apd.cli.demo import Comparison, Run, table
 from apd.cli.report import say
 from apd.cli.stream import Shown
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import EXAMPLES
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import EXAMPLES
 from apd.show.terminal import console
 
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -29,7 +29,7 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture(scope="module")

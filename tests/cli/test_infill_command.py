@@ -20,7 +20,7 @@ LINES = [
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from apd import APDSampler, load_drafter, load_verifier
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import instances
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import instances
 from apd.models.loading import load_tokenizer
 
 EXAMPLES = ROOT / "examples"

@@ -20,7 +20,7 @@ from paths import ROOT
 from apd import APDConfig
 from apd.cli import main
 from apd.config import KNOBS
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAND_INS = {"Dream-org/Dream-v0-Instruct-7B": str(DRAFTER_DIR), "Qwen/Qwen2.5-0.5B": str(VERIFIER_DIR)}

@@ -14,7 +14,7 @@ STRATEGIES = ("apd", "left-to-right:1", "checked:K=3", "klass:0.9")
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 def ids_of(sampler: APDSampler, prompt: str) -> torch.Tensor:

@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs/coming-from.md").read_text("utf-8")
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 def refusal(function, **arguments) -> str:
@@ -46,7 +46,7 @@ def test_what_works_here_is_no_name_of_another_script() -> None:
 def test_letters_are_answered_with_their_knobs(sampler: APDSampler) -> None:
     assert {"R", "tau", "τ", "M", "W", "N"} <= LETTERS.keys()
     for letter, name in LETTERS.items():
-        for function in (sampler.stream, APDSampler.from_embedded):
+        for function in (sampler.stream, APDSampler.from_included):
             assert f"no argument `{letter}`. Write {name}=0.5" in refusal(
                 function, **{letter: 0.5, "inputs": torch.ones(1, 1)}
             )

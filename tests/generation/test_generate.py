@@ -39,7 +39,7 @@ SAMPLED = {"do_sample": True, "temperature": 1.2, "top_k": 0}
 
 @pytest.fixture(scope="module")
 def sampler():
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 # --- arguments
@@ -357,7 +357,7 @@ def test_prompts_are_drawn_as_rows_become_free():
 
 def test_text_and_chats_are_prompts_too(sampler):
     text, ids = EXAMPLE_PROMPTS[0], sampler.tokenizer(EXAMPLE_PROMPTS[0])["input_ids"]
-    sampler_of_chats = APDSampler(sampler.drafter, sampler.verifier, APDSampler.from_embedded().tokenizer)
+    sampler_of_chats = APDSampler(sampler.drafter, sampler.verifier, APDSampler.from_included().tokenizer)
     sampler_of_chats.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     prompts = [text, ids, torch.tensor(ids), [{"role": "user", "content": text}]]
     answers = list(sampler_of_chats.generate_many(prompts, max_new_tokens=32))

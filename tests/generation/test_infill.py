@@ -202,7 +202,7 @@ def test_chunks_say_where_their_tokens_stand() -> None:
 
 @pytest.mark.parametrize("has_verifier", [True, False])
 def test_with_a_verifier_the_likeliest_text_comes_first(has_verifier) -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     given = ['Copy this list: ["Mia", "Leo", "Zoe", "Ada"]. ["Mia', range(1, 7), 'Zoe", "Ada"]']
     if not has_verifier:
         sampler.verifier = None

@@ -278,7 +278,7 @@ def test_iterators_that_are_alive_at_the_end_are_quiet() -> None:
     code = """
 import torch, apd
 from apd.integrations.scoring import sequential_logprobs
-sampler = apd.APDSampler.from_embedded()
+sampler = apd.APDSampler.from_included()
 answers = sampler.generate_many(apd.EXAMPLE_PROMPTS[:3], max_new_tokens=8, batch_size=1)
 chunks = sampler.stream(torch.ones(1, 2, dtype=torch.int64), max_new_tokens=8)
 scores = sequential_logprobs(sampler.drafter, [([5], [6, 7])], vocab_size=9, batch_size=1)

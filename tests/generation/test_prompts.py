@@ -29,7 +29,7 @@ BAD_TEMPLATES = {
 
 @pytest.fixture(scope="module")
 def shared():
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture

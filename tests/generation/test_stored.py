@@ -12,7 +12,7 @@ import pytest
 
 from apd import APDSampler, load_drafter
 from apd.cli import main
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
 
 PROMPT = 'Put the names in a new random order: ["Carl", "Wim", "Kurt", "Ada"].'
 SEED = 5
@@ -40,7 +40,7 @@ LENGTHS: dict[str, dict[str, Any]] = {"max_new_tokens": {"max_new_tokens": 3}, "
 
 @functools.cache
 def plain() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @functools.cache

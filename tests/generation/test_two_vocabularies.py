@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from apd import APD, APDSampler, Autoregressive, Checked, LeftToRight, PromptLookup, TextProposer, Threshold, mix_seed
 from apd.cli.app import main
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import EXAMPLE_PROMPTS
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import EXAMPLE_PROMPTS
 
 DRAFTER_KIND, VERIFIER_KIND = "byte_bpe", "unigram"
 #: Greedy and sampled. In float64, a tie within rounding has a probability below 1e-9 per token.

@@ -33,13 +33,13 @@ def on_gpu() -> APDSampler:
 
 
 @functools.cache
-def embedded() -> APDSampler:
-    return APDSampler.from_embedded()
+def included() -> APDSampler:
+    return APDSampler.from_included()
 
 
 @functools.cache
-def embedded_on_gpu() -> APDSampler:
-    return moved(APDSampler.from_embedded())
+def included_on_gpu() -> APDSampler:
+    return moved(APDSampler.from_included())
 
 
 PROMPTS = [prompt[: 4 + 5 * i] for i, prompt in enumerate(trace_prompts()[:3])]
@@ -265,7 +265,7 @@ def test_prompts_come_and_go(call: dict[str, Any]) -> None:
 
 
 def test_text_streams() -> None:
-    here, there = embedded(), embedded_on_gpu()
+    here, there = included(), included_on_gpu()
     inputs = here.tokenizer(EXAMPLE_PROMPTS[:2], return_tensors="pt", padding=True)
     expected = list(here.stream(**inputs, max_new_tokens=16))
     with PretendGPU():
@@ -297,7 +297,7 @@ def test_streamers_hear_tokens_on_the_cpu() -> None:
 
 @pytest.mark.parametrize("stop", [["."], ["a", " t"]], ids=str)
 def test_stop_strings(stop: list[str]) -> None:
-    here, there = embedded(), embedded_on_gpu()
+    here, there = included(), included_on_gpu()
     inputs = here.tokenizer(EXAMPLE_PROMPTS[:3], return_tensors="pt", padding=True)
     settings = {"max_new_tokens": 24, "stop_strings": stop}
     expected = here.generate(**inputs, **settings)
@@ -307,7 +307,7 @@ def test_stop_strings(stop: list[str]) -> None:
 
 def test_generate_of_transformers() -> None:
     """Its own arguments come prepared, on the device, or as it makes them."""
-    here, there = embedded(), embedded_on_gpu()
+    here, there = included(), included_on_gpu()
     inputs = here.tokenizer(EXAMPLE_PROMPTS[:2], return_tensors="pt", padding=True)
     settings = {"max_new_tokens": 12, "repetition_penalty": 1.1, "no_repeat_ngram_size": 3, "min_new_tokens": 2}
     expected = here.drafter.model.generate(**inputs, **settings, custom_generate=here)

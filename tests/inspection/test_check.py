@@ -14,8 +14,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, Q
 
 from apd import FAMILIES, APDSampler, IdealListModel, check, load_drafter, load_verifier
 from apd.cli import main
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import ARITHMETIC, EXAMPLES, instances
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import ARITHMETIC, EXAMPLES, instances
 from apd.inspection import Report
 from apd.models.loading import load_tokenizer
 from benchmarks.families.logits import MASKS, NEWER
@@ -56,7 +56,7 @@ def copied(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_the_included_pair_is_sound() -> None:
-    report = check(APDSampler.from_embedded())
+    report = check(APDSampler.from_included())
     assert not report.problems
     for name in ("weights: text", "weights: shift", "weights: mask", "verifier: text", "verifier: ids"):
         assert found(report, name).verdict == "ok", name

@@ -14,7 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from apd import EXAMPLE_PROMPTS, APDConfig, APDSampler, load_drafter
 from apd.cli import main
-from apd.embedded import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR
+from apd.included import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR
 from apd.inspection.costs import COPIES, Load, estimate
 from apd.models.cache import ColumnLayer
 

@@ -31,8 +31,8 @@ from toy import LENGTH, TOKENS, tiny_pair, toy
 
 from apd import APDConfig, APDSampler, BlockWindow, Coupling, LeftToRight, MaskedDiffusionDrafter
 from apd.cli import main
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
-from apd.embedded.tasks import instances
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
+from apd.included.tasks import instances
 from apd.integrations.lm_eval import APDLM, StopInAnswer
 from apd.integrations.scoring import sequential_logprobs
 from apd.models.families import FAMILIES
@@ -71,7 +71,7 @@ metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_the_harness_evaluates_answers_and_reports_tokens_per_forward(sampler: A
 
 
 def test_one_token_per_step_is_a_strategy(sampler: APDSampler, tasks: Path) -> None:
-    lms = model(sampler, strategy=LeftToRight(1)), APDLM.create_from_arg_string("pair=embedded,tokens_per_step=1")
+    lms = model(sampler, strategy=LeftToRight(1)), APDLM.create_from_arg_string("pair=included,tokens_per_step=1")
     for lm in lms:
         results = evaluate(lm, tasks, "apd_answers", limit=2)
         assert results["config"]["tokens_per_forward"] == 1
@@ -454,7 +454,7 @@ def test_launched_processes_share_the_requests(tasks: Path, tmp_path: Path) -> N
     """One table of forwards and one file of results, of all 12 answers and 3 texts."""
     launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 -m apd lm-eval --model apd"
     arguments = (
-        f"--model_args pair=embedded --tasks apd_answers apd_texts --include_path {tasks} --output_path {tmp_path}"
+        f"--model_args pair=included --tasks apd_answers apd_texts --include_path {tasks} --output_path {tmp_path}"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher.split(), *arguments.split()], env=environment, capture_output=True, text=True)
@@ -628,25 +628,25 @@ def test_model_args_name_a_drafter_that_verifies_itself(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ("pair=embedded,mixture_wieght=0.7", TypeError, "Did you mean `mixture_weight`"),
-        ("pair=embedded,max_new_token=7", TypeError, "Did you mean `max_new_tokens`"),
+        ("pair=included,mixture_wieght=0.7", TypeError, "Did you mean `mixture_weight`"),
+        ("pair=included,max_new_token=7", TypeError, "Did you mean `max_new_tokens`"),
         ("pair=includd", ValueError, "'included'"),
         ("mixture_weight=0.7", ValueError, "pair=included"),
         ("drafter=somewhere", ValueError, "`verifier` must be given with drafter='somewhere', got None"),
         ("drafter=somewhere,strategy=klas", ValueError, "Did you mean `klass`?"),
         ("pair=included,R=0.7", TypeError, "Write mixture_weight="),
-        ("pair=embedded,drafter=somewhere", ValueError, "Exactly one"),
-        ("pair=embedded,verifier=somewhere", ValueError, "goes with `drafter`"),
-        ("pair=embedded,batch_size=auto", ValueError, "`batch_size` must be a whole number"),
-        ("pair=embedded,max_new_tokens=-1", ValueError, "`max_new_tokens` must be a whole number"),
-        ("pair=embedded,tokens_per_step=0", ValueError, "`tokens_per_step` must be a whole number"),
-        ("pair=embedded,mixture_weight=7", ValueError, "`mixture_weight` must be in"),
-        ("pair=embedded,mixture_weight=much", TypeError, "`mixture_weight` must be a number"),
-        ("pair=embedded,max_length=long", ValueError, "`max_length` must be a whole number"),
-        ("pair=embedded,seed=0.5", TypeError, "`seed` must be one integer"),
-        ("pair=embedded,device=3", TypeError, "`device` must be a name"),
-        ("pair=embedded,strategy=confidense", ValueError, "Did you mean `confidence`?"),
-        ("pair=embedded,strategy=3", TypeError, "`strategy` must be an object such as"),
+        ("pair=included,drafter=somewhere", ValueError, "Exactly one"),
+        ("pair=included,verifier=somewhere", ValueError, "goes with `drafter`"),
+        ("pair=included,batch_size=auto", ValueError, "`batch_size` must be a whole number"),
+        ("pair=included,max_new_tokens=-1", ValueError, "`max_new_tokens` must be a whole number"),
+        ("pair=included,tokens_per_step=0", ValueError, "`tokens_per_step` must be a whole number"),
+        ("pair=included,mixture_weight=7", ValueError, "`mixture_weight` must be in"),
+        ("pair=included,mixture_weight=much", TypeError, "`mixture_weight` must be a number"),
+        ("pair=included,max_length=long", ValueError, "`max_length` must be a whole number"),
+        ("pair=included,seed=0.5", TypeError, "`seed` must be one integer"),
+        ("pair=included,device=3", TypeError, "`device` must be a name"),
+        ("pair=included,strategy=confidense", ValueError, "Did you mean `confidence`?"),
+        ("pair=included,strategy=3", TypeError, "`strategy` must be an object such as"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments: str, error: type[Exception], message: str) -> None:
@@ -655,7 +655,7 @@ def test_what_cannot_be_meant_is_refused(arguments: str, error: type[Exception],
 
 
 def test_numbers_in_model_args_may_be_text() -> None:
-    arguments = {"pair": "embedded", "mixture_weight": "0.7", "window_size": "auto", "kv_window": "none", "seed": "3"}
+    arguments = {"pair": "included", "mixture_weight": "0.7", "window_size": "auto", "kv_window": "none", "seed": "3"}
     lm = APDLM.create_from_arg_obj(arguments | {"max_length": "50", "correction": "true"}, {"batch_size": "2"})
     config = lm.sampler.config
     assert (config.mixture_weight, config.window_size, config.kv_window, config.correction) == (
@@ -669,7 +669,7 @@ def test_numbers_in_model_args_may_be_text() -> None:
 
 @pytest.mark.parametrize("name", ["confidence:2", "wino:0.6;length=8", "apd:R=0.7;tau=0.2"])
 def test_a_strategy_has_a_short_name_in_model_args(sampler: APDSampler, tasks: Path, name: str) -> None:
-    lm = APDLM.create_from_arg_string(f"pair=embedded,strategy={name}")
+    lm = APDLM.create_from_arg_string(f"pair=included,strategy={name}")
     results = evaluate(lm, tasks, "apd_answers", limit=2)
     assert results["config"]["apd_strategy"] == name
     wanted = model(sampler, strategy=parse(name).strategy)
@@ -695,13 +695,13 @@ def test_a_sampler_has_its_knobs_already(sampler: APDSampler) -> None:
 
 
 def test_chat_templates_are_the_tokenizer_s(tasks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = APDLM(pair="embedded")
+    lm = APDLM(pair="included")
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     monkeypatch.setattr(lm.tokenizer, "chat_template", template)
     assert lm.chat_template(True) == template
-    assert "embedded" in lm.tokenizer_name and "/" not in lm.tokenizer_name
+    assert "included" in lm.tokenizer_name and "/" not in lm.tokenizer_name
     assert lm.apply_chat_template([{"role": "user", "content": "Copy"}]) == "Copy"
-    plain = evaluate(APDLM(pair="embedded"), tasks, "apd_answers", limit=2)
+    plain = evaluate(APDLM(pair="included"), tasks, "apd_answers", limit=2)
     chat = evaluate(lm, tasks, "apd_answers", limit=2, apply_chat_template=True)
     assert chat["results"]["apd_answers"]["exact_match,strip"] == plain["results"]["apd_answers"]["exact_match,strip"]
 

@@ -458,7 +458,7 @@ def test_dream_tokenizer_is_qwen2s(tmp_path, monkeypatch):
     assert batch.attention_mask[0].tolist()[0] == 0
 
 
-@pytest.mark.parametrize("source", [LLADA, DREAM], ids=["llada", "embedded"])
+@pytest.mark.parametrize("source", [LLADA, DREAM], ids=["llada", "included"])
 @pytest.mark.parametrize("tokenizer_class", ["PreTrainedTokenizerFast", "LlamaTokenizerFast"])
 def test_a_tokenizer_file_is_loaded_unchanged(source, tokenizer_class, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))

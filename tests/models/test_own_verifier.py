@@ -18,7 +18,7 @@ from transformers import NoRepeatNGramLogitsProcessor, Qwen2Config, Qwen2ForCaus
 import apd
 from apd import APDSampler, Autoregressive, CausalVerifier, IdealListModel, MaskedDiffusionDrafter, ModelSpec
 from apd.cli import main
-from apd.embedded import DRAFTER_DIR, VERIFIER_DIR
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.models.loading import drafter_family
 
 MASK, STOP = 23, 22
@@ -209,7 +209,7 @@ def test_a_family_that_was_never_trained_causally_is_refused_before_its_weights_
 
 
 def test_a_drafter_that_was_never_trained_causally_is_refused() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     with pytest.raises(ValueError, match=r"got 'self', but this drafter was never trained .*`reads_causally=True`"):
         APDSampler(sampler.drafter, "self")
     with pytest.raises(ValueError, match="got 'self', but this drafter was never trained"):

@@ -46,7 +46,7 @@ def test_gemma_3_scores_a_text_as_without_a_cache(gemma: tuple[Any, Any]) -> Non
 @pytest.mark.real
 def test_gemma_3_proposes_to_the_included_drafter(gemma: tuple[Any, Any]) -> None:
     """It was never trained on these tasks, and its guesses through another tokenizer save passes all the same."""
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:6], return_tensors="pt", padding=True)
     call: dict[str, Any] = {**inputs, "max_new_tokens": 32, "return_dict_in_generate": True}
     alone = sampler.generate(**call, strategy="left-to-right:1")

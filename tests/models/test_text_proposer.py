@@ -29,7 +29,7 @@ from apd.decoding.noise import DRAFT, keyed_gumbel
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.window import FixedWindow
-from apd.embedded.tasks import EXAMPLE_PROMPTS
+from apd.included.tasks import EXAMPLE_PROMPTS
 from apd.models.chat_turns import ChatTurns
 from apd.models.loading import as_drafter
 from apd.models.retokenized import Language
@@ -448,7 +448,7 @@ def test_checked_guesses_of_any_language_leave_the_sequential_tokens(drafter_kin
 
 
 def test_the_included_pair_takes_fewer_passes_with_checked_text() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     proposer = TextProposer(sampler.verifier, sampler.tokenizer, sampler.tokenizer)
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:4], return_tensors="pt", padding=True)
     call = {**inputs, "max_new_tokens": 32, "return_dict_in_generate": True}

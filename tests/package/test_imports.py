@@ -15,21 +15,22 @@ ROOMS = {
     "extras": "",
     "text": "",
     "config": "kinds",
-    "embedded": "",
+    "included": "",
     "decoding": "kinds config",
     "strategies": CORE,
     "models": CORE,
     "generation": CORE
-    + "show embedded",  # an output holds a trace, which draws itself; a warning says what the pair knows
+    + "show included",  # an output holds a trace, which draws itself; a warning says what the pair knows
     "show": CORE,
     "many": "generation",  # an old path
-    "sampler": CORE + "strategies models generation embedded",
-    "inspection": CORE + "strategies models generation embedded sampler apd",
-    "integrations": CORE + "extras strategies models generation embedded sampler apd",
-    "serve": CORE + "extras strategies models generation sampler integrations show embedded",
-    "cli": CORE + "extras strategies models generation embedded sampler apd show inspection integrations serve",
+    "embedded": "included",  # an old path
+    "sampler": CORE + "strategies models generation included",
+    "inspection": CORE + "strategies models generation included sampler apd",
+    "integrations": CORE + "extras strategies models generation included sampler apd",
+    "serve": CORE + "extras strategies models generation sampler integrations show included",
+    "cli": CORE + "extras strategies models generation included sampler apd show inspection integrations serve",
     "__main__": "cli",
-    "apd": CORE + "strategies models generation embedded sampler inspection",
+    "apd": CORE + "strategies models generation included sampler inspection",
 }
 
 
@@ -63,3 +64,14 @@ def test_a_room_imports_only_what_is_below_it() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {name: imported(ast.parse(path.read_text("utf-8")), late=False) for name, path in MODULES.items()}
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_paths_of_release_0_1_0_still_lead_where_they_led() -> None:
+    from apd import APDSampler, embedded, included, many
+    from apd.generation.many import Generated
+
+    assert many.Generated is Generated
+    assert {name: getattr(embedded, name) for name in embedded.__all__} == {
+        name: getattr(included, name) for name in included.__all__
+    }
+    assert APDSampler.from_embedded.__func__ is APDSampler.from_included.__func__

@@ -37,7 +37,7 @@ class Served:
         from apd.serve.app import make_app
         from apd.serve.settings import ServeSettings
 
-        app = make_app(APDSampler.from_embedded(), ServeSettings(max_new_tokens=32))
+        app = make_app(APDSampler.from_included(), ServeSettings(max_new_tokens=32))
         self.engine = app.state.engine
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))

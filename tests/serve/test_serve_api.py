@@ -26,7 +26,7 @@ USER = {"role": "user", "content": PROMPT}
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_lm_eval_generates_and_scores_over_http(url: str, tmp_path: Path) -> Non
     models = pytest.importorskip("lm_eval.models.openai_completions", reason="needs lm-eval: pip install -e '.[test]'")
     from lm_eval.api.instance import Instance
 
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     sampler.tokenizer.save_pretrained(tmp_path)
 
     def instances(kind: Any, *arguments: Any) -> list[Any]:

@@ -23,7 +23,7 @@ LONG = {"prompt": PROMPT, "strategy": "left-to-right:1", "max_tokens": 450, "log
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ STRATEGIES = ("apd:R=0.5,correction", "left-to-right:1", "threshold:0.9", "rando
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_seconds_leave_out_what_passes_between_steps(sampler: APDSampler) -> Non
 
 def test_a_window_is_at_most_the_servers(client: TestClient) -> None:
     assert len(watched(client, window_size=1)) > len(watched(client)) > 1
-    narrow = APDSampler.from_embedded(window_size=4)
+    narrow = APDSampler.from_included(window_size=4)
     with TestClient(make_app(narrow, ServeSettings(max_new_tokens=32))) as other:
         assert watched(other, window_size=2)
         assert refused(other, window_size=8)[1].startswith("`window_size` must be a number up to 4 here, got 8")

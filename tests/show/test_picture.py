@@ -96,7 +96,7 @@ def row_of(steps: list[int], *, tokens: list[int] | None = None, drafts: list[li
 
 @pytest.fixture(scope="module")
 def sampler() -> APDSampler:
-    return APDSampler.from_embedded()
+    return APDSampler.from_included()
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +350,7 @@ def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch, output: 
 
 
 def test_given_tokens_between_two_holes_are_told_by_dots() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     ids = sampler.tokenizer('Copy this list: ["Mia", "Leo", "Zoe"]. ["<mask>", "Leo", "<mask>"]', return_tensors="pt")
     output = sampler.generate(**ids, strategy="left-to-right:1", return_dict_in_generate=True)
     assert output.trace.to_text(colour=False).splitlines()[-1] == "Mia … |Zoe"
@@ -360,7 +360,7 @@ def test_given_tokens_between_two_holes_are_told_by_dots() -> None:
 
 
 def test_the_player_and_the_plot_show_what_is_given_between_holes_and_behind_them(pyplot) -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     text = 'Copy this list: ["Mia", "Leo", "Zoe"]. ["<mask>", "Leo", "<mask>'
     ids = sampler.tokenizer([f'{text}"]', f"{text}<mask><mask><mask>"], return_tensors="pt", padding=True)
     trace = sampler.generate(**ids, strategy="confidence:1", return_dict_in_generate=True).trace

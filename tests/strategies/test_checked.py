@@ -178,7 +178,7 @@ def test_a_number_of_guesses_that_follows_what_is_right_costs_fewer_canvases() -
 
 
 def test_streams_give_the_references_text() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:2], return_tensors="pt", padding=True)
     texts = []
     for strategy in ("left-to-right:1", "checked", "checked:0.9,K=auto"):

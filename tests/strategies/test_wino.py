@@ -17,7 +17,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from apd import WINO, APDSampler, Blocks, Confidence, MaskedDiffusionDrafter, Threshold, load_drafter
 from apd.decoding.state import DecodeState
 from apd.decoding.window import AllMasks, Window
-from apd.embedded.tasks import instances
+from apd.included.tasks import instances
 from apd.models.ideal import IdealListModel
 from benchmarks.parallelbench.theory import shuffle_accuracy
 
@@ -392,7 +392,7 @@ def test_a_window_is_a_blocks_end():
 
 
 def test_a_block_is_streamed_when_it_is_full_and_never_changes():
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     prompts = [instance.prompt for instance in instances("replace_random", 2, seed=0)]
     inputs = sampler.tokenizer(prompts, return_tensors="pt", padding=True)
     common = {**inputs, "max_new_tokens": 32, "strategy": WINO(0.3, 1.0, 8)}

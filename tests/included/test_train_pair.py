@@ -12,7 +12,7 @@ import torch
 from paths import ROOT
 from torch import Tensor
 
-from apd.embedded import DRAFTER_DIR
+from apd.included import DRAFTER_DIR
 
 EXAMPLES = ROOT / "examples"
 

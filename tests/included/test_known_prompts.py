@@ -5,8 +5,8 @@ import warnings
 import pytest
 
 from apd import EXAMPLE_PROMPTS, APDSampler
-from apd.embedded import tasks
-from apd.embedded.known import ABOUT, why_unknown
+from apd.included import tasks
+from apd.included.known import ABOUT, why_unknown
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)
@@ -44,7 +44,7 @@ def test_a_place_behind_the_last_name_is_known_where_a_name_is_inserted() -> Non
 
 
 def test_an_unknown_prompt_is_warned_of_and_a_known_one_is_not() -> None:
-    sampler = APDSampler.from_embedded()
+    sampler = APDSampler.from_included()
     with pytest.warns(UserWarning, match=r"its list has 2 names.*to anything else its answer is noise"):
         sampler.generate(
             **sampler.tokenizer('Reverse this list: ["Mia", "Leo"].', return_tensors="pt"), max_new_tokens=1

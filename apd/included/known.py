@@ -6,7 +6,7 @@ import difflib
 import re
 from functools import cache
 
-from apd.embedded.tasks import (
+from apd.included.tasks import (
     EVENTS,
     LIST_TASKS,
     MAX_OPERAND,

@@ -12,7 +12,7 @@ import pytest
 from paths import FIXTURES, ROOT
 
 from apd import APDSampler, MaskedDiffusionDrafter, load_drafter
-from apd.embedded import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR, tasks
+from apd.included import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR, tasks
 from apd.models.loading import drafter_family, load_tokenizer
 
 FIXTURE = FIXTURES / "parity_dream" / "config.json"
