@@ -71,7 +71,7 @@ class TextPieces:
             certain = max(text.rfind(" "), 0)  # the space goes if what follows it turns out to be "n't" or the like
         piece = text[self.num_returned : certain]
         self.num_returned = max(self.num_returned, certain)
-        if piece.strip() and certain == len(self._decode([*self.context, *self.pending])):
+        if not last and piece.strip() and certain == len(self._decode([*self.context, *self.pending])):
             self.context, self.pending = self.pending, []
             self.num_returned = len(self._decode(self.context))
         return piece

@@ -10,8 +10,9 @@ The included pair answers held-out instances of its tasks, over 127.0.0.1. Every
    One in twenty hangs up, half of these at once and half at the first chunk. Every other answer is compared with that of
    `generate` for its prompt alone.
 2. *SIGTERM* in the middle of a load: what was accepted must be answered, and the exit code is 0.
-3. *Speed*: whole answers of 32 new tokens for each batch size, and `generate_many` on the same prompts with the same batch size,
-   in this process while the server idles. `first token` is measured by the server, from a request's arrival, its wait in the
+3. *Speed*: whole answers of 32 new tokens for each depth of the drafter and each batch size, and `generate_many` on the same
+   prompts with the same batch size, in this process while the server idles. A deeper drafter has layers that add nothing: its
+   answers stay what they are, and a step takes longer, so that one sees what HTTP costs beside a model of another size. `first token` is measured by the server, from a request's arrival, its wait in the
    queue included. `ratio` is the server's tokens per second over those of `generate_many`; whatever else runs on the machine
    counts, the client and the server's HTTP thread included. `CPU ms per token` is the CPU time of the server's decoding thread,
    and of `generate_many`, which is the fairer comparison on a busy machine; HTTP, JSON and tokenizing are apart.
@@ -21,23 +22,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
+from safetensors.torch import load_file, save_file
 
 from apd.decoding.noise import mix_seed
+from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.included.tasks import TASKS, instances
 from apd.sampler import APDSampler
 
@@ -96,11 +104,45 @@ def requests_of(count: int, seed: int, *, ragged: bool) -> list[Asked]:
     return found
 
 
+def deeper(layers: int, folder: Path) -> Path:
+    """A copy of the included drafter with this many layers; those behind its own add nothing to their input."""
+    config = json.loads((DRAFTER_DIR / "config.json").read_text("utf-8"))
+    own = config["num_hidden_layers"]
+    if layers == own:
+        return DRAFTER_DIR
+    if layers < own:
+        raise ValueError(f"`--layers` must be at least {own}, the drafter's own, got {layers}.")
+    shutil.copytree(DRAFTER_DIR, folder)
+    weights = load_file(folder / "model.safetensors")
+    start = f"model.layers.{own - 1}."
+    for name, tensor in [(name, tensor) for name, tensor in weights.items() if name.startswith(start)]:
+        adds_nothing = name.endswith(("self_attn.o_proj.weight", "mlp.down_proj.weight"))
+        for layer in range(own, layers):
+            copied = torch.zeros_like(tensor) if adds_nothing else tensor.clone()
+            weights[name.replace(start, f"model.layers.{layer}.")] = copied
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    changed = config | {"num_hidden_layers": layers, "max_window_layers": layers}
+    (folder / "config.json").write_text(json.dumps(changed), "utf-8")
+    return folder
+
+
 @contextmanager
-def server(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server of the included pair on a free port; yields the process and its address."""
-    command = [sys.executable, "-m", "apd", "serve", "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def server(*options: str, drafter: Path = DRAFTER_DIR) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server of a drafter and the included verifier on a free port; yields the process and its address."""
+    command = [
+        sys.executable,
+        "-m",
+        "apd",
+        "serve",
+        "--port",
+        "0",
+        "--served-model-name",
+        MODEL,
+        "--max-new-tokens",
+        "32",
+    ]
+    command += ["--drafter", str(drafter), "--verifier", str(VERIFIER_DIR), *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "APD_NUM_THREADS": "1"})
     assert process.stderr is not None
     try:
         for line in process.stderr:
@@ -264,13 +306,17 @@ def terminated(asked: Sequence[Asked], sampler: APDSampler, clients: int, batch_
     )
 
 
-def speed(sampler: APDSampler, count: int, clients: int, sizes: Sequence[int], limit: float) -> Iterator[str]:
+def speed(
+    count: int, clients: int, depths: Sequence[int], sizes: Sequence[int], limit: float, folder: Path
+) -> Iterator[str]:
     """The lines of the table of speeds."""
     asked = requests_of(count, 2, ragged=False)
     prompts = [each.prompt for each in asked]
     rows = []
-    for size in sizes:
-        with server("--max-batch-size", str(size), "--max-queue", str(clients)) as (_, url):
+    for layers, size in itertools.product(depths, sizes):
+        drafter = deeper(layers, folder / f"{layers}-{size}")
+        sampler = APDSampler.from_pretrained(drafter, VERIFIER_DIR)
+        with server("--max-batch-size", str(size), "--max-queue", str(clients), drafter=drafter) as (_, url):
             asyncio.run(run(url, asked[: 4 * size], clients, limit=limit))  # warm
             before = cpu_seconds(url)
             load = asyncio.run(run(url, asked, clients, limit=limit))
@@ -282,6 +328,7 @@ def speed(sampler: APDSampler, count: int, clients: int, sizes: Sequence[int], l
             seconds, direct = time.perf_counter() - start, (time.process_time() - cpu) / tokens
         rows.append(
             [
+                str(layers),
                 str(size),
                 f"{len(asked) / load.seconds:.1f}",
                 f"{1000 * quantile(first, 0.5):.0f}",
@@ -295,7 +342,15 @@ def speed(sampler: APDSampler, count: int, clients: int, sizes: Sequence[int], l
                 f"{1000 * http / len(asked):.1f}",
             ]
         )
-    head = ["batch size", "requests/s", "first token p50, ms", "p95, ms", "tokens per forward", "tokens/s"]
+    head = [
+        "drafter's layers",
+        "batch size",
+        "requests/s",
+        "first token p50, ms",
+        "p95, ms",
+        "tokens per forward",
+        "tokens/s",
+    ]
     head += ["`generate_many`, tokens/s", "ratio", "CPU ms per token", "`generate_many`", "HTTP, CPU ms per request"]
     for cells in (head, ["--:"] * len(head), *rows):
         yield f"| {' | '.join(cells)} |"
@@ -309,6 +364,13 @@ def main() -> None:
         "--batch-size", type=int, default=16, help="of the load whose answers are compared (default 16)"
     )
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 4, 8, 16, 32], help="of the table of speeds")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs="*",
+        default=[4, 32],
+        help="of the drafters of that table (default 4, its own, and 32)",
+    )
     parser.add_argument("--speed-requests", type=int, default=300)
     parser.add_argument(
         "--limit", type=float, default=900, help="seconds after which a load is given up (default 900)"
@@ -320,8 +382,11 @@ def main() -> None:
     for line in correctness(sampler, arguments.requests, arguments.clients, arguments.batch_size, limit):
         print(line, flush=True)
     print(flush=True)
-    for line in speed(sampler, arguments.speed_requests, arguments.clients, arguments.batch_sizes, limit):
-        print(line, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for line in speed(
+            arguments.speed_requests, arguments.clients, arguments.layers, arguments.batch_sizes, limit, Path(folder)
+        ):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -203,8 +203,10 @@ class Resolver:
             prompt, padding, vocab_size=self.models.vocab_size, mask_token_id=self.models.drafter.mask_token_id
         )
         holes = prompt == self.models.drafter.mask_token_id
-        holes &= torch.arange(width, device=prompt.device) >= padding[:, None]
         has_holes = bool(holes.any())
+        if has_holes:
+            holes &= torch.arange(width, device=prompt.device) >= padding[:, None]  # the mask may be the pad token
+            has_holes = bool(holes.any())
         if has_holes:
             check_holes(holes, padding, self.strategy, self.models.drafter)
         fills_only = self.fills_only or (has_holes and not self.has_length)
@@ -213,7 +215,9 @@ class Resolver:
         max_new_tokens = 0 if fills_only else _max_new_tokens(generation, width)
         _check_length(width - int(padding.min()), max_new_tokens, self.max_lengths)
         copies = int(generation.num_return_sequences or 1)
-        prompt, padding = (each.to(device).repeat_interleave(copies, 0) for each in (prompt, padding))
+        prompt, padding = (each.to(device) for each in (prompt, padding))
+        if copies > 1:
+            prompt, padding = (each.repeat_interleave(copies, 0) for each in (prompt, padding))
         are_drawn = self.strategy.is_random or not self.sampling.greedy
         seeds = torch.tensor(_row_seeds(seed, len(prompt), are_drawn=are_drawn), device=device)
         warn_of_unknown_prompts(prompt, self.models.tokenizer)

@@ -121,6 +121,9 @@ def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token
     Raises:
         ValueError: a foreign id.
     """
+    lowest, highest = prompt.aminmax()
+    if lowest >= 0 and highest < vocab_size:
+        return  # the usual case, for which a server has no time to look at each column
     real = torch.arange(prompt.shape[1], device=prompt.device) >= padding[:, None]
     foreign = real & (prompt != mask_token_id) & ((prompt < 0) | (prompt >= vocab_size))
     if foreign.any():
@@ -133,12 +136,15 @@ def check_tokens(prompt: Tensor, padding: Tensor, *, vocab_size: int, mask_token
 def warn_of_unknown_prompts(prompt: Tensor, tokenizer: Any) -> None:
     """Warn of a prompt, `b l` int64, with the tokenizer's unknown token, or, of the included pair, of another form than its tasks."""
     unknown = getattr(tokenizer, "unk_token_id", None)
-    if unknown is None or unknown in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+    if unknown is None:
+        return
+    padding, mask = tokenizer.pad_token_id, tokenizer.mask_token_id  # tokenizers look ids up each time
+    if unknown in (padding, tokenizer.eos_token_id):
         return  # the unknown token has another use too
     if getattr(tokenizer, "name_or_path", None) in _INCLUDED:
         for row in prompt.tolist():
-            ids = [token for token in row if token != tokenizer.pad_token_id]
-            reason = None if tokenizer.mask_token_id in ids else why_unknown(tokenizer.decode(ids))
+            ids = [token for token in row if token != padding]
+            reason = None if mask in ids else why_unknown(tokenizer.decode(ids))
             if reason is not None:
                 warn(f"The prompt is none of those that the included pair was trained on: {reason}. {ABOUT}")
                 return

@@ -102,7 +102,8 @@ def make_app(sampler: APDSampler, settings: ServeSettings | None = None) -> Fast
     @app.get("/ready")
     async def ready() -> Response:
         status = 200 if engine.is_alive and not engine.is_draining else 503
-        return JSONResponse({"status": "ok" if status == 200 else "draining"}, status)
+        reason = "draining" if engine.is_alive else "the decoding loop has ended"
+        return JSONResponse({"status": "ok" if status == 200 else reason}, status)
 
     @app.get("/metrics")
     async def metrics() -> Response:

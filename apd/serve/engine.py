@@ -24,6 +24,16 @@ log = logging.getLogger("apd.serve")
 _LOOK = 0.05  # seconds between two looks for jobs that are late
 
 
+def _ended() -> APIError:
+    return APIError(
+        500, "Decoding has ended by a fault; the server's log has it. Restart the server.", code="engine_failed"
+    )
+
+
+def _cut_off() -> APIError:
+    return APIError(503, "The server has shut down before the answer was done.", code="draining")
+
+
 def _pieces(job: Job) -> Iterator[Any]:
     """The work of a job; nothing of it is done, and can fail, before the first piece."""
     assert job.work is not None
@@ -54,6 +64,7 @@ class Engine:
     Attributes:
         num_jobs: jobs that were taken.
         num_cut_off: those that the end of the thread has cut off.
+        has_failed: the thread has ended by a fault.
     """
 
     def __init__(self, sampler: APDSampler, *, max_rows: int, max_queue: int, metrics: Metrics | None = None) -> None:
@@ -63,7 +74,7 @@ class Engine:
         self.arrived: deque[tuple[Job, int]] = deque()  # rows that wait
         self.to_cancel: list[tuple[Job, int | None]] = []  # a choice of a job, or all of it
         self.num_waiting = 0
-        self.is_draining = self.is_stopping = False
+        self.is_draining = self.is_stopping = self.has_failed = False
         self.batches: dict[Hashable, Batch] = {}
         self.places: dict[int, _Place] = {}
         self.working: deque[tuple[Job, Iterator[Any]]] = deque()
@@ -106,9 +117,11 @@ class Engine:
         """Add a job.
 
         Raises:
-            APIError: the queue is full (429), or the server shuts down (503).
+            APIError: the queue is full (429), the server shuts down (503), or its decoding has failed (500).
         """
         with self.changed:
+            if self.has_failed:
+                raise _ended()
             if self.is_draining:
                 raise APIError(503, "The server is shutting down. Ask another one.", code="draining", retry_after=5)
             most, works = self.max_rows + self.max_queue, len(self.new_work) + len(self.working)
@@ -146,10 +159,11 @@ class Engine:
             self._turn_until_stopped()
         except Exception:
             log.exception("the decoding loop has ended")
-            self.is_draining = True
+            with self.changed:
+                self.has_failed = self.is_draining = True
         for job in self._jobs():
             self.num_cut_off += 1
-            self._fail(job, APIError(503, "The server has shut down before the answer was done.", code="draining"))
+            self._fail(job, _ended() if self.has_failed else _cut_off())
 
     def _turn_until_stopped(self) -> None:
         while True:

@@ -29,12 +29,19 @@ class Limits:
             await self.app(scope, receive, send)
             return
 
+        is_counted = False
+
+        def count(status: int) -> None:
+            nonlocal is_counted
+            is_counted = True
+            path = getattr(scope.get("route"), "path", "other")
+            self.engine.metrics.requests.labels(path, str(status)).inc()
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = getattr(scope.get("route"), "path", "other")
                 if self.engine.is_draining:
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-                self.engine.metrics.requests.labels(path, str(message["status"])).inc()
+                count(message["status"])
             await send(message)
 
         try:
@@ -43,7 +50,12 @@ class Limits:
         except APIError as error:
             await error.response()(scope, receive, counted)
             return
-        await self.app(scope, _again(body, receive), counted)
+        try:
+            await self.app(scope, _again(body, receive), counted)
+        except Exception:
+            if not is_counted:
+                count(500)  # which is sent outside of here
+            raise
 
     def _check_key(self, scope: Scope) -> None:
         is_open = scope["method"] in ("GET", "HEAD", "OPTIONS") and not scope["path"].startswith("/v1/")

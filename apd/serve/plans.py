@@ -222,7 +222,7 @@ class Planner:
                 code="model_not_found",
             )
         for field_name, (neutral, reason) in REFUSED.items():
-            value = getattr(body, field_name, None)
+            value = vars(body).get(field_name)
             if value is not None and value not in neutral:
                 raise refused(f"`{field_name}` is not supported: {reason}.", field_name, "unsupported_parameter")
         if body.stream_options is not None and not body.stream:

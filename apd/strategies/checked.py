@@ -41,6 +41,7 @@ from apd.strategies.proposers import (
     NO_GUESS,
     PROPOSERS,
     Marginals,
+    Mixture,
     Proposer,
     allowed_guesses,
     checked_guesses,
@@ -111,7 +112,9 @@ class Checked:
     @property
     def guesser(self) -> Proposer:
         """The proposer as an object."""
-        return PROPOSERS[self.proposer] if isinstance(self.proposer, str) else self.proposer
+        found = PROPOSERS[self.proposer] if isinstance(self.proposer, str) else self.proposer
+        reads_probs = self.certainty < 1 or self.num_checked == "auto"
+        return found if reads_probs or type(found) is not Mixture else dataclasses.replace(found, gives_probs=False)
 
     @property
     def needs_verifier(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from apd.config import check_count, check_fraction
+from apd.decoding.noise import Noise
 from apd.decoding.pair import ModelPair
 from apd.decoding.probability import log_normalise, mix
 from apd.decoding.protocols import RowMemory
@@ -208,9 +209,11 @@ class Mixture:
 
     Args:
         mixture_weight: R in [0, 1]. 0 is the verifier alone; 1 is the drafter's own marginals and needs no verifier.
+        gives_probs: whether guesses have probabilities, for which the noise of all ids is drawn a second time.
     """
 
     mixture_weight: float = 0.5
+    gives_probs: bool = True
 
     def __post_init__(self) -> None:
         check_fraction("mixture_weight", self.mixture_weight, "1 trusts the drafter alone, 0 the verifier alone")
@@ -257,7 +260,7 @@ class MixtureSession:
         stops = pair.support.processing.stop_token_ids
         undecided = window.within(~window.gather(state.decided))
         tokens = torch.where(window.inside, window.gather(state.tokens), NO_GUESS)
-        probs = torch.ones(tokens.shape, device=tokens.device)
+        probs = torch.ones(tokens.shape, device=tokens.device) if self.mixture.gives_probs else None
         goes_on = torch.ones_like(state.done)
         for j in range(window.columns.shape[1]):
             goes_on = goes_on & window.inside[:, j]
@@ -265,14 +268,17 @@ class MixtureSession:
             if not goes_on.any():
                 break
             if wanted.any():
-                drawn, likely = self._draw(j, state, window, tokens, marginals, pair, sampling)
-                tokens[:, j] = torch.where(wanted, drawn, torch.where(goes_on, tokens[:, j], NO_GUESS))
-                probs[:, j] = torch.where(wanted, likely, 1.0)
+                logits, noise = self._read(j, state, window, tokens, marginals, pair, sampling)
+                drawn = sampling.sample(sampling.warp(logits), noise).tokens
+                tokens[:, j] = torch.where(wanted, drawn[:, 0], torch.where(goes_on, tokens[:, j], NO_GUESS))
+                if probs is not None:
+                    likely = sampling.margin(logits, drawn, noise).sigmoid()
+                    probs[:, j] = torch.where(wanted, likely[:, 0], 1.0)
             goes_on = goes_on & ~torch.isin(tokens[:, j], stops)
         self.starts = window.starts
         return Proposed(tokens, probs)
 
-    def _draw(
+    def _read(
         self,
         j: int,
         state: DecodeState,
@@ -281,8 +287,8 @@ class MixtureSession:
         marginals: Marginals | None,
         pair: ModelPair,
         sampling: Sampling,
-    ) -> tuple[Tensor, Tensor]:
-        """The tokens at position j, given those before it, and their probabilities: `b` each."""
+    ) -> tuple[Tensor, Noise]:
+        """The mixture at position j, given the tokens before it, `b 1 v` float32 up to a constant, and its noise."""
         here, single = _behind(state, window, tokens[:, :j], pair.support.vocab_size)
         noise = sampling.noise(here, single)
 
@@ -295,8 +301,7 @@ class MixtureSession:
             # Marginals may allow nothing that is allowed behind these guesses.
             usable = marginals.known[:, j : j + 1] & mixture.amax(-1).isfinite()
             logits = torch.where(usable[..., None], mixture, logits)
-        drawn = sampling.sample(sampling.warp(logits), noise).tokens
-        return drawn[:, 0], sampling.margin(logits, drawn, noise).sigmoid()[:, 0]
+        return logits, noise
 
     def _verified(self, state: DecodeState, single: Window, pair: ModelPair) -> Tensor:
         """The verifier's raw logits at `single`, after a pass from the first column whose keys may be of a wrong guess."""

@@ -177,3 +177,31 @@ def test_work_that_cannot_begin_and_rows_that_cannot_leave_fail_alone(
             server.hang_up(TEXT, LONG, when=lambda: bool(server.engine.places))
             assert server.until(lambda: server.engine.is_idle)
         assert server.engine.is_alive and server.complete()["choices"][0]["text"] == ANSWER
+
+
+def test_a_fault_of_the_server_itself_is_counted(sampler: APDSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a fault")
+
+    with Served(sampler) as server:
+        monkeypatch.setattr(server.app.state.planner, "completion", broken)
+        with pytest.raises(RuntimeError):  # the client without a socket sees the exception itself
+            server.post(TEXT, {"prompt": PROMPT})
+        assert server.metric('apd_requests_total{route="/v1/completions",status="500"}') == 1
+
+
+def test_a_decoding_loop_that_has_ended_says_so(sampler: APDSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a fault")
+
+    with Served(sampler) as server:
+        monkeypatch.setattr(server.engine.metrics.steps, "inc", broken)
+        for _ in range(2):  # one that is being decoded, and one that comes too late
+            error = error_of(server.post(TEXT, {"prompt": PROMPT}))
+            assert (error["status"], error["code"]) == (500, "engine_failed") and "log" in error["message"]
+        assert server.until(lambda: not server.engine.is_alive)
+        for route in ("/health", "/ready"):
+            assert (server.get(route).status_code, server.get(route).json()["status"]) == (
+                503,
+                "the decoding loop has ended",
+            )

@@ -352,3 +352,16 @@ def test_names_say_what_is_checked(spec: str, strategy: Checked) -> None:
 def test_names_that_mean_nothing_are_refused(spec: str) -> None:
     with pytest.raises(ValueError, match=r"checked|strategy|K must be|R"):
         parse(spec)
+
+
+def test_probabilities_of_guesses_are_computed_only_where_they_decide_something() -> None:
+    """They cost a second draw of the noise of all ids."""
+    kept = {"c=1": Checked(), "c<1": Checked(certainty=0.9), "auto": Checked(num_checked="auto")}
+    state = {name: strategy.guesser.gives_probs for name, strategy in kept.items()}
+    assert state == {"c=1": False, "c<1": True, "auto": True}
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(Mixture):
+        """A caller's own is left as it is."""
+
+    assert Checked(proposer=Own()).guesser == Own()
