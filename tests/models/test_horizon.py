@@ -162,7 +162,7 @@ def check_a_case(case: int) -> None:
     assert rows[0] == rows[1], (case, kind, size, shift, settings, prompts)
 
 
-@pytest.mark.parametrize("case", range(12))
+@pytest.mark.parametrize("case", range(6))  # 500 are slow tests, below
 def test_a_cache_of_final_keys_is_exact(case) -> None:
     check_a_case(case)
 

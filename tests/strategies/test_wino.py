@@ -10,6 +10,7 @@ import torch
 from pairs import STOP, TRACES, left_padded, new_tokens, trace_prompts, trace_sampler
 from paths import ROOT
 from states import state_of
+from thinned import thinned
 from torch import Tensor
 from toy import tiny_pair, toy
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -191,7 +192,7 @@ def wino_by_hand(drafter, prompt: list[int], length: int, wino: WINO) -> tuple[l
     return canvas[0, len(prompt) :].tolist(), counts, revoked
 
 
-@pytest.mark.parametrize("wino", SETTINGS, ids=repr)
+@pytest.mark.parametrize("wino", thinned(SETTINGS), ids=repr)
 def test_a_ragged_batch_follows_the_rule(sampler, wino):
     output = generate(sampler, length=24, strategy=wino)
     rows = list(zip(prompts(), new_tokens(output), output.committed_per_step, strict=True))
