@@ -139,6 +139,7 @@ def run(trial: Trial, laws: Callable[[Trial], None], seconds: float) -> Iterator
     """The findings of some laws, up to one that does not come back within so many seconds."""
     failed: list[BaseException] = []
 
+    @torch.no_grad()  # as in decoding; the caller's own setting does not reach another thread
     def work() -> None:
         try:
             laws(trial)
