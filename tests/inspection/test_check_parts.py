@@ -353,7 +353,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "empty windows": (
         lambda: Policy(lambda state: state.layout.frontier),
-        "`Policy.ends` must end a window behind the frontier and at most at the row's end, 5 to 12 in row 0, got 4.",
+        "`Policy.ends` must end each row's window behind its frontier and at most at the row's end, 5 to 12 in row 0, got 4.",
     ),
     "windows of the batch": (
         lambda: Policy(lambda state: [min(max(state.layout.frontier) + 1, end) for end in state.layout.end]),
