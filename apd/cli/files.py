@@ -213,7 +213,9 @@ def _answer_share(
                 write({"index": index, **fields[index], **found, "run": run})
                 bar.update()
         except FloatingPointError as error:
-            raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line i + 1.") from error
+            copies = arguments.num_return_sequences
+            line = "i + 1" if copies == 1 else f"i // {copies} + 1"
+            raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line {line}.") from error
 
 
 def _report_skipped(complaint: object) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from paths import ROOT
+from poisoned import Poisoned
 
 import apd.cli.progress
 from apd import EXAMPLE_PROMPTS, APDSampler, mix_seed
@@ -226,6 +227,29 @@ def test_several_answers_are_those_of_generate_with_the_prompts_seed(tmp_path: P
         assert [answer["text"] for answer in row["answers"]] == alone.text
         assert row["new_tokens"] == int(alone.new_tokens.sum())
         assert row["drafter_forwards"] == int(alone.drafter_forwards.sum())
+
+
+@pytest.mark.parametrize(("copies", "row", "line"), [(1, 1, "i + 1"), (2, 2, "i // 2 + 1")])
+def test_a_row_that_fails_is_told_with_its_line(
+    tmp_path: Path,
+    sampler: APDSampler,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    copies: int,
+    row: int,
+    line: str,
+) -> None:
+    """The second line of the input has the row 1, or the rows 2 and 3."""
+    poison = sampler.tokenizer("Kira")["input_ids"][0]
+    ill = APDSampler(Poisoned(sampler.drafter, poison), sampler.verifier, sampler.tokenizer)
+    monkeypatch.setattr("apd.cli.files.load", lambda *_, **__: ill)
+    source = written(
+        tmp_path / "in.jsonl", *({"prompt": f'Reverse this list: ["{name}"].'} for name in ("Mia", "Kira"))
+    )
+    options = ["--do-sample", "--num-return-sequences", str(copies), "--batch-size", "1"]
+    assert main(["generate", "--input", str(source), "--output", "-", *options]) == 1
+    err = capsys.readouterr().err
+    assert f"of row {row}, " in err and f"Row i is line {line}." in err
 
 
 def test_many_prompts_with_several_answers_each(sampler: APDSampler) -> None:
