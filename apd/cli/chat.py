@@ -13,10 +13,10 @@ from typing import Any
 
 from apd.cli.answers import load, sampling
 from apd.cli.generate import processes_of
-from apd.cli.options import UsageError, check_usage, config_of
 from apd.cli.report import say
 from apd.cli.settings import set_up
 from apd.cli.stream import Shown
+from apd.cli.usage import UsageError, check_usage, config_of
 from apd.config import KNOBS, NUMBER, WHOLE_NUMBER, APDConfig
 from apd.decoding.noise import mix_seed
 from apd.generation.elsewhere import LETTERS

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from apd.cli.options import UsageError, add_knobs, config_of
+from apd.cli.options import add_knobs
+from apd.cli.usage import UsageError, config_of
 from apd.config import APDConfig
 
 if TYPE_CHECKING:
