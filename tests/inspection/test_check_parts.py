@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from skeletons import skeleton
-from toy import LENGTH, toy
+from toy import LENGTH, tiny_pair, toy
 from transformers import BertForMaskedLM, Qwen2ForCausalLM
 
 import apd
@@ -398,6 +398,26 @@ def test_the_part_itself_is_sound() -> None:
     """What is broken above differs from it by one fault."""
     assert not problems(Drafter()) and not problems(Learned())
     assert not problems(Choosing(lambda measure, candidate: candidate & (candidate.cumsum(1) == 1)))
+
+
+def test_a_verifier_of_ones_own_beside_a_checkpoint_is_tried_too() -> None:
+    sampler = APDSampler(tiny_pair(num_layers=1)[0], Verifier())
+    assert "`Verifier.logits` gives other logits where drafted tokens" in said_of(sampler)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seconds": 0}, "`seconds` must be more than 0, got 0"),
+        ({"new_tokens": 0}, "`new_tokens` must be at least 1, got 0"),
+        ({"text": "some text"}, "`text` must be left out with a part of your own, got 'some text'"),
+        ({"revision": "main"}, "`revision` must be left out"),
+    ],
+)
+def test_arguments_without_effect_are_refused(options: dict[str, Any], message: str) -> None:
+    for part in (Threshold(0.3), APDSampler(toy().drafter, mixture_weight=1.0)):
+        with pytest.raises(ValueError, match=message):
+            apd.check(part, **options)
 
 
 @pytest.mark.slow
