@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from apd.config import APDConfig
 from apd.decoding.acceptance import Distribution, Evidence, Judgement, judgement_of
@@ -126,10 +127,10 @@ def _batch_law(trial: Trial, call: dict[str, Any]) -> None:
 
 
 class _Watched:
-    """A strategy whose every proposal is held against `Proposal`."""
+    """A strategy, or its session, whose every proposal is held against `Proposal`."""
 
-    def __init__(self, strategy: Any) -> None:
-        self.strategy, self.__name__ = strategy, name_of(strategy)
+    def __init__(self, strategy: Any, session: Any = None) -> None:
+        self.strategy, self.session, self.__name__ = strategy, session, name_of(strategy)
         for name in (
             "needs_drafter",
             "needs_verifier",
@@ -144,19 +145,18 @@ class _Watched:
     def open(self, state: DecodeState) -> _Watched:
         session = self.strategy.open(state)
         check_session(session, f"{self.__name__}.open", "propose")
-        opened = _Watched(self.strategy)
-        opened.session = session
         for name in ("select", "join"):
             if not callable(getattr(session, name, None)):
                 raise Broken(
                     f"`{name_of(session)}` must have the method `{name}`, since rows leave and join. Subclass `Memoryless`."
                 )
-        opened.select, opened.join = session.select, session.join
-        return opened
+        return _Watched(self.strategy, session)
 
-    session: Any = None
-    select: Any = None
-    join: Any = None
+    def select(self, rows: Tensor) -> None:
+        self.session.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        self.session.join(state)
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
         by = f"{self.__name__}.propose"
