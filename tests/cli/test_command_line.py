@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,18 @@ def test_commands_set_what_they_say(sampler: APDSampler, capsys: pytest.CaptureF
     assert "Did you mean /window?" in said("/windw 3") and "/strategy SPEC" in said("/help")
     assert "needs a chat template" in said("/system be kind")
     assert not chat.take("/quit")
+
+
+def test_greedy_answers_take_no_options_of_sampling(sampler: APDSampler, capsys: pytest.CaptureFixture) -> None:
+    """They went on to `generate`, which warned of each at every answer. They are back when sampling is."""
+    chat = chat_of(sampler, "--do-sample", "--top-k", "1", "--temperature", "0.5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for command in ("/temperature 0", "/strategy left-to-right", EXAMPLE_PROMPTS[1], "/temperature 2"):
+            assert chat.take(command)
+        assert "error" not in capsys.readouterr().err
+    assert chat.take(EXAMPLE_PROMPTS[1])
+    assert capsys.readouterr().out == '["Max", "Dora", "Carl"]\n'  # of one token each, the likeliest
 
 
 def test_a_stopped_answer_is_kept_and_the_conversation_goes_on(
