@@ -98,7 +98,12 @@ def test_the_source_distribution_is_the_repository(tmp_path: Path) -> None:
     ("needed", "command"),
     [
         (
-            ['lm-eval<0.5,>=0.4.10; extra == "eval"', 'openai>=1; extra == "bench"'],
+            [
+                "torch>=2.9",
+                'lm-eval<0.5,>=0.4.10; extra == "eval"',
+                'openai>=1; extra == "bench"',
+                'uvloop>=0.20; sys_platform == "elsewhere" and extra == "eval"',
+            ],
             "pip install 'lm-eval<0.5,>=0.4.10'",
         ),
         (['matplotlib>=3; extra == "bench"'], "pip install '.[eval]' in the folder that holds setup.py"),
