@@ -371,7 +371,15 @@ class APDSampler:
         Example:
             >>> sampler.infill(["Reverse: [", 3, '"] -> ["Uma"]']).text  # doctest: +SKIP
         """
-        refuse_for("infill()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask")
+        not_here = (
+            "streamer",
+            "return_dict_in_generate",
+            "inputs",
+            "input_ids",
+            "attention_mask",
+            "num_return_sequences",
+        )
+        refuse_for("infill()", kwargs, *not_here)
         if self.tokenizer is None:
             raise ValueError(
                 "`infill()` must have a tokenizer, got a sampler without one. Give it one, or use `generate`."
