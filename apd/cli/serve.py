@@ -59,6 +59,8 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UsageError(f"{flag(name)} must be at least {least}, got {value}.")
+    if arguments.port >= 2**16:  # the server would take the rest of a division
+        raise UsageError(f"--port must be below {2**16}, got {arguments.port}. Use 0 for a free one.")
     for name in ("request_timeout", "drain_timeout"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:

@@ -89,6 +89,12 @@ def test_a_prompt_or_a_file_is_asked_for(capsys: pytest.CaptureFixture) -> None:
     assert main(["infill"]) == 2 and "--text TEXT, or --input FILE" in capsys.readouterr().err
 
 
+def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture) -> None:
+    """99999 was served at 34463, the rest of its division by 65536."""
+    assert main(["serve", "--drafter", "nowhere", "-R", "1", "--port", "99999"]) == 2
+    assert "--port must be below 65536, got 99999" in capsys.readouterr().err
+
+
 def test_strategies_are_listed(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["generate", "--strategy", "list"])
