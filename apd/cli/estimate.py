@@ -155,9 +155,9 @@ def _lines(costs: Costs, arguments: argparse.Namespace) -> list[str]:
         lines.append(_row(kind, [f"{_short(number)}B" for number in (*found, sum(found))]))
     lines.append(_row("total", [f"{_short(number)}B" for number in (*totals.values(), sum(totals.values()))]))
 
-    middle = max(load.new_tokens // 2, 1)
     lines += ["", _row("a pass", ["columns", "operations", "bytes read", *(["ms, least"] * has_times)])]
-    for when, committed in {"first": 0, "in the middle": middle}.items():
+    shown = {"first": 0, "in the middle": load.new_tokens // 2}
+    for when, committed in list(shown.items())[: load.new_tokens]:  # an answer of one token has one pass
         for role, each in costs.passes(committed, 1).items():
             size, canvases = costs.sizes[role], each.rows // load.rows
             cells = [f"{each.columns}", _short(each.operations(size)), f"{_short(each.bytes_read(size))}B"]

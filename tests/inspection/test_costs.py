@@ -190,6 +190,12 @@ def test_the_times_are_those_of_the_slower_of_reading_and_computing(capsys: pyte
     assert _times(capsys) == pytest.approx(expected, abs=0.01)
 
 
+def test_an_answer_of_one_token_has_one_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--max-new-tokens", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "drafter, first" in out and "in the middle" not in out
+
+
 def _times(capsys: pytest.CaptureFixture[str]) -> list[float]:
     lines = capsys.readouterr().out.splitlines()
     return [float(line.split()[-1]) for line in lines if ", first" in line or ", in the middle" in line]
