@@ -84,6 +84,12 @@ def test_the_culprit_and_what_was_meant_are_named(capsys: pytest.CaptureFixture,
     assert re.fullmatch(r"Try 'apd( \w+)? --help'\.", advice)
 
 
+def test_an_option_that_the_command_lacks_is_not_advised(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "--tau", "0.5"])
+    assert capsys.readouterr().err.startswith("apd check: error: there is no option --tau.\n")
+
+
 def test_a_prompt_or_a_file_is_asked_for(capsys: pytest.CaptureFixture) -> None:
     assert main(["generate"]) == 2 and "--prompt TEXT, or --input FILE" in capsys.readouterr().err
     assert main(["infill"]) == 2 and "--text TEXT, or --input FILE" in capsys.readouterr().err
