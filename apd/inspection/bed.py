@@ -98,6 +98,9 @@ class Trial:
     Args:
         part: what is tried, by name.
         findings: what was found.
+        doing: the law that is tried now.
+        since: when it began, by `time.monotonic`.
+        is_over: a law failed without which the others mean nothing.
     """
 
     part: str
