@@ -530,6 +530,10 @@ class APDSampler:
                 )
             return resolve(ids, torch.ones_like(ids), [mix_seed(mix_seed(run_seed, index), sequence)])
 
+        if isinstance(indices, Sized) and isinstance(prompts, Sized) and len(indices) != len(prompts):
+            raise ValueError(
+                f"`indices` must have a number for each of {len(prompts)} prompts, got {len(indices)}. Leave them out for 0, 1, …"
+            )
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
         queue = Queue(numbered, request_of, on_error, copies=num_return_sequences)
         found = answers(queue, self.batch(), batch_size=batch_size)

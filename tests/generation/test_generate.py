@@ -410,13 +410,14 @@ def test_indices_that_are_no_whole_numbers_are_refused(index, copies):
         ([1 << 62], 3, f"at least 0 and below 2^63 / 3, got {1 << 62}."),
         ([3, 3], 1, "all be different, got 3 twice."),
         ([3, 3], 3, "all be different, got 3 twice."),
+        ([], 1, "have a number for each of 1 prompts, got 0."),
     ],
 )
-def test_indices_out_of_range_or_there_twice_are_refused(indices, copies, message):
+def test_indices_out_of_range_missing_or_there_twice_are_refused(indices, copies, message):
     """With several answers to a prompt, the number of an answer was named in place of the prompt's."""
     call = {"indices": indices, "num_return_sequences": copies, "max_new_tokens": 4, **SAMPLED}
     with pytest.raises(ValueError, match=re.escape(message)):
-        list(trace_sampler().generate_many(trace_prompts()[: len(indices)], **call))
+        list(trace_sampler().generate_many(trace_prompts()[: len(indices) or 1], **call))
 
 
 def test_indices_may_be_numbers_of_torch():
