@@ -32,6 +32,7 @@ setup(
         "numpy>=1.25",
         "tqdm>=4.60",
         "filelock>=3.24",
+        "packaging>=22",
         "jinja2>=3.1",
         "rich>=13.7",
     ],

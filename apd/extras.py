@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, requires
 
+from packaging.requirements import Requirement
+
 __all__ = ["install"]
 
 
@@ -14,11 +16,14 @@ def install(extra: str) -> str:
     the command is one for the clone.
     """
     try:
-        needed = requires("apd-decoding") or []
+        needed = [Requirement(line) for line in requires("apd-decoding") or []]
     except PackageNotFoundError:
         needed = []
-    marks = (f'extra == "{extra}"', f"extra == '{extra}'")
-    packages = [line.split(";")[0].strip() for line in needed if any(mark in line for mark in marks)]
+    packages = []
+    for each in needed:  # those of this extra that this platform needs
+        if each.marker and each.marker.evaluate({"extra": extra}) and not each.marker.evaluate({"extra": ""}):
+            each.marker = None
+            packages.append(f"'{each}'")
     if not packages:
         return f"pip install '.[{extra}]' in the folder that holds setup.py"
-    return "pip install " + " ".join(f"'{package}'" for package in packages)
+    return f"pip install {' '.join(packages)}"

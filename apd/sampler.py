@@ -47,7 +47,6 @@ from apd.generation.interop import naming_knobs, unprepared
 from apd.generation.many import Prompt, Queue, answers, check_prompts, encode, in_order
 from apd.generation.output import APDOutput, Recorder, Sequences
 from apd.generation.prompts import one_prompt, only_row
-from apd.generation.sequences import several, with_sequences
 from apd.generation.streaming import Chunk, chunks, feed
 from apd.generation.support import refuse_for, warn
 from apd.models.described import described
@@ -372,7 +371,15 @@ class APDSampler:
         Example:
             >>> sampler.infill(["Reverse: [", 3, '"] -> ["Uma"]']).text  # doctest: +SKIP
         """
-        refuse_for("infill()", kwargs, "streamer", "return_dict_in_generate", "inputs", "input_ids", "attention_mask")
+        not_here = (
+            "streamer",
+            "return_dict_in_generate",
+            "inputs",
+            "input_ids",
+            "attention_mask",
+            "num_return_sequences",
+        )
+        refuse_for("infill()", kwargs, *not_here)
         if self.tokenizer is None:
             raise ValueError(
                 "`infill()` must have a tokenizer, got a sampler without one. Give it one, or use `generate`."
@@ -514,8 +521,7 @@ class APDSampler:
         run_seed = fresh_seed() if seed is None else whole_seed(seed)
         most_tokens = min(filter(None, resolve.max_lengths.values()), default=None)
 
-        def request_of(number: int, prompt: Prompt) -> Request:
-            index, sequence = divmod(number, num_return_sequences)
+        def request_of(index: int, sequence: int, prompt: Prompt) -> Request:
             ids = encode(prompt, self.tokenizer, most_tokens)
             if resolve.fills_only and not bool((ids == self.drafter.mask_token_id).any()):
                 raise ValueError(
@@ -524,12 +530,15 @@ class APDSampler:
                 )
             return resolve(ids, torch.ones_like(ids), [mix_seed(mix_seed(run_seed, index), sequence)])
 
+        if isinstance(indices, Sized) and isinstance(prompts, Sized) and len(indices) != len(prompts):
+            raise ValueError(
+                f"`indices` must have a number for each of {len(prompts)} prompts, got {len(indices)}. Leave them out for 0, 1, …"
+            )
         numbered = enumerate(prompts) if indices is None else zip(indices, prompts, strict=True)
-        rows, told_once = several(numbered, num_return_sequences, on_error)
-        queue = Queue(rows, request_of, told_once)
+        queue = Queue(numbered, request_of, on_error, copies=num_return_sequences)
         found = answers(queue, self.batch(), batch_size=batch_size)
         total = len(prompts) * num_return_sequences if isinstance(prompts, Sized) else None
-        found = with_sequences(in_order(found, queue) if ordered else found, num_return_sequences)
+        found = in_order(found, queue) if ordered else found
         return iter(tqdm(found, total=total, unit="prompt", disable=not progress))
 
     def resolver(self, **kwargs: Any) -> Resolver:

@@ -235,10 +235,14 @@ def alone(sampler: APDSampler, asked: Sequence[Asked]) -> list[str]:
     return texts
 
 
-def metric(url: str, name: str) -> list[tuple[float, float]]:
-    """A histogram of `/metrics`: upper ends of its buckets, and counts up to there."""
-    text = httpx.get(url.removesuffix("/v1") + "/metrics").text
-    found = re.findall(rf'^{name}_bucket{{le="([^"]+)"}} (\S+)$', text, re.MULTILINE)
+def metrics(url: str) -> str:
+    """What the server counts, as Prometheus reads it."""
+    return httpx.get(url.removesuffix("/v1") + "/metrics").text
+
+
+def histogram(url: str, name: str) -> list[tuple[float, float]]:
+    """Upper ends of a histogram's buckets, and counts up to there."""
+    found = re.findall(rf'^{name}_bucket{{le="([^"]+)"}} (\S+)$', metrics(url), re.MULTILINE)
     return [(float(end), float(count)) for end, count in found]
 
 
@@ -254,7 +258,7 @@ def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float:
 
 def cpu_seconds(url: str) -> tuple[float, float]:
     """CPU time so far of the server's decoding thread, and of the rest of its process."""
-    text = httpx.get(url.removesuffix("/v1") + "/metrics").text
+    text = metrics(url)
     whole, decoding = (
         float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
         for name in ("process_cpu_seconds_total", "apd_decoding_cpu_seconds")
@@ -267,7 +271,7 @@ def correctness(sampler: APDSampler, count: int, clients: int, batch_size: int, 
     asked = requests_of(count, 0, ragged=True)
     with server("--max-batch-size", str(batch_size), "--max-queue", str(clients)) as (_, url):
         load = asyncio.run(run(url, asked, clients, limit=limit))
-        text = httpx.get(url.removesuffix("/v1") + "/metrics").text
+        text = metrics(url)
     wanted = [i for i, each in enumerate(asked) if not each.hangs_up]
     expected = dict(zip(wanted, alone(sampler, [asked[i] for i in wanted]), strict=True))
     lost = [i for i in wanted if i not in load.texts]
@@ -321,7 +325,7 @@ def speed(
             before = cpu_seconds(url)
             load = asyncio.run(run(url, asked, clients, limit=limit))
             decoding, http = (now - then for now, then in zip(cpu_seconds(url), before, strict=True))
-            first = metric(url, "apd_first_token_seconds")
+            first = histogram(url, "apd_first_token_seconds")
             start, cpu = time.perf_counter(), time.process_time()
             answers = sampler.generate_many(prompts, batch_size=size, max_new_tokens=32)
             tokens = sum(len(answer.tokens) for answer in answers)

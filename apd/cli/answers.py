@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from apd.cli.options import LOADING, STANDARD, UsageError, sampling_of
 from apd.cli.results import Prompt
+from apd.cli.usage import LOADING, STANDARD, UsageError, sampling_of
 from apd.config import APDConfig
 from apd.generation.many import Generated
 from apd.models.loading import load_tokenizer

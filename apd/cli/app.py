@@ -10,19 +10,11 @@ from collections.abc import Sequence
 from apd import __version__
 from apd.cli import estimate
 from apd.cli.chat_options import add_chat
-from apd.cli.options import (
-    UsageError,
-    add_check,
-    add_colour,
-    add_generate,
-    add_infill,
-    add_knobs,
-    add_serve,
-    config_of,
-)
+from apd.cli.options import add_check, add_colour, add_generate, add_infill, add_knobs, add_serve
 from apd.cli.parsing import Help as _Help
 from apd.cli.parsing import Parser, reflowed
 from apd.cli.report import complain, show_warning
+from apd.cli.usage import UsageError, config_of
 
 # Commands are imported when they run, so that `apd --help` does not import torch.
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from apd.cli.answers import load, sampling
 from apd.cli.generate import processes_of
-from apd.cli.options import UsageError, check_usage, config_of
 from apd.cli.report import say
 from apd.cli.settings import set_up
 from apd.cli.stream import Shown
+from apd.cli.usage import SAMPLING, UsageError, check_usage, config_of
 from apd.config import KNOBS, NUMBER, WHOLE_NUMBER, APDConfig
 from apd.decoding.noise import mix_seed
 from apd.generation.elsewhere import LETTERS
@@ -153,7 +153,7 @@ class Chat:
         ids = encode(prompt, self.sampler.tokenizer)
         shown = Shown(self.sampler.tokenizer, self.arguments.color if self.arguments.show_steps else None)
         start, output = time.perf_counter(), None
-        options: dict[str, Any] = {"return_dict_in_generate": True, "streamer": shown, **self.settings, **self.knobs}
+        options: dict[str, Any] = {"return_dict_in_generate": True, "streamer": shown, **self._settings, **self.knobs}
         seed = mix_seed(self.seed, self.num_answers)
         try:
             output = self.sampler.generate(ids, seed=seed, strategy=self.strategy or "apd", **options)
@@ -209,8 +209,14 @@ class Chat:
 
     def _settle(self, strategy: str | None, knobs: dict[str, Any]) -> None:
         """Take strategy and knobs over, if they can be used together and with these models."""
-        self.sampler.generate_many([], strategy=strategy or "apd", **self.settings, **knobs)  # checks them
+        self.sampler.generate_many([], strategy=strategy or "apd", **self._settings, **knobs)  # checks them
         self.strategy, self.knobs = strategy, knobs
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        """The settings that have an effect: greedy answers take no options of sampling."""
+        idle = () if self.settings["do_sample"] else SAMPLING
+        return {name: value for name, value in self.settings.items() if name not in idle}
 
     def _config(self) -> APDConfig:
         return settle(self.strategy, self.sampler.config, self.knobs)[1]
@@ -219,7 +225,6 @@ class Chat:
         if text:
             value = _read(NUMBER, "temperature", text, least=0)
             self.settings["do_sample"] = value > 0
-            self.settings.pop("temperature", None)
             if value > 0:
                 self.settings["temperature"] = value
         said = self.settings.get("temperature", 1.0) if self.settings["do_sample"] else 0

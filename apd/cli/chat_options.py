@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from apd.cli.options import _add_models, _add_sampling, add_colour, add_knobs
+from apd.cli.options import add_colour, add_knobs, add_models, add_sampling
 
 _DESCRIPTION = """\
 A conversation: type a line, watch the answer grow, type the next. A line that ends in a backslash goes on in
@@ -31,8 +31,8 @@ def add_chat(commands: Any, formatter: Any) -> argparse.ArgumentParser:
     how.add_argument("--system", metavar="TEXT", help="the system message; needs a chat template")
     how.add_argument("--show-steps", action="store_true", help="colour the words by the step that committed them")
     add_colour(how)
-    _add_models(chat)
+    add_models(chat)
     add_knobs(chat)
-    _add_sampling(chat, new_tokens=None, told="limit per answer (default 256; 32 with the included pair)")
+    add_sampling(chat, new_tokens=None, told="limit per answer (default 256; 32 with the included pair)")
     chat.set_defaults(prompt=None, input=None, output=None, batch_size=1)
     return chat

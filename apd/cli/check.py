@@ -7,8 +7,8 @@ import dataclasses
 
 import torch
 
-from apd.cli.options import LOADING, UsageError, check_homeless
 from apd.cli.settings import set_up
+from apd.cli.usage import LOADING, UsageError, check_homeless
 from apd.inspection import Report, check
 from apd.inspection.declarations import differing_ids
 from apd.models.pairs import load_pair

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from apd.cli.options import UsageError, add_knobs, config_of
+from apd.cli.options import add_knobs
+from apd.cli.usage import UsageError, config_of
 from apd.config import APDConfig
 
 if TYPE_CHECKING:
@@ -64,11 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if any(rate is not None and not rate > 0 for rate in rates):
         raise UsageError(f"--memory-bandwidth and --tflops must be more than 0, got {rates[0]} and {rates[1]}.")
-    costs, is_checked = _costs(arguments, config_of(arguments))
-    print("\n".join(_lines(costs, arguments, is_checked=is_checked)))
+    print("\n".join(_lines(_costs(arguments, config_of(arguments)), arguments)))
 
 
-def _costs(arguments: argparse.Namespace, config: APDConfig) -> tuple[Costs, bool]:
+def _costs(arguments: argparse.Namespace, config: APDConfig) -> Costs:
     import torch
 
     from apd.included import DRAFTER_DIR, VERIFIER_DIR
@@ -98,21 +98,13 @@ def _costs(arguments: argparse.Namespace, config: APDConfig) -> tuple[Costs, boo
         raise UsageError(f"--strategy must run the drafter, got {arguments.strategy}, which runs the verifier alone.")
     if strategy.needs_verifier and verifier is None:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
-    canvases = 1
-    if isinstance(strategy, Checked) and strategy.num_checked != "auto":
-        canvases = strategy.num_checked * strategy.breadth
     try:
-        load = Load(arguments.batch_size, arguments.prompt_length, arguments.max_new_tokens, config, canvases)
+        tokens = arguments.max_new_tokens
+        load = Load(arguments.batch_size, arguments.prompt_length, tokens, config, *_drafted(strategy, tokens))
     except ValueError as error:
         raise UsageError(error) from None
-    kind = (
-        "alone"
-        if not strategy.needs_verifier
-        else config.acceptance
-        if isinstance(config.acceptance, str)
-        else "coupling"
-    )
-    costs = estimate(
+    kind = str(config.acceptance) if strategy.needs_verifier and not isinstance(strategy, Checked) else "alone"
+    return estimate(
         drafter,
         verifier if strategy.needs_verifier else None,
         load,
@@ -121,11 +113,27 @@ def _costs(arguments: argparse.Namespace, config: APDConfig) -> tuple[Costs, boo
         dtype=dtype,
         copies=COPIES[kind],
     )
-    return costs, isinstance(strategy, Checked)
 
 
-def _lines(costs: Costs, arguments: argparse.Namespace, *, is_checked: bool) -> list[str]:
+def _drafted(strategy: Any, masks: int) -> tuple[int, int | None]:
+    """Of a row with so many masks: its canvases in a pass, and the masks of each whose logits are computed (`None`: all)."""
+    from apd.strategies import Checked, LeftToRight
+
+    canvases, asked, reference = 1, 0, strategy
+    if isinstance(strategy, Checked):
+        canvases, reference = strategy.most_canvases(masks), strategy.reference
+        asked = (
+            strategy.most_checked + 1 if strategy.certainty < 1 else 0
+        )  # it asks what each canvas says of all guesses
+    if not isinstance(reference, LeftToRight):
+        return canvases, None
+    number = reference.tokens_per_step
+    return canvases, max(asked, number if isinstance(number, int) else max(number))
+
+
+def _lines(costs: Costs, arguments: argparse.Namespace) -> list[str]:
     load, has_times = costs.load, arguments.tflops is not None
+    is_checked = load.canvases > 1
     bandwidth, rate = (1e9 * (arguments.memory_bandwidth or 0), 1e12 * (arguments.tflops or 0))
     lines = [
         f"{role:<9} {size.name}, {size.parameters:,} weights of {size.item} bytes"
@@ -147,15 +155,16 @@ def _lines(costs: Costs, arguments: argparse.Namespace, *, is_checked: bool) -> 
         lines.append(_row(kind, [f"{_short(number)}B" for number in (*found, sum(found))]))
     lines.append(_row("total", [f"{_short(number)}B" for number in (*totals.values(), sum(totals.values()))]))
 
-    middle = max(load.new_tokens // 2, 1)
     lines += ["", _row("a pass", ["columns", "operations", "bytes read", *(["ms, least"] * has_times)])]
-    for when, committed in {"first": 0, "in the middle": middle}.items():
+    shown = {"first": 0, "in the middle": load.new_tokens // 2}
+    for when, committed in list(shown.items())[: load.new_tokens]:  # an answer of one token has one pass
         for role, each in costs.passes(committed, 1).items():
             size, canvases = costs.sizes[role], each.rows // load.rows
             cells = [f"{each.columns}", _short(each.operations(size)), f"{_short(each.bytes_read(size))}B"]
             if has_times:
                 cells.append(f"{1000 * each.seconds(size, bandwidth, rate):.2f}")
-            lines.append(_row(f"{role}, {when}{f', {canvases} canvases' * (canvases > 1)}", cells))
+            what = f", {canvases} canvases" if canvases > 1 else ", per guess" if is_checked else ""
+            lines.append(_row(f"{role}, {when}{what}", cells))
     if has_times and not is_checked:
         lines += ["", _row("an answer, seconds, least", [f"{n} per step" for n in _PER_STEP])]
         choices = {"both": tuple(costs.sizes), "drafter alone": ("drafter",)}

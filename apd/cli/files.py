@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from apd.cli.answers import decode, load
-from apd.cli.options import STANDARD, fingerprint
 from apd.cli.progress import progress
 from apd.cli.report import say
 from apd.cli.results import (
@@ -31,6 +30,7 @@ from apd.cli.results import (
     read_results,
     take_over,
 )
+from apd.cli.usage import STANDARD, fingerprint
 from apd.config import APDConfig
 from apd.generation.many import Generated
 from apd.generation.processes import meet
@@ -213,7 +213,9 @@ def _answer_share(
                 write({"index": index, **fields[index], **found, "run": run})
                 bar.update()
         except FloatingPointError as error:
-            raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line i + 1.") from error
+            copies = arguments.num_return_sequences
+            line = "i + 1" if copies == 1 else f"i // {copies} + 1"
+            raise FloatingPointError(f"{_name(arguments.input)}: {error} Row i is line {line}.") from error
 
 
 def _report_skipped(complaint: object) -> None:

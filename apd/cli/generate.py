@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from apd.cli.answers import decode, load
 from apd.cli.files import GENERATE, Task, answer_file, answer_to_stdout
-from apd.cli.options import STANDARD, UsageError, check_files, check_usage, config_of
 from apd.cli.report import say
 from apd.cli.results import Prompt
 from apd.cli.settings import set_up
+from apd.cli.usage import STANDARD, UsageError, check_files, check_usage, config_of
 from apd.generation.many import Generated
 from apd.generation.processes import join
 from apd.sampler import APDSampler

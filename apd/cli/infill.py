@@ -13,9 +13,9 @@ from typing import Any
 from apd.cli import generate
 from apd.cli.answers import HOLE, sampling
 from apd.cli.files import Task
-from apd.cli.options import UsageError
 from apd.cli.report import say
 from apd.cli.results import Prompt, Row, kept
+from apd.cli.usage import UsageError
 from apd.config import KNOBS
 from apd.decoding.noise import mix_seed
 from apd.generation.infilling import Infilled, Part, texts_of

@@ -1,30 +1,15 @@
-"""Declares the options of `apd generate` and the knobs, and refuses wrong combinations."""
+"""Declares the options of the commands, and the knobs."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
-import zlib
-from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apd.cli.parsing import flag
+from apd.cli.usage import STANDARD
 from apd.config import KNOBS, APDConfig, Form
-from apd.text import check_text
-
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-LOADING = (
-    *("spec", "mask_token_id", "block_size", "dtype", "device_map", "attn_implementation"),
-    *("revision", "verifier_revision"),
-)
-STANDARD = "-"  # as a file: standard input or standard output
-
-# These do not change an answer.
-_NOT_IN_FINGERPRINT = ("run", "prompt", "text", "input", "output", "batch_size", "on_error", "color", "show_steps")
 
 _DESCRIPTION = """\
 Answer one prompt, or every line of a file.
@@ -72,10 +57,6 @@ are for requests that name no temperature. SIGTERM lets running requests end.
 docs/serve.md has the routes and the fields."""
 
 
-class UsageError(ValueError):
-    """Options that contradict each other or have values out of range: exit code 2."""
-
-
 def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argparse.ArgumentParser:
     """Add the command `generate` and return its parser."""
     generate: argparse.ArgumentParser = commands.add_parser(
@@ -99,10 +80,10 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     what.add_argument("--show-steps", action="store_true", help="with --prompt: mark the tokens by committing step")
     add_colour(what)
 
-    _add_models(generate)
+    add_models(generate)
     add_knobs(generate)
     told = "limit per prompt (default 256; 32 with the included pair)"
-    _add_sampling(generate, new_tokens=None, told=told, returns_several=True)
+    add_sampling(generate, new_tokens=None, told=told, returns_several=True)
     return generate
 
 
@@ -121,9 +102,9 @@ def add_infill(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpar
     source.add_argument("--text", metavar="TEXT", help="one text with holes such as <mask:8> or <mask:4-12>")
     source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of texts, or -; needs --output")
     _add_files(what)
-    _add_models(infill)
+    add_models(infill)
     add_knobs(infill)
-    _add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
+    add_sampling(infill, new_tokens=0, told="tokens to append behind the text (default 0)")
     infill.set_defaults(prompt=None, chat=False, show_steps=False)
     return infill
 
@@ -185,9 +166,9 @@ def add_serve(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
     where.add_argument(
         "--fixed-decoding", action="store_true", help="refuse requests that name a strategy or a knob of their own"
     )
-    _add_models(serve)
+    add_models(serve)
     add_knobs(serve)
-    _add_sampling(
+    add_sampling(
         serve, new_tokens=None, told="limit of requests that name none (default 256; 32 with the included pair)"
     )
     serve.set_defaults(prompt=None, input=None, output=None, show_steps=False, batch_size=None)
@@ -207,7 +188,7 @@ def _add_files(what: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser) -> None:
     """Add the options that name and load models."""
     models = parser.add_argument_group(
         "models", "directories or hub names; without --drafter, the included pair, which knows list tasks and sums"
@@ -232,7 +213,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--compile", action="store_true", help="compile the passes of both models; for GPUs")
 
 
-def _add_sampling(
+def add_sampling(
     parser: argparse.ArgumentParser, *, new_tokens: int | None, told: str, returns_several: bool = False
 ) -> None:
     """Add the options of sampling and stopping.
@@ -380,122 +361,3 @@ def _strategy(text: str) -> str:
         return parse(text).spec
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def config_of(arguments: argparse.Namespace) -> APDConfig:
-    """The given knobs as an `APDConfig`.
-
-    Raises:
-        UsageError: a knob is out of range.
-    """
-    given = vars(arguments)
-    try:
-        return APDConfig(**{name: given[name] for name in KNOBS if name in given})
-    except ValueError as error:
-        raise UsageError(error) from None
-
-
-def check_usage(arguments: argparse.Namespace) -> None:
-    """Refuse options that contradict each other or are out of range, before a model is loaded.
-
-    Raises:
-        UsageError: the message names the options.
-    """
-    given = vars(arguments)
-    if (arguments.input is None) != (arguments.output is None):
-        raise UsageError("--input and --output go together: prompts are read from one file, results go to the other.")
-    if arguments.input is None and "chat" in given and arguments.prompt is None and given.get("text") is None:
-        one = "--text" if "text" in given else "--prompt"
-        raise UsageError(
-            f"{one} TEXT, or --input FILE with --output FILE, must be given. See `apd --help` for examples."
-        )
-    if arguments.show_steps and arguments.input:
-        raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
-    if arguments.max_new_tokens is None:
-        arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
-    rows = "batch_size" if given["batch_size"] is not None else "max_batch_size"
-    for name, least in ((rows, 1), ("max_new_tokens", 0 if "text" in given else 1)):
-        if given[name] < least:
-            raise UsageError(f"{flag(name)} must be at least {least}, got {given[name]}.")
-    useless = [flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
-    if useless:
-        raise UsageError(f"{', '.join(useless)} without --do-sample has no effect. Add --do-sample or leave it out.")
-    if arguments.num_return_sequences < 1:
-        raise UsageError(f"--num-return-sequences must be at least 1, got {arguments.num_return_sequences}.")
-    if arguments.num_return_sequences > 1 and not arguments.do_sample:
-        raise UsageError(
-            f"--num-return-sequences {arguments.num_return_sequences} needs --do-sample: greedy answers would all be equal."
-        )
-    if arguments.quantization and importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            f"--quantization {arguments.quantization} needs a package: pip install bitsandbytes. Weights that are stored "
-            "quantised need no option."
-        )
-    if not all(arguments.stop_string or ()):
-        raise UsageError("--stop-string must not be empty. Leave it out.")
-    from apd.generation.arguments import check_order, effective_config
-    from apd.strategies.registry import apd_of, settle
-
-    try:
-        check_text(arguments.prompt or "", "--prompt")
-        for stop in arguments.stop_string or ():
-            check_text(stop, "--stop-string")
-        effective_config(None, [], {"do_sample": arguments.do_sample, **sampling_of(arguments)})
-        chosen, config = settle(
-            arguments.strategy, APDConfig(), {name: given[name] for name in KNOBS if name in given}
-        )
-        strategy = chosen or apd_of(config)
-        check_order(strategy, config)
-    except ValueError as error:
-        raise UsageError(error) from None
-    if arguments.drafter is not None and arguments.verifier is None and strategy.needs_verifier:
-        raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
-    if arguments.verifier is None and arguments.verifier_revision is not None:
-        raise UsageError("--verifier-revision without --verifier has no effect. Leave it out.")
-    check_homeless(arguments, ("verifier", "quantization", *LOADING))
-
-
-def check_homeless(arguments: argparse.Namespace, names: Sequence[str]) -> None:
-    """Refuse options about a drafter without one.
-
-    Raises:
-        UsageError: the message names the options.
-    """
-    homeless = [flag(name) for name in names if getattr(arguments, name) is not None]
-    if arguments.drafter is None and homeless:
-        raise UsageError(f"{', '.join(homeless)} without --drafter: the included pair is complete. Add --drafter.")
-
-
-def check_files(arguments: argparse.Namespace, num_processes: int) -> None:
-    """Refuse unusable files before a model is loaded, and follow the links of the output.
-
-    Raises:
-        UsageError: the message names the option.
-    """
-    from apd.cli.results import output_file
-
-    source, output = arguments.input, arguments.output
-    if num_processes > 1:
-        if output == STANDARD:
-            raise UsageError(f"--output - takes one process, got {num_processes}. Name a file.")
-        if source == STANDARD or (source.exists() and not source.is_file()):
-            raise UsageError(
-                f"--input must be a regular file where {num_processes} processes read it, got {source}. Write it to one."
-            )
-    if output != STANDARD:
-        arguments.output = output = output_file(output)
-        if source != STANDARD and output.exists() and output.samefile(source):
-            raise UsageError(f"--output must be another file than --input, got {output} for both.")
-
-
-def sampling_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The sampling options that were given, by their names in `generate()`."""
-    return {name: value for name in SAMPLING if (value := getattr(arguments, name)) is not None}
-
-
-def fingerprint(arguments: argparse.Namespace, config: APDConfig) -> str:
-    """Eight hex digits (CRC-32) of all settings that change an answer: results of another run are recognised by it."""
-    settings = {name: value for name, value in vars(arguments).items() if name not in _NOT_IN_FINGERPRINT}
-    settings = {name: value for name, value in settings.items() if value is not None} | asdict(config)
-    settings["device_map"] = str(arguments.device_map).split(":")[0]  # which of several GPUs does not matter
-    return f"{zlib.crc32(json.dumps(settings, sort_keys=True).encode()):08x}"

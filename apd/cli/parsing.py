@@ -122,7 +122,7 @@ class Parser(argparse.ArgumentParser):
 def _meant(option: str, value: str, options: Iterable[str]) -> str:
     """What an unknown option was probably meant to be, as a sentence behind a space; "" if nothing is near."""
     name, options = option.lstrip("-").replace("-", "_"), list(options)
-    if name in LETTERS:
+    if name in LETTERS and flag(LETTERS[name]) in options:
         return f" Write {flag(LETTERS[name])} {value}".rstrip() + "."
     if found := {each.lower().replace("_", "-"): each for each in options}.get(option.lower().replace("_", "-")):
         return f" Did you mean {found}?"

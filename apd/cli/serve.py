@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from apd.cli.answers import load
-from apd.cli.options import UsageError, check_usage, config_of, sampling_of
+from apd.cli.parsing import flag
 from apd.cli.settings import set_up
+from apd.cli.usage import UsageError, check_usage, config_of, sampling_of
 from apd.extras import install
 from apd.sampler import APDSampler
 from apd.serve.settings import ServeSettings
@@ -57,11 +58,13 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
     for name, least in (("max_queue", 0), ("max_body", 1), ("max_length", 2), ("port", 0)):
         value = getattr(arguments, name)
         if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}.")
+            raise UsageError(f"{flag(name)} must be at least {least}, got {value}.")
+    if arguments.port >= 2**16:  # the server would take the rest of a division
+        raise UsageError(f"--port must be below {2**16}, got {arguments.port}. Use 0 for a free one.")
     for name in ("request_timeout", "drain_timeout"):
         value = getattr(arguments, name)
         if value is not None and not value > 0:
-            raise UsageError(f"--{name.replace('_', '-')} must be above 0 seconds, got {value}.")
+            raise UsageError(f"{flag(name)} must be above 0 seconds, got {value}.")
     sampling = (
         {"do_sample": True, "top_k": 0, **sampling_of(arguments)} if arguments.do_sample else {"do_sample": False}
     )
@@ -106,7 +109,6 @@ def _serve(sampler: APDSampler, settings: ServeSettings, arguments: argparse.Nam
     from apd.serve.app import make_app
 
     app = make_app(sampler, settings)
-
     engine = app.state.engine
 
     class Server(uvicorn.Server):

@@ -5,7 +5,7 @@ import os
 import torch
 from transformers.utils import logging
 
-from apd.cli.options import UsageError
+from apd.cli.usage import UsageError
 
 
 def set_up(*, included: bool) -> None:

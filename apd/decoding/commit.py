@@ -55,13 +55,10 @@ def check_proposal(proposal: object, by: str, window: Window, *, probs: bool, sc
     """Refuse a proposal with wrong shapes or dtypes, which `commit` would broadcast or cut, or without what is recorded.
 
     Args:
-        by: what returned it, see `name_of`.
-        probs, scores: see `ModelPair.record_probs` and `record_scores`.
-
-    Args:
         proposal: the object that `by` returned.
         by: name of the method, for the message.
         window: the columns of the proposal.
+        probs, scores: see `ModelPair.record_probs` and `record_scores`.
     Raises:
         TypeError, ValueError: see `check_returned`.
     """

@@ -39,15 +39,15 @@ class Window:
 
         Args:
             state: the rows.
-            ends: the column behind each row's window, `b` host integers.
+            ends: the column behind each row's window, `b` host integers; up to the frontier the window is empty.
             width: m; by default the width of the widest row's window.
         """
         starts, device = state.layout.frontier, state.tokens.device
         if width is None and len(set(starts)) == len(set(ends)) == 1:
-            columns = torch.arange(starts[0], ends[0], device=device).expand(len(starts), -1)
+            columns = torch.arange(starts[0], max(starts[0], ends[0]), device=device).expand(len(starts), -1)
             return cls(columns, None, starts, ends)
         if width is None:
-            width = max(end - start for start, end in zip(starts, ends, strict=True))
+            width = max([0, *(end - start for start, end in zip(starts, ends, strict=True))])
         first, behind = to_device([starts, ends], device)[..., None].unbind()
         columns = first + torch.arange(width, device=device)
         return cls(columns % state.width, columns < behind, starts, ends)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -126,68 +127,81 @@ def _check_text_of_prompt(text: str, tokenizer: Any, most_tokens: int | None, **
 
 
 class Queue:
-    """Prompts that wait for a free row, drawn one by one.
+    """Prompts that wait for a free row, drawn one by one, each `copies` times.
+
+    Answer j to prompt i has the number i · copies + j.
 
     Args:
-        prompts: pairs of number and prompt; the numbers are all different.
-        request_of: (number, prompt) → checked request.
+        prompts: pairs of the prompt's own number and the prompt; these numbers are all different.
+        request_of: (number of the prompt, number among its answers, prompt) → checked request.
         on_error: called with number and error of a refused prompt, which is then left out; `None` raises.
+        copies: answers to each prompt.
 
     Attributes:
-        places: number → rank in the order of drawing, from 0.
-        refused: ranks of refused prompts.
+        places: number of an answer → rank in the order of drawing, from 0.
+        refused: ranks of the answers to refused prompts.
     """
 
     def __init__(
         self,
         prompts: Iterable[tuple[int, Prompt]],
-        request_of: Callable[[int, Prompt], Request],
+        request_of: Callable[[int, int, Prompt], Request],
         on_error: Callable[[int, Exception], None] | None,
+        *,
+        copies: int = 1,
     ) -> None:
-        self.prompts = iter(prompts)
+        self.copies = copies
+        self.prompts = self._checked(prompts)
         self.request_of = request_of
         self.on_error = on_error
         self.places: dict[int, int] = {}
         self.refused: set[int] = set()
 
     def draw(self) -> tuple[Request, int] | None:
-        """The next prompt as a request, and its number; `None` at the end.
+        """The next answer's request and number; `None` at the end.
 
         Raises:
-            TypeError: a number is not whole.
-            ValueError: a number is out of range or comes twice, or a prompt is refused and there is no `on_error`.
+            TypeError: the number of a prompt is not whole.
+            ValueError: it is out of range or comes twice, or a prompt is refused and there is no `on_error`.
         """
-        for given, prompt in self.prompts:
+        for index, copy, prompt in self.prompts:
+            number = index * self.copies + copy
+            self.places[number] = len(self.places)
+            try:
+                return self.request_of(index, copy, prompt), number
+            except (ValueError, TypeError) as error:
+                if self.on_error is None:
+                    raise ValueError(f"Prompt {index}: {error}") from error
+                self.refused.add(self.places[number])
+                if not copy:  # told once
+                    self.on_error(index, error)
+        return None
+
+    def _checked(self, prompts: Iterable[tuple[int, Prompt]]) -> Iterator[tuple[int, int, Prompt]]:
+        for given, prompt in prompts:
             index = given.tolist() if hasattr(given, "tolist") else given  # a number of torch or numpy
             if not WHOLE.fits(index):
                 raise TypeError(
                     f"`indices` must be whole numbers, one per prompt, got {given!r}. Leave them out for 0, 1, …"
                 )
-            if not 0 <= index <= SEED_MASK:
+            if not 0 <= index <= SEED_MASK // self.copies:
+                limit = f"2^63 / {self.copies}" if self.copies > 1 else "2^63"
                 raise ValueError(
-                    f"`indices` must be at least 0 and below 2^63, got {index}. Leave them out for 0, 1, …"
+                    f"`indices` must be at least 0 and below {limit}, got {index}. Leave them out for 0, 1, …"
                 )
-            if index in self.places:
+            if index * self.copies in self.places:
                 raise ValueError(f"`indices` must all be different, got {index} twice.")
-            self.places[index] = len(self.places)
-            try:
-                request = self.request_of(index, prompt)
-            except (ValueError, TypeError) as error:
-                if self.on_error is None:
-                    raise ValueError(f"Prompt {index}: {error}") from error
-                self.refused.add(self.places[index])
-                self.on_error(index, error)
-            else:
-                return request, index
-        return None
+            yield from ((index, copy, prompt) for copy in range(self.copies))
 
 
 def answers(queue: Queue, batch: Batch, *, batch_size: int) -> Iterator[Generated]:
-    """Decode the prompts, at most `batch_size` together, and yield each answer as soon as it is done."""
+    """Decode the prompts, at most `batch_size` rows together, and yield each answer as soon as it is done."""
     _fill(batch, queue, batch_size)
     while batch.num_rows:
         stepped = batch.step()
-        yield from stepped.ended
+        for answer in stepped.ended:
+            index, sequence = divmod(answer.index, queue.copies)
+            yield replace(answer, index=index, sequence=sequence)
         for error in stepped.failed.values():
             raise error
         _fill(batch, queue, batch_size)
@@ -198,7 +212,7 @@ def in_order(answers: Iterator[Generated], queue: Queue) -> Iterator[Generated]:
     early: dict[int, Generated] = {}
     wanted = 0
     for answer in answers:
-        early[queue.places[answer.index]] = answer
+        early[queue.places[answer.index * queue.copies + answer.sequence]] = answer
         while wanted in early or wanted in queue.refused:
             if wanted in early:
                 yield early.pop(wanted)

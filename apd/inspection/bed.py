@@ -98,6 +98,9 @@ class Trial:
     Args:
         part: what is tried, by name.
         findings: what was found.
+        doing: the law that is tried now.
+        since: when it began, by `time.monotonic`.
+        is_over: a law failed without which the others mean nothing.
     """
 
     part: str
@@ -139,6 +142,7 @@ def run(trial: Trial, laws: Callable[[Trial], None], seconds: float) -> Iterator
     """The findings of some laws, up to one that does not come back within so many seconds."""
     failed: list[BaseException] = []
 
+    @torch.no_grad()  # as in decoding; the caller's own setting does not reach another thread
     def work() -> None:
         try:
             laws(trial)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 
+from apd.config import check_count
 from apd.included.tasks import EXAMPLES as INCLUDED_EXAMPLES
 from apd.included.tasks import VOCABULARY
 from apd.inspection.canvases import CheckedDrafter, Stretch
@@ -74,17 +75,22 @@ def check(
 
     Raises:
         TypeError: `sampler` is neither a sampler nor a part of one, or `text` is neither text nor pairs of texts.
-        ValueError: `text` is too short.
+        ValueError: `text` is too short, or an argument is out of range or without effect.
 
     Example:
         >>> report = apd.check(apd.APDSampler.from_included())
         >>> report.problems
         []
     """
+    check_count("new_tokens", new_tokens, "It counts tokens of a row", or_none=True)
+    if not seconds > 0:
+        raise ValueError(f"`seconds` must be more than 0, got {seconds}. Leave it out for {SECONDS:g}.")
     limits: dict[str, Any] = {"new_tokens": new_tokens, "seconds": seconds}
+    drafter: Any = getattr(sampler, "drafter", None)
+    if not isinstance(drafter, CheckedDrafter):
+        _refuse_idle(text=text, revision=revision, verifier_revision=verifier_revision)
     if not isinstance(sampler, APDSampler):
         return part_report(sampler, **limits)
-    drafter: Any = sampler.drafter
     if not isinstance(drafter, CheckedDrafter):
         models = {"drafter": drafter, "verifier": sampler.verifier}
         reports = [part_report(each, kind=kind, **limits) for kind, each in models.items() if each is not None]
@@ -112,7 +118,18 @@ def check(
     if sampler.proposer is not None:
         differ = Finding("verifier: ids", "differ, guesses text", "any, in strategy checked", "ok")
         log.add("Verifier", lambda: [differ])
-    return Report(_subject(sampler, stored, tried), log.parts | own_parts(sampler, **limits), log.seconds)
+    own = own_parts(sampler, **limits)
+    if sampler.verifier is not None and verifier is None:
+        own |= part_report(sampler.verifier, kind="verifier", **limits).parts
+    return Report(_subject(sampler, stored, tried), log.parts | own, log.seconds)
+
+
+def _refuse_idle(**given: Any) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(
+                f"`{name}` must be left out with a part of your own, got {value!r:.60}: it is for checkpoints, whose weights are tried on text."
+            )
 
 
 @dataclass

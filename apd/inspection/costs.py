@@ -11,106 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from apd.config import APDConfig, check_count
+from apd.decoding.state import FIRST_COMMIT_RATE
 from apd.decoding.window import AutoWindow
+from apd.inspection.sizes import ModelSize
 from apd.models.checkpoint import Checkpoint
 from apd.models.horizon import Attention
 from apd.models.loading import SELF, check_reads_causally, drafter_config, drafter_family, verifier_config
 
 #: float32 copies of the window's logits that are alive at once, as counted in tests/inspection/test_costs.py.
 COPIES = {"alone": 2, "coupling": 4, "rejection": 8}
-
-#: Layers that keep a state in place of keys and values.
-_RECURRENT = ("linear", "mamba", "recurrent", "conv", "ssm")
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """The sizes that determine what a model costs.
-
-    Attributes:
-        name: class that computes it.
-        parameters: all weights, shared ones once.
-        read: weights that a pass over one token reads: all but the embedding table, and of experts those that it is routed to.
-        multiplied: those of them that are matrices of the decoder, the output layer left out.
-        head: weights of the output layer's matrix.
-        hidden, intermediate, vocab: d, widest layer of the feed-forward part per token, v.
-        layers: layers that keep keys and values.
-        query_width: query heads × head dimension.
-        key_width, value_width: key heads × head dimensions, of what a layer keeps per column.
-        item: bytes of a number.
-        remarks: what is not counted.
-    """
-
-    name: str
-    parameters: int
-    read: int
-    multiplied: int
-    head: int
-    hidden: int
-    intermediate: int
-    vocab: int
-    layers: int
-    query_width: int
-    key_width: int
-    value_width: int
-    item: int
-    remarks: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, model: PreTrainedModel, *, quantised: bool = False) -> ModelSize:
-        """The sizes of a model, whose weights may be on the meta device."""
-        config = model.config.get_text_config(decoder=True)
-        head, table = model.get_output_embeddings(), model.get_input_embeddings().weight
-        share = _expert_share(config)
-        used = {
-            name: math.ceil(weight.numel() * (share if "experts" in name.split(".") else 1))
-            for name, weight in model.named_parameters()
-            if weight is not table or table is head.weight
-        }
-        matrices = {name for name, weight in model.named_parameters() if weight.ndim > 1 and weight is not head.weight}
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        key_heads = getattr(config, "num_key_value_heads", None) or heads
-        key_dim, value_dim = (getattr(config, name, None) or head_dim for name in ("qk_head_dim", "v_head_dim"))
-        kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
-        recurrent = sum(any(word in kind for word in _RECURRENT) for kind in kinds)
-        remarks = []
-        if recurrent:
-            remarks.append(
-                f"{recurrent} recurrent layers: their states and operations beside the weights are not counted"
-            )
-        if share < 1:
-            remarks.append("experts: a pass is taken to read those of one token only")
-        if quantised:
-            remarks.append("stored quantised: the bytes are those of unpacked weights")
-        return cls(
-            name=type(model).__name__,
-            parameters=sum(weight.numel() for weight in model.parameters()),
-            read=sum(used.values()),
-            multiplied=sum(number for name, number in used.items() if name in matrices),
-            head=head.weight.numel(),
-            hidden=config.hidden_size,
-            intermediate=_intermediate(config),
-            vocab=config.vocab_size,
-            layers=len(kinds) - recurrent,
-            query_width=heads * key_dim,
-            key_width=key_heads * key_dim,
-            value_width=key_heads * value_dim,
-            item=table.element_size(),
-            remarks=tuple(remarks),
-        )
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights."""
-        return self.parameters * self.item
-
-    def cache_bytes(self, rows: int, columns: int) -> int:
-        """Bytes of the keys and values of a batch; one entry per row takes what fillers write."""
-        return rows * (columns + 1) * self.layers * (self.key_width + self.value_width) * self.item
 
 
 @dataclass(frozen=True)
@@ -165,7 +77,9 @@ class Load:
         prompt: tokens of each prompt, p.
         new_tokens: tokens of each answer, N.
         config: the knobs; `window_size` (M) and `kv_window` (W) matter here.
-        canvases: canvases of a row that the drafter computes in a pass, for checked decoding.
+        canvases: canvases of a row that the drafter computes in a pass, at most. More than one are those of checked decoding, whose
+            verifier proposes one token after the other.
+        masks: masks of a canvas whose logits are computed, at most; `None`: all of the window.
     """
 
     rows: int
@@ -173,6 +87,7 @@ class Load:
     new_tokens: int
     config: APDConfig
     canvases: int = 1
+    masks: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("rows", "prompt", "new_tokens", "canvases"):
@@ -182,7 +97,8 @@ class Load:
         """The masks that a step drafts, after so many committed tokens."""
         frontier, size = self.prompt + committed, self.config.window_size
         if size == "auto" or isinstance(size, AutoWindow):
-            size = max(8, 2 * per_step) if committed else 16
+            policy = size if isinstance(size, AutoWindow) else AutoWindow()
+            size = max(math.ceil(policy.headroom * (per_step if committed else FIRST_COMMIT_RATE)), policy.least)
         limit = attention.window_end(frontier, 0, self.prompt, shift)
         drafted = [self.new_tokens - committed, size, None if limit is None else limit - frontier]
         return min(number for number in drafted if isinstance(number, int))
@@ -197,11 +113,14 @@ class Load:
             start = min(attention.first_changing(before, 0, self.prompt), before - shift)
         elif committed and self.config.kv_window is not None:
             start = before - self.config.kv_window + 1
-        rows = self.rows * (self.canvases if committed else 1)
-        return Pass(rows, end - max(start, 0), end, drafted)
+        return Pass(self.rows * self.canvases, end - max(start, 0), end, min(drafted, self.masks or drafted))
 
     def verifier_pass(self, committed: int, per_step: int, attention: Attention, shift: int) -> Pass:
-        """The verifier's pass over the same window: it reads the draft, and the column before it."""
+        """The verifier's pass over the same window: it reads the draft, and the column before it. Of several canvases it
+        sees none; it reads a guess, to propose the next one."""
+        if self.canvases > 1:
+            end = self.prompt + committed
+            return Pass(self.rows, 1 if committed else end, end, 1)
         drafted = self.window(committed, per_step, attention, shift)
         end = self.prompt + committed + drafted - 1
         return Pass(self.rows, drafted if committed else end, end, drafted)
@@ -239,7 +158,7 @@ class Costs:
         return {role: makers[role](*arguments) for role in self.sizes}
 
     def memory(self) -> dict[str, dict[str, int]]:
-        """Bytes by kind and role, at the widest pass, the first."""
+        """Bytes by kind and role, at the widest pass: the first."""
         columns, passes = self.load.prompt + self.load.new_tokens, self.passes(0, 1)
         is_cached = {"drafter": self.attention.is_final or self.load.config.kv_window is not None, "verifier": True}
         margins = {"drafter": self.attention.margin, "verifier": 0}
@@ -251,7 +170,7 @@ class Costs:
                 "keys and values": size.cache_bytes(self.load.rows, columns + margins[role]) if is_cached[role] else 0,
                 "activations, about": passes[role].activation_bytes(size),
             }
-        masks = self.load.rows * passes["drafter"].projected
+        masks = passes["drafter"].rows * passes["drafter"].projected
         found["drafter"]["logits, about"] = self.copies * masks * self.drafter.vocab * 4
         return found
 
@@ -332,18 +251,3 @@ def _size(model_class: Any, config: PreTrainedConfig, dtype: torch.dtype | None,
         model = model_class.from_config(config) if model_class is AutoModelForCausalLM else model_class(config)
     named = getattr(torch, stored, torch.float32) if isinstance(stored, str) else torch.float32
     return ModelSize.of(model.to(dtype or named), quantised=quantised)
-
-
-def _expert_share(config: PreTrainedConfig) -> float:
-    """The share of a layer's experts that a token is routed to; 1 without experts."""
-    names = ("num_experts", "n_routed_experts", "num_local_experts")
-    experts = next((number for name in names if (number := getattr(config, name, None))), None)
-    used = getattr(config, "num_experts_per_tok", None)
-    return used / experts if experts and used else 1.0
-
-
-def _intermediate(config: PreTrainedConfig) -> int:
-    """Widest layer of the feed-forward part, per token."""
-    per_expert = getattr(config, "moe_intermediate_size", None) if _expert_share(config) < 1 else None
-    routed = per_expert * config.num_experts_per_tok if per_expert else 0
-    return max(routed, getattr(config, "intermediate_size", 0) or 0)

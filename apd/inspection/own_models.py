@@ -11,6 +11,7 @@ from torch import Tensor
 from apd.decoding.protocols import LimitingDrafter
 from apd.decoding.returned import check_returned, check_session
 from apd.decoding.state import DecodeState
+from apd.decoding.strategy import OwnSession
 from apd.decoding.window import Window
 from apd.inspection.bed import Broken, Trial, answers, equal, prompts_of, state_of_rows
 from apd.kinds import WHOLE
@@ -244,11 +245,9 @@ def _canvases(
     session = drafter.open(state)
     found = _read(session.canvas_logits(canvases, window, rows), f"{part}.canvas_logits", window, drafter.vocab_size)
     expected = _read(drafter.open(canvases).logits(canvases, window), by, window, drafter.vocab_size)
-    where, remedy = (
-        "than `logits` of these canvases",
-        "Where nothing is remembered, `return self.logits(state, window)`.",
-    )
-    equal(f"{part}.canvas_logits", found[window.inside], expected[window.inside], where, remedy)
+    remedy = "Where nothing is remembered, `return self.logits(state, window)`."
+    found, expected = found[window.inside], expected[window.inside]
+    equal(f"{part}.canvas_logits", found, expected, "than `logits` of these canvases", remedy)
 
 
 def _stop(vocab_size: int, mask: int) -> int:
@@ -264,7 +263,7 @@ def _draft(window: Window, state: DecodeState, vocab_size: int) -> Tensor:
     return ((window.columns - state.padding[:, None]) * 7 + 3) % vocab_size
 
 
-class _Counting:
+class _Counting(OwnSession):
     """A drafter for verifiers: at position i it likes token 5 i best, then those around it."""
 
     max_length = None
@@ -272,15 +271,6 @@ class _Counting:
     def __init__(self, vocab_size: int) -> None:
         # The mask is an id that the verifier has, too: undecided columns hold it.
         self.vocab_size, self.mask_token_id, self.device = vocab_size, vocab_size - 1, torch.device("cpu")
-
-    def open(self, state: DecodeState) -> _Counting:
-        return self
-
-    def select(self, rows: Tensor) -> None:
-        pass
-
-    def join(self, state: DecodeState) -> None:
-        pass
 
     def logits(self, state: DecodeState, window: Window) -> Tensor:
         best = ((window.columns - state.padding[:, None]) * 5)[..., None]

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from apd.config import APDConfig
 from apd.decoding.acceptance import Distribution, Evidence, Judgement, judgement_of
@@ -16,19 +17,18 @@ from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
 from apd.decoding.step import APD
 from apd.decoding.strategy import check_strategy
-from apd.decoding.window import Window, WindowPolicy
+from apd.decoding.window import Window, WindowPolicy, check_window
 from apd.inspection.bed import NEW_TOKENS, Broken, Trial, answers, prompts_of, sampler_of_bed, state_of_rows
-from apd.sampler import APDSampler
 from apd.strategies.checked import Checked
 
 _CALL: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "eos_token_id": list(range(1, 5))}
 
 
-def strategy_laws(trial: Trial, strategy: Any, sampler: APDSampler | None = None) -> None:
+def strategy_laws(trial: Trial, strategy: Any) -> None:
     """A strategy: attributes, proposals, progress, and that its rows keep apart."""
     trial.law("attributes", "those of `Strategy`", lambda: check_strategy(strategy), needed=True)
     if not trial.is_over:
-        _decoding_laws(trial, strategy, sampler or sampler_of_bed(), {})
+        _decoding_laws(trial, strategy)
 
 
 def rule_laws(trial: Trial, rule: Any) -> None:
@@ -38,10 +38,10 @@ def rule_laws(trial: Trial, rule: Any) -> None:
         return
     spy = _JudgedInParts(rule, trial.part)
     trial.law("judgement", "accept, `b m` bool", lambda: _decode(APD(0.5, spy), do_sample=True), needed=True)
-    trial.law("position by position", "parts as the whole", lambda: spy.raise_if_parts_differ())
-    trial.law("evidence", "is not written to", lambda: spy.raise_if_written())
+    trial.law("position by position", "parts as the whole", spy.raise_if_parts_differ)
+    trial.law("evidence", "is not written to", spy.raise_if_written)
     if not trial.is_over:
-        _decoding_laws(trial, APD(0.5, rule), sampler_of_bed(), {})
+        _decoding_laws(trial, APD(0.5, rule))
 
 
 def policy_laws(trial: Trial, policy: Any) -> None:
@@ -49,7 +49,7 @@ def policy_laws(trial: Trial, policy: Any) -> None:
     trial.law("hashable", "a frozen dataclass", lambda: APDConfig(window_size=policy), needed=True)
     trial.law("windows", "1 mask to the row's end", lambda: _windows(policy, trial.part), needed=True)
     if not trial.is_over:
-        _batch_law(trial, sampler_of_bed(), {"window_size": policy, "strategy": "apd"})
+        _batch_law(trial, {"window_size": policy, "strategy": "apd"})
 
 
 def proposer_laws(trial: Trial, proposer: Any) -> None:
@@ -78,26 +78,26 @@ def proposer_laws(trial: Trial, proposer: Any) -> None:
 
     trial.law("exact", "the reference's tokens", exact)
     if not trial.is_over:
-        _batch_law(trial, sampler_of_bed(), {"strategy": strategy})
+        _batch_law(trial, {"strategy": strategy})
 
 
 # ---------------------------------------------------------------- laws of decoding
 
 
-def _decode(strategy: Any, sampler: APDSampler | None = None, **call: Any) -> Any:
-    sampler = sampler or sampler_of_bed()
+def _decode(strategy: Any, **call: Any) -> Any:
+    sampler = sampler_of_bed()
     prompts = prompts_of(sampler.vocab_size, sampler.drafter.mask_token_id)
     return answers(sampler, prompts, batch_size=len(prompts), strategy=strategy, **{**_CALL, **call})
 
 
-def _decoding_laws(trial: Trial, strategy: Any, sampler: APDSampler, call: dict[str, Any]) -> None:
+def _decoding_laws(trial: Trial, strategy: Any) -> None:
     watched = _Watched(strategy)
-    trial.law("proposals", "as in `Proposal`", lambda: _decode(watched, sampler, **call), needed=True)
+    trial.law("proposals", "as in `Proposal`", lambda: _decode(watched), needed=True)
     for do_sample in (False, True):
         how = "sampled" if do_sample else "greedy"
 
         def repeatable(do_sample: bool = do_sample) -> None:
-            first, again = (_decode(strategy, sampler, do_sample=do_sample, **call) for _ in range(2))
+            first, again = (_decode(strategy, do_sample=do_sample) for _ in range(2))
             if first != again:
                 raise Broken(
                     f"`{name_of(strategy)}` gives other tokens when it is called again with the same seeds. Take random numbers from "
@@ -106,10 +106,11 @@ def _decoding_laws(trial: Trial, strategy: Any, sampler: APDSampler, call: dict[
 
         trial.law(f"same twice, {how}", "equal", repeatable)
     if not trial.is_over:
-        _batch_law(trial, sampler, {"strategy": strategy, **call})
+        _batch_law(trial, {"strategy": strategy})
 
 
-def _batch_law(trial: Trial, sampler: APDSampler, call: dict[str, Any]) -> None:
+def _batch_law(trial: Trial, call: dict[str, Any]) -> None:
+    sampler = sampler_of_bed()
     prompts = prompts_of(sampler.vocab_size, sampler.drafter.mask_token_id)
     for do_sample in (False, True):
         options = {**_CALL, **call, "do_sample": do_sample}
@@ -126,10 +127,10 @@ def _batch_law(trial: Trial, sampler: APDSampler, call: dict[str, Any]) -> None:
 
 
 class _Watched:
-    """A strategy whose every proposal is held against `Proposal`."""
+    """A strategy, or its session, whose every proposal is held against `Proposal`."""
 
-    def __init__(self, strategy: Any) -> None:
-        self.strategy, self.__name__ = strategy, name_of(strategy)
+    def __init__(self, strategy: Any, session: Any = None) -> None:
+        self.strategy, self.session, self.__name__ = strategy, session, name_of(strategy)
         for name in (
             "needs_drafter",
             "needs_verifier",
@@ -144,19 +145,18 @@ class _Watched:
     def open(self, state: DecodeState) -> _Watched:
         session = self.strategy.open(state)
         check_session(session, f"{self.__name__}.open", "propose")
-        opened = _Watched(self.strategy)
-        opened.session = session
         for name in ("select", "join"):
             if not callable(getattr(session, name, None)):
                 raise Broken(
                     f"`{name_of(session)}` must have the method `{name}`, since rows leave and join. Subclass `Memoryless`."
                 )
-        opened.select, opened.join = session.select, session.join
-        return opened
+        return _Watched(self.strategy, session)
 
-    session: Any = None
-    select: Any = None
-    join: Any = None
+    def select(self, rows: Tensor) -> None:
+        self.session.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        self.session.join(state)
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
         by = f"{self.__name__}.propose"
@@ -262,12 +262,7 @@ def _windows(policy: WindowPolicy, name: str) -> None:
         raise Broken(
             f"`{name}.ends` must return one whole number per row, got {ends!r:.80}. Use `state.layout`, numbers on the host."
         )
-    for row, (start, end, last) in enumerate(zip(state.layout.frontier, ends, state.layout.end, strict=True)):
-        if not start < end <= last:
-            raise Broken(
-                f"`{name}.ends` must end a window behind the frontier and at most at the row's end, {start + 1} to {last} in row {row}, "
-                f"got {end}. Use `min(max(end, frontier + 1), end of the row)`."
-            )
+    check_window(policy.window(state), state, name)
     for row in range(rows):
         alone = list(policy.ends(state.select(torch.tensor([row]))))
         if alone != [ends[row]]:

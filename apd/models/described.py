@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedModel
+
 
 def described(model: Any) -> str:
     """A drafter or verifier: its class and, of a transformers model, how it is read, its size and its dtype."""
     if model is None:
         return "None"
     name = type(model).__name__
-    inner: Any = getattr(model, "model", None)
-    if not hasattr(inner, "parameters"):
+    inner = getattr(model, "model", None)
+    if not isinstance(inner, PreTrainedModel):
         return f"{name}(vocab_size={model.vocab_size})"
     said = [type(inner).__name__, f"{_short(sum(each.numel() for each in inner.parameters()))} parameters"]
     said.append(str(inner.dtype).removeprefix("torch."))

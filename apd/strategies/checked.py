@@ -66,7 +66,7 @@ class Checked:
             exact.
         breadth: B, at least 1, for orders other than left to right. Above 1, canvases in which the likeliest steps come in
             another order are drafted too: all in which a step comes at most B − 1 places early, summed over the steps, and
-            those of the leftmost masks. Up to 2, 4, 7, 12, … canvases per step.
+            those of the leftmost masks. Up to 3, 5, 8, 13, … canvases per step.
         pass_columns: for `"auto"`, the fixed cost of a drafter pass, in columns. Reading all weights takes a GPU as long as
             computing about 128 columns; on a CPU, columns are all that counts.
 
@@ -128,12 +128,32 @@ class Checked:
     def is_random(self) -> bool:
         return self.reference.is_random
 
+    @property
+    def most_checked(self) -> int:
+        """The most steps that are guessed per pass."""
+        return _MOST_CHECKED if self.num_checked == "auto" else self.num_checked
+
+    def most_canvases(self, masks: int) -> int:
+        """The most canvases that a pass drafts of a row with so many masks: its own, and those of the guessed steps."""
+        per_step = 1
+        if self.breadth > 1 and self.reference != _SEQUENTIAL:
+            # The ways in which steps come early are partitions of 0, …, B − 1 places; one more has the leftmost masks.
+            ways = [1] + [0] * (min(self.breadth, _MOST_BREADTH) - 1)
+            for early in range(1, len(ways)):
+                for places in range(early, len(ways)):
+                    ways[places] += ways[places - early]
+            per_step = sum(ways) + 1
+        return 1 + per_step * min(self.most_checked, masks - 1)
+
     def open(self, state: DecodeState) -> CheckedSession:
         return CheckedSession(self, state)
 
 
 #: For `num_checked="auto"`: the most steps that are guessed, and the weight of earlier passes after one more.
 _MOST_CHECKED, _MEMORY = 24, 0.8
+
+#: Larger breadths are counted as this one, whose millions of canvases no machine drafts.
+_MOST_BREADTH = 64
 
 #: For `num_checked="auto"`: the probability of a guess whose proposer gives none.
 _UNKNOWN = 0.5
@@ -158,7 +178,7 @@ class CheckedSession:
         self.marginals: Marginals | None = None
         self.misses = torch.ones(len(state.rows), 2, device=state.tokens.device)
         self.expected = torch.ones_like(state.done)
-        self.most = _MOST_CHECKED if strategy.num_checked == "auto" else strategy.num_checked
+        self.most = strategy.most_checked
         self.keeps_marginals = strategy.guesser.reads_marginals or strategy.certainty < 1 or not strategy.left_to_right
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:

@@ -303,7 +303,8 @@ def _main(options: argparse.Namespace) -> int:
             named = {setting.spec for setting in expand(set(strategies) - PRESETS.keys())}
             unable = [s.spec for s in settings if s.spec not in named and not holes.fills(s)]
             settings = [s for s in settings if s.spec not in unable]
-            print(f"left out, since they fill no holes: {', '.join(unable)}", file=sys.stderr)
+            if unable:
+                print(f"left out, since they fill no holes: {', '.join(unable)}", file=sys.stderr)
         plan = Plan(
             tasks=options.tasks or pair.questions.by_default,
             settings=settings,

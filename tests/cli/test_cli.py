@@ -621,7 +621,7 @@ def test_a_wrong_number_of_threads_is_refused(
 
 
 @pytest.mark.parametrize("columns", [60, 80])
-@pytest.mark.parametrize("command", ["", "demo", "generate", "infill", "check", "chat"])
+@pytest.mark.parametrize("command", ["", "demo", "generate", "infill", "check", "chat", "serve", "estimate"])
 def test_help_fits_a_terminal_and_names_every_knob(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, command: str, columns: int
 ) -> None:

@@ -6,11 +6,13 @@ import re
 import shlex
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from paths import ROOT
+from poisoned import Poisoned
 
 import apd.cli.progress
 from apd import EXAMPLE_PROMPTS, APDSampler, mix_seed
@@ -82,9 +84,21 @@ def test_the_culprit_and_what_was_meant_are_named(capsys: pytest.CaptureFixture,
     assert re.fullmatch(r"Try 'apd( \w+)? --help'\.", advice)
 
 
+def test_an_option_that_the_command_lacks_is_not_advised(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["check", "--tau", "0.5"])
+    assert capsys.readouterr().err.startswith("apd check: error: there is no option --tau.\n")
+
+
 def test_a_prompt_or_a_file_is_asked_for(capsys: pytest.CaptureFixture) -> None:
     assert main(["generate"]) == 2 and "--prompt TEXT, or --input FILE" in capsys.readouterr().err
     assert main(["infill"]) == 2 and "--text TEXT, or --input FILE" in capsys.readouterr().err
+
+
+def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture) -> None:
+    """99999 was served at 34463, the rest of its division by 65536."""
+    assert main(["serve", "--drafter", "nowhere", "-R", "1", "--port", "99999"]) == 2
+    assert "--port must be below 65536, got 99999" in capsys.readouterr().err
 
 
 def test_strategies_are_listed(capsys: pytest.CaptureFixture) -> None:
@@ -156,7 +170,7 @@ def test_the_commands_of_the_page_are_valid() -> None:
     for line in commands:
         parser().parse_args(shlex.split(line))
     named = set(re.findall(r"^\| `apd ([\w-]+)`", page, re.MULTILINE))
-    assert named <= parser().commands.keys() and len(named) >= 6
+    assert named == parser().commands.keys()
 
 
 # ---------------------------------------------------------------- files
@@ -226,6 +240,29 @@ def test_several_answers_are_those_of_generate_with_the_prompts_seed(tmp_path: P
         assert [answer["text"] for answer in row["answers"]] == alone.text
         assert row["new_tokens"] == int(alone.new_tokens.sum())
         assert row["drafter_forwards"] == int(alone.drafter_forwards.sum())
+
+
+@pytest.mark.parametrize(("copies", "row", "line"), [(1, 1, "i + 1"), (2, 2, "i // 2 + 1")])
+def test_a_row_that_fails_is_told_with_its_line(
+    tmp_path: Path,
+    sampler: APDSampler,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    copies: int,
+    row: int,
+    line: str,
+) -> None:
+    """The second line of the input has the row 1, or the rows 2 and 3."""
+    poison = sampler.tokenizer("Kira")["input_ids"][0]
+    ill = APDSampler(Poisoned(sampler.drafter, poison), sampler.verifier, sampler.tokenizer)
+    monkeypatch.setattr("apd.cli.files.load", lambda *_, **__: ill)
+    source = written(
+        tmp_path / "in.jsonl", *({"prompt": f'Reverse this list: ["{name}"].'} for name in ("Mia", "Kira"))
+    )
+    options = ["--do-sample", "--num-return-sequences", str(copies), "--batch-size", "1"]
+    assert main(["generate", "--input", str(source), "--output", "-", *options]) == 1
+    err = capsys.readouterr().err
+    assert f"of row {row}, " in err and f"Row i is line {line}." in err
 
 
 def test_many_prompts_with_several_answers_each(sampler: APDSampler) -> None:
@@ -314,6 +351,18 @@ def test_commands_set_what_they_say(sampler: APDSampler, capsys: pytest.CaptureF
     assert "Did you mean /window?" in said("/windw 3") and "/strategy SPEC" in said("/help")
     assert "needs a chat template" in said("/system be kind")
     assert not chat.take("/quit")
+
+
+def test_greedy_answers_take_no_options_of_sampling(sampler: APDSampler, capsys: pytest.CaptureFixture) -> None:
+    """They went on to `generate`, which warned of each at every answer. They are back when sampling is."""
+    chat = chat_of(sampler, "--do-sample", "--top-k", "1", "--temperature", "0.5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for command in ("/temperature 0", "/strategy left-to-right", EXAMPLE_PROMPTS[1], "/temperature 2"):
+            assert chat.take(command)
+        assert "error" not in capsys.readouterr().err
+    assert chat.take(EXAMPLE_PROMPTS[1])
+    assert capsys.readouterr().out == '["Max", "Dora", "Carl"]\n'  # of one token each, the likeliest
 
 
 def test_a_stopped_answer_is_kept_and_the_conversation_goes_on(

@@ -62,6 +62,13 @@ def test_the_estimate_on_the_page_is_the_one_that_is_printed(
     assert capsys.readouterr().out == printed
 
 
+def test_the_check_of_a_part_on_the_page_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    section = PAGES["check.md"].split("## A part of your own")[1]
+    code, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", section, re.DOTALL).groups()
+    exec(compile(code, "docs/check.md", "exec"), {"__name__": "check"})
+    assert printed in capsys.readouterr().out
+
+
 def test_every_skeleton_is_on_the_page_about_extending() -> None:
     skeletons = {path.name for path in (ROOT / "examples").glob("extend_*.py")}
     listings = re.findall(r"^\[examples/(\w+\.py)\]\(\.\./examples/\1\)$", PAGES["extending.md"], flags=re.MULTILINE)

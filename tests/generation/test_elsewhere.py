@@ -93,6 +93,9 @@ def test_a_sampler_shows_models_knobs_and_device(sampler: APDSampler) -> None:
     assert "'self', the drafter's own weights" in repr(APDSampler(sampler.drafter, sampler.drafter.model))
     assert sampler.device == sampler.drafter.device
     assert "vocab_size=" in repr(APDSampler(toy().drafter, toy().verifier))
+    drafter = toy().drafter
+    drafter.model = torch.nn.Linear(1, 1)  # of one's own, without transformers' attributes
+    assert "vocab_size=" in repr(APDSampler(drafter, mixture_weight=1.0))
 
 
 def test_an_output_has_the_text_of_its_rows(sampler: APDSampler) -> None:

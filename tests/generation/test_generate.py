@@ -390,21 +390,34 @@ def test_a_part_of_a_run_equals_that_part_of_the_whole_run():
         (trace_prompts()[i] for i in (5, 2, 0)), indices=[5, 2, 0], seed=4, batch_size=2, max_new_tokens=8, **SAMPLED
     )
     assert [(answer.index, answer.tokens) for answer in part] == [(i, whole[i].tokens) for i in (5, 2, 0)]
-    with pytest.raises(ValueError, match="`indices` must all be different, got 3 twice"):
-        list(trace_sampler().generate_many(trace_prompts()[:2], indices=[3, 3], max_new_tokens=4))
 
 
+@pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("index", [1.0, "1", None, True, [1], torch.tensor(1.5), torch.tensor([1, 2])])
-def test_indices_that_are_no_whole_numbers_are_refused(index):
-    answers = trace_sampler().generate_many(trace_prompts()[:2], indices=[0, index], max_new_tokens=4)
-    with pytest.raises(TypeError, match="`indices` must be whole numbers, one per prompt, got "):
-        list(answers)
+def test_indices_that_are_no_whole_numbers_are_refused(index, copies):
+    call = {"indices": [0, index], "num_return_sequences": copies, "max_new_tokens": 4, **SAMPLED}
+    message = f"`indices` must be whole numbers, one per prompt, got {index!r}. Leave"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        list(trace_sampler().generate_many(trace_prompts()[:2], **call))
 
 
-@pytest.mark.parametrize("index", [-1, 1 << 63])
-def test_indices_out_of_range_are_refused(index):
-    with pytest.raises(ValueError, match=f"`indices` must be at least 0 and below 2\\^63, got {index}"):
-        list(trace_sampler().generate_many(trace_prompts()[:1], indices=[index], max_new_tokens=4))
+@pytest.mark.parametrize(
+    ("indices", "copies", "message"),
+    [
+        ([-1], 1, "at least 0 and below 2^63, got -1."),
+        ([-1], 3, "at least 0 and below 2^63 / 3, got -1."),
+        ([1 << 63], 1, f"at least 0 and below 2^63, got {1 << 63}."),
+        ([1 << 62], 3, f"at least 0 and below 2^63 / 3, got {1 << 62}."),
+        ([3, 3], 1, "all be different, got 3 twice."),
+        ([3, 3], 3, "all be different, got 3 twice."),
+        ([], 1, "have a number for each of 1 prompts, got 0."),
+    ],
+)
+def test_indices_out_of_range_missing_or_there_twice_are_refused(indices, copies, message):
+    """With several answers to a prompt, the number of an answer was named in place of the prompt's."""
+    call = {"indices": indices, "num_return_sequences": copies, "max_new_tokens": 4, **SAMPLED}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        list(trace_sampler().generate_many(trace_prompts()[: len(indices) or 1], **call))
 
 
 def test_indices_may_be_numbers_of_torch():

@@ -180,6 +180,13 @@ def test_a_last_hole_that_a_stop_token_ends_has_the_tokens_up_to_it() -> None:
     assert [*first.ids, *last.ids] == output.trace[0].tokens
 
 
+@pytest.mark.parametrize("name", ["num_return_sequences", "input_ids", "return_dict_in_generate"])
+def test_arguments_that_cannot_be_meant_are_refused(name) -> None:
+    """Several answers to a text failed when all were decoded, in a zip."""
+    with pytest.raises(ValueError, match=rf"`{name}` cannot be meant in infill\(\), got 2"):
+        APDSampler.from_included().infill(["a ", 2], do_sample=True, **{name: 2})
+
+
 def test_chunks_say_where_their_tokens_stand() -> None:
     sampler = sampler_of("byte_bpe")
     rows = [

@@ -1,5 +1,6 @@
 """`apd estimate`: its numbers are those of the models that run."""
 
+import itertools
 import json
 import weakref
 from pathlib import Path
@@ -17,6 +18,8 @@ from apd.cli import main
 from apd.included import BLOCK_DRAFTER_DIR, DRAFTER_DIR, VERIFIER_DIR
 from apd.inspection.costs import COPIES, Load, estimate
 from apd.models.cache import ColumnLayer
+from apd.strategies import Checked
+from apd.strategies.registry import parse
 
 SMALL = Load(rows=2, prompt=5, new_tokens=6, config=APDConfig())
 FAMILIES = ("parity_dream", "parity_llada", "parity_sdar", "parity_sdar_moe", "parity_nemotron", "parity_llada2_moe")
@@ -48,13 +51,12 @@ def test_of_experts_only_those_of_one_token_are_multiplied() -> None:
     assert "experts" in found.remarks[0]
 
 
-@pytest.mark.parametrize("drafter", [DRAFTER_DIR, BLOCK_DRAFTER_DIR], ids=["full", "block"])
-@pytest.mark.parametrize("kv_window", [None, 4])
+@pytest.mark.parametrize(
+    ("drafter", "kv_window"), [(DRAFTER_DIR, None), (DRAFTER_DIR, 4), (BLOCK_DRAFTER_DIR, None)], ids=str
+)
 def test_keys_and_values_are_those_of_a_decode(
     drafter: Path, kv_window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if drafter is BLOCK_DRAFTER_DIR and kv_window:
-        return  # refused: its keys are final
     sampler = APDSampler.from_pretrained(str(drafter), str(VERIFIER_DIR), kv_window=kv_window)
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:3], return_tensors="pt", padding=True)
     made, begin = list[int](), ColumnLayer.lazy_initialization
@@ -72,28 +74,50 @@ def test_keys_and_values_are_those_of_a_decode(
 
 
 @pytest.mark.parametrize(
-    ("drafter", "knobs"),
+    ("drafter", "knobs", "strategy", "masks"),
     [
-        (DRAFTER_DIR, {}),
-        (DRAFTER_DIR, {"window_size": 6}),
-        (DRAFTER_DIR, {"window_size": 8, "kv_window": 3}),
-        (BLOCK_DRAFTER_DIR, {}),
+        (DRAFTER_DIR, {}, None, None),
+        (DRAFTER_DIR, {"window_size": 6}, None, None),
+        (DRAFTER_DIR, {"window_size": 8, "kv_window": 3}, None, None),
+        (DRAFTER_DIR, {"window_size": 8}, "left-to-right:2", 2),
+        (BLOCK_DRAFTER_DIR, {}, None, None),
     ],
 )
-def test_operations_are_those_of_a_decode(drafter: Path, knobs: dict[str, int]) -> None:
+def test_operations_are_those_of_a_decode(
+    drafter: Path, knobs: dict[str, int], strategy: str | None, masks: int | None
+) -> None:
     """Counted at every matrix product; with eager attention, which computes every pair of columns as the formula does."""
     sampler = APDSampler.from_pretrained(str(drafter), str(VERIFIER_DIR), attn_implementation="eager", **knobs)
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS[3], return_tensors="pt")
     with FlopCounterMode(display=False) as counter:
-        output = sampler.generate(**inputs, max_new_tokens=24, return_dict_in_generate=True)
+        output = sampler.generate(**inputs, max_new_tokens=24, strategy=strategy, return_dict_in_generate=True)
     [steps] = output.committed_per_step
     assert len(steps) > 2
-    costs = estimate(drafter, VERIFIER_DIR, Load(1, inputs["input_ids"].shape[1], 24, APDConfig(**knobs)))
+    load = Load(1, inputs["input_ids"].shape[1], 24, APDConfig(**knobs), masks=masks)
+    costs = estimate(drafter, None if strategy else VERIFIER_DIR, load)
     expected, committed, last = 0, 0, 1
     for number in steps:
         expected += sum(each.operations(costs.sizes[role]) for role, each in costs.passes(committed, last).items())
         committed, last = committed + number, number
     assert counter.get_total_flops() == expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "breadth", "is_reached"),
+    [("left-to-right", 1, True), ("left-to-right", 3, True), ("confidence:1", 2, True), ("confidence:1", 4, False)],
+)
+def test_a_checked_pass_drafts_as_many_canvases_as_are_counted(reference: str, breadth: int, is_reached: bool) -> None:
+    """Some of many orders lead to the same canvas."""
+    sampler = APDSampler.from_included()
+    ids = sampler.tokenizer(EXAMPLE_PROMPTS[3], return_tensors="pt")["input_ids"]
+    resolve = sampler.resolver(max_new_tokens=16, strategy=f"checked:K=3,breadth={breadth}/{reference}")
+    batch, seen = sampler.batch(), [0]
+    batch.add(resolve(ids, seed=0), 0, follow=True)
+    while batch.num_rows:
+        seen += [progress.canvases for progress in batch.step().progress]
+    found = max(after - before for before, after in itertools.pairwise(seen))
+    most = Checked(parse(reference).strategy, num_checked=3, breadth=breadth).most_canvases(16)
+    assert found == most if is_reached else most / 2 < found < most
 
 
 class Living(TorchDispatchMode):
@@ -121,15 +145,17 @@ class Living(TorchDispatchMode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("kind", "options", "canvases"),
     [
-        ("coupling", {}),
-        ("coupling", {"do_sample": True, "temperature": 0.7}),
-        ("alone", {"strategy": "threshold:0.9"}),
-        ("rejection", {"acceptance": "rejection", "do_sample": True}),
+        ("coupling", {}, 1),
+        ("coupling", {"do_sample": True, "temperature": 0.7}, 1),
+        ("alone", {"strategy": "threshold:0.9"}, 1),
+        ("rejection", {"acceptance": "rejection", "do_sample": True}, 1),
+        ("alone", {"strategy": "checked:K=4/threshold:0.9"}, 5),
     ],
 )
-def test_copies_of_the_logits_are_those_that_live_at_once(kind: str, options: dict[str, Any]) -> None:
+def test_copies_of_the_logits_are_those_that_live_at_once(kind: str, options: dict[str, Any], canvases: int) -> None:
+    """Of every canvas; one is left of the pass before, whose marginals are kept."""
     vocab, masks = 5000, 64
     torch.manual_seed(0)
     models = []
@@ -148,7 +174,8 @@ def test_copies_of_the_logits_are_those_that_live_at_once(kind: str, options: di
     with Living(least=masks * vocab) as living:
         sampler.generate(torch.arange(4, 20)[None], max_new_tokens=masks, seed=0, **options)
     copies = living.peak / (masks * vocab * 4)
-    assert COPIES[kind] - 0.6 < copies < COPIES[kind] + 0.6
+    expected = COPIES[kind] * canvases + (canvases > 1)
+    assert expected - 0.6 < copies < expected + 0.6
 
 
 def test_the_times_are_those_of_the_slower_of_reading_and_computing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +188,12 @@ def test_the_times_are_those_of_the_slower_of_reading_and_computing(capsys: pyte
     passes = costs.passes(0, 1) | {f"{role} later": each for role, each in costs.passes(128, 1).items()}
     expected = [each.operations(costs.sizes[role.split()[0]]) / 1e6 for role, each in passes.items()]
     assert _times(capsys) == pytest.approx(expected, abs=0.01)
+
+
+def test_an_answer_of_one_token_has_one_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["estimate", "--max-new-tokens", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "drafter, first" in out and "in the middle" not in out
 
 
 def _times(capsys: pytest.CaptureFixture[str]) -> list[float]:

@@ -68,10 +68,12 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_paths_of_release_0_1_0_still_lead_where_they_led() -> None:
     from apd import APDSampler, embedded, included, many
+    from apd.embedded import tasks
     from apd.generation.many import Generated
 
     assert many.Generated is Generated
     assert {name: getattr(embedded, name) for name in embedded.__all__} == {
         name: getattr(included, name) for name in included.__all__
     }
+    assert tasks.instances is included.tasks.instances and tasks.EXAMPLE_PROMPTS is included.tasks.EXAMPLE_PROMPTS
     assert APDSampler.from_embedded.__func__ is APDSampler.from_included.__func__

@@ -63,7 +63,7 @@ def listening(sampler: APDSampler) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
+    while thread.is_alive() and not server.started:
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
@@ -144,7 +144,9 @@ def test_structured_output_parses_into_a_model_of_pydantic() -> None:
 
 
 def test_langchain(url: str) -> None:
-    chat_models = pytest.importorskip("langchain_openai", reason="needs the extra `test`: pip install -e '.[test]'")
+    chat_models = pytest.importorskip(
+        "langchain_openai", reason="needs the extra `clients`: pip install -e '.[clients]'"
+    )
     model = chat_models.ChatOpenAI(base_url=url, api_key="none", model="apd", temperature=0)
     assert model.invoke(PROMPT).content == ANSWER
     assert "".join(chunk.content for chunk in model.stream(PROMPT)) == ANSWER
