@@ -312,7 +312,7 @@ class APDSampler:
             **kwargs,
         )
         request = resolve(prompt, attention_mask, seed)
-        loop = self._open(request, record_probs=request.is_recorded)
+        loop = self.loop(request, record_probs=request.is_recorded)
         sequences = Sequences(loop.state, request.pad_token_id)
         recorder = Recorder(scores=request.record_scores, logits=request.record_logits)
 
@@ -471,7 +471,7 @@ class APDSampler:
         refuse_for("stream()", kwargs, "streamer", "return_dict_in_generate")
         prompt = one_prompt(inputs, kwargs)
         resolve = self._resolver(generation_config=generation_config, **kwargs)
-        loop = self._open(resolve(prompt, attention_mask, seed), record_probs=False)
+        loop = self.loop(resolve(prompt, attention_mask, seed), record_probs=False)
         return chunks(loop.steps(), resolve.tokenizer, skip_special_tokens=skip_special_tokens)
 
     def generate_many(
@@ -567,7 +567,7 @@ class APDSampler:
             >>> while batch.num_rows:
             ...     answers = batch.step().ended
         """
-        return Batch(self._open, self.tokenizer, self.drafter.mask_token_id, scores=scores, logits=logits)
+        return Batch(self.loop, self.tokenizer, self.drafter.mask_token_id, scores=scores, logits=logits)
 
     @naming_knobs
     def __call__(
@@ -612,7 +612,7 @@ class APDSampler:
             chosen = replace(chosen, proposer=self.proposer)
         return Resolver(self, chosen or apd_of(config), config, **kwargs)
 
-    def _open(
+    def loop(
         self,
         request: Request,
         rows: Tensor | None = None,
@@ -620,6 +620,12 @@ class APDSampler:
         *,
         record_probs: bool = True,
     ) -> DecodeLoop:
+        """The decode loop of a request, to be driven step by step.
+
+        Args:
+            request: of `resolver`.
+            rows, on_fault, record_probs: see `DecodeLoop`.
+        """
         if self.kernels is not PLAIN and not request.is_uncommon:
             from apd.models.graphs import BucketedWindow
 

@@ -10,10 +10,11 @@ The included pair answers held-out instances of its tasks, over 127.0.0.1. Every
    One in twenty hangs up, half of these at once and half at the first chunk. Every other answer is compared with that of
    `generate` for its prompt alone.
 2. *SIGTERM* in the middle of a load: what was accepted must be answered, and the exit code is 0.
-3. *Speed*: whole answers of 32 new tokens for each depth of the drafter and each batch size, and `generate_many` on the same
-   prompts with the same batch size, in this process while the server idles. A deeper drafter has layers that add nothing: its
-   answers stay what they are, and a step takes longer, so that one sees what HTTP costs beside a model of another size. `first token` is measured by the server, from a request's arrival, its wait in the
-   queue included. `ratio` is the server's tokens per second over those of `generate_many`; whatever else runs on the machine
+3. *Speed*: whole answers of 32 new tokens for each depth of the drafter and each batch size. The server and `generate_many`, in
+   this process, answer the same prompts with the same batch size by turns, since machines are noisy. A deeper drafter has
+   layers that add nothing: its answers stay what they are, and a step takes longer, so that one sees what HTTP costs beside a
+   larger model. `first token` is measured by the server, from a request's arrival, its wait in the queue included. `ratio` is
+   the server's tokens per second over those of `generate_many`, the median of the rounds; whatever else runs on the machine
    counts, the client and the server's HTTP thread included. `CPU ms per token` is the CPU time of the server's decoding thread,
    and of `generate_many`, which is the fairer comparison on a busy machine; HTTP, JSON and tokenizing are apart.
 """
@@ -29,6 +30,7 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -310,43 +312,8 @@ def terminated(asked: Sequence[Asked], sampler: APDSampler, clients: int, batch_
     )
 
 
-def speed(
-    count: int, clients: int, depths: Sequence[int], sizes: Sequence[int], limit: float, folder: Path
-) -> Iterator[str]:
-    """The lines of the table of speeds."""
-    asked = requests_of(count, 2, ragged=False)
-    prompts = [each.prompt for each in asked]
-    rows = []
-    for layers, size in itertools.product(depths, sizes):
-        drafter = deeper(layers, folder / f"{layers}-{size}")
-        sampler = APDSampler.from_pretrained(drafter, VERIFIER_DIR)
-        with server("--max-batch-size", str(size), "--max-queue", str(clients), drafter=drafter) as (_, url):
-            asyncio.run(run(url, asked[: 4 * size], clients, limit=limit))  # warm
-            before = cpu_seconds(url)
-            load = asyncio.run(run(url, asked, clients, limit=limit))
-            decoding, http = (now - then for now, then in zip(cpu_seconds(url), before, strict=True))
-            first = histogram(url, "apd_first_token_seconds")
-            start, cpu = time.perf_counter(), time.process_time()
-            answers = sampler.generate_many(prompts, batch_size=size, max_new_tokens=32)
-            tokens = sum(len(answer.tokens) for answer in answers)
-            seconds, direct = time.perf_counter() - start, (time.process_time() - cpu) / tokens
-        rows.append(
-            [
-                str(layers),
-                str(size),
-                f"{len(asked) / load.seconds:.1f}",
-                f"{1000 * quantile(first, 0.5):.0f}",
-                f"{1000 * quantile(first, 0.95):.0f}",
-                f"{load.tokens / load.forwards:.2f}",
-                f"{load.tokens / load.seconds:.0f}",
-                f"{tokens / seconds:.0f}",
-                f"{100 * load.tokens / load.seconds / (tokens / seconds):.0f} %",
-                f"{1000 * decoding / load.tokens:.2f}",
-                f"{1000 * direct:.2f}",
-                f"{1000 * http / len(asked):.1f}",
-            ]
-        )
-    head = [
+_HEAD = (
+    *(
         "drafter's layers",
         "batch size",
         "requests/s",
@@ -354,10 +321,63 @@ def speed(
         "p95, ms",
         "tokens per forward",
         "tokens/s",
-    ]
-    head += ["`generate_many`, tokens/s", "ratio", "CPU ms per token", "`generate_many`", "HTTP, CPU ms per request"]
-    for cells in (head, ["--:"] * len(head), *rows):
+    ),
+    *("`generate_many`, tokens/s", "ratio (lowest – highest)", "CPU ms per token", "`generate_many`"),
+    "HTTP, CPU ms per request",
+)
+
+
+def speed(
+    count: int, rounds: int, clients: int, depths: Sequence[int], sizes: Sequence[int], limit: float, folder: Path
+) -> Iterator[str]:
+    """The lines of the table of speeds."""
+    asked = requests_of(count, 2, ragged=False)
+    yield f"| {' | '.join(_HEAD)} |"
+    yield f"| {' | '.join(['--:'] * len(_HEAD))} |"
+    for layers, size in itertools.product(depths, sizes):
+        drafter = deeper(layers, folder / f"{layers}-{size}")
+        sampler = APDSampler.from_pretrained(drafter, VERIFIER_DIR)
+        with server("--max-batch-size", str(size), "--max-queue", str(clients), drafter=drafter) as (_, url):
+            asyncio.run(run(url, asked[: 4 * size], clients, limit=limit))  # warm
+            direct(sampler, asked[:size], size)
+            before, served, many = cpu_seconds(url), [], []
+            for _ in range(rounds):
+                served.append(asyncio.run(run(url, asked, clients, limit=limit)))
+                many.append(direct(sampler, asked, size))
+            decoding, http = (now - then for now, then in zip(cpu_seconds(url), before, strict=True))
+            first = histogram(url, "apd_first_token_seconds")
+        speeds = [load.tokens / load.seconds for load in served]
+        ratios = [100 * speed * each.seconds / each.tokens for speed, each in zip(speeds, many, strict=True)]
+        tokens = sum(load.tokens for load in served)
+        cells = [
+            *(str(layers), str(size), f"{statistics.median(len(asked) / load.seconds for load in served):.1f}"),
+            *(f"{1000 * quantile(first, share):.0f}" for share in (0.5, 0.95)),
+            f"{tokens / sum(load.forwards for load in served):.2f}",
+            f"{statistics.median(speeds):.0f}",
+            f"{statistics.median(each.tokens / each.seconds for each in many):.0f}",
+            f"{statistics.median(ratios):.0f} % ({min(ratios):.0f} – {max(ratios):.0f})",
+            f"{1000 * decoding / tokens:.2f}",
+            f"{1000 * sum(each.cpu for each in many) / sum(each.tokens for each in many):.2f}",
+            f"{1000 * http / (rounds * len(asked)):.1f}",
+        ]
         yield f"| {' | '.join(cells)} |"
+
+
+@dataclass(frozen=True)
+class Direct:
+    """What `generate_many` took: tokens, and seconds of the clock and of the processor."""
+
+    tokens: int
+    seconds: float
+    cpu: float
+
+
+def direct(sampler: APDSampler, asked: Sequence[Asked], size: int) -> Direct:
+    """The same prompts without a server."""
+    start, cpu = time.perf_counter(), time.process_time()
+    answers = sampler.generate_many([each.prompt for each in asked], batch_size=size, max_new_tokens=32)
+    tokens = sum(len(answer.tokens) for answer in answers)
+    return Direct(tokens, time.perf_counter() - start, time.process_time() - cpu)
 
 
 def main() -> None:
@@ -375,7 +395,10 @@ def main() -> None:
         default=[4, 32],
         help="of the drafters of that table (default 4, its own, and 32)",
     )
-    parser.add_argument("--speed-requests", type=int, default=300)
+    parser.add_argument("--speed-requests", type=int, default=150, help="of each round (default 150)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="server and `generate_many` take turns so often (default 5)"
+    )
     parser.add_argument(
         "--limit", type=float, default=900, help="seconds after which a load is given up (default 900)"
     )
@@ -387,9 +410,8 @@ def main() -> None:
         print(line, flush=True)
     print(flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for line in speed(
-            arguments.speed_requests, arguments.clients, arguments.layers, arguments.batch_sizes, limit, Path(folder)
-        ):
+        sizes = arguments.layers, arguments.batch_sizes
+        for line in speed(arguments.speed_requests, arguments.rounds, arguments.clients, *sizes, limit, Path(folder)):
             print(line, flush=True)
 
 

@@ -38,20 +38,33 @@ async def answer(request: Request, plan: Plan, body: Common, kind: Kind, ticket:
         "system_fingerprint": state.fingerprint,
     }
     answers, spelling = Answers(plan, state.engine.sampler.tokenizer, ticket), state.planner.spelling
+    if not body.stream:
+        await _waited(request, ticket, _collect(ticket, answers))
+        return JSONResponse(head | _whole(answers, kind, spelling))
+    include_usage = bool(body.stream_options and body.stream_options.include_usage)
+    return await streamed(request, ticket, _parts(ticket, answers, head, kind, spelling, include_usage=include_usage))
+
+
+async def streamed(request: Request, ticket: Ticket, parts: AsyncIterator[bytes]) -> Response:
+    """The response that sends these parts; an error before the first still has a status of its own."""
+    first = await _waited(request, ticket, anext(parts))
+    return EventStream(request, first, parts, ticket)
+
+
+async def _waited(request: Request, ticket: Ticket, work: Awaitable[T]) -> T:
+    """As `unless_hung_up`; if it fails, nobody waits for the job."""
     try:
-        if not body.stream:
-            await unless_hung_up(request, _collect(ticket, answers))
-            return JSONResponse(head | _whole(answers, kind, spelling))
-        include_usage = bool(body.stream_options and body.stream_options.include_usage)
-        parts = _parts(ticket, answers, head, kind, spelling, include_usage=include_usage)
-        first = await unless_hung_up(request, anext(parts))  # an error before it still has a status of its own
+        return await unless_hung_up(request, work)
     except BaseException as error:
         ticket.cancel()
-        if not isinstance(error, HungUp):
-            raise
-        state.engine.metrics.hang_ups.inc()
-        return Response(status_code=499)  # nobody reads it
-    return EventStream(request, first, parts, ticket)
+        if isinstance(error, HungUp):
+            ticket.engine.metrics.hang_ups.inc()
+        raise
+
+
+async def on_hung_up(request: Request, error: Exception) -> Response:
+    """Nobody reads it."""
+    return Response(status_code=499)
 
 
 async def _collect(ticket: Ticket, answers: Answers) -> None:

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 
 from apd.sampler import APDSampler
 from apd.serve import watch
-from apd.serve.answering import answer
+from apd.serve.answering import HungUp, answer, on_hung_up
 from apd.serve.engine import Engine
 from apd.serve.errors import APIError, on_api_error, on_http_error, on_invalid_body, on_unexpected
 from apd.serve.limits import Limits
@@ -58,6 +58,7 @@ def make_app(sampler: APDSampler, settings: ServeSettings | None = None) -> Fast
     app.state.engine, app.state.planner, app.state.settings = engine, planner, settings
     app.state.fingerprint = f"apd-{zlib.crc32(repr((settings, sampler.config, sampler.strategy)).encode()):08x}"
     app.add_exception_handler(APIError, on_api_error)
+    app.add_exception_handler(HungUp, on_hung_up)
     app.add_exception_handler(RequestValidationError, on_invalid_body)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_unexpected)

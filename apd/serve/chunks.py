@@ -106,8 +106,7 @@ class Answer:
 
     def _cut_at_stop(self) -> bool:
         """End the answer before the first stop string, if there is one."""
-        start = max(0, self.num_shown)
-        found = [at for stop in self.stops if (at := self.text.find(stop, start)) >= 0]
+        found = [at for stop in self.stops if (at := self.text.find(stop, self.num_shown)) >= 0]
         if not found:
             return False
         self.text, self.finish = self.text[: min(found)], "stop"

@@ -230,7 +230,7 @@ class Engine:
         """One step of one batch, and what follows from it for its jobs."""
         batch = self.batches[settings]
         if not batch.num_rows:
-            del self.batches[settings]
+            self.batches.pop(settings, None)
             return
         try:
             stepped = batch.step()
@@ -267,7 +267,7 @@ class Engine:
             if (failed := self.places.get(row)) is not None:
                 self._fail(failed.job, of_row(fault))
         if not batch.num_rows:
-            del self.batches[settings]
+            self.batches.pop(settings, None)
 
     def _complete(self, job: Job) -> None:
         """If no row is left, the job is over, or its work begins."""

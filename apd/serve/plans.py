@@ -174,7 +174,9 @@ class Planner:
             if getattr(body, name):
                 raise refused(f"`{name}` cannot be meant with `suffix`, where the text goes on.", name)
         if body.n not in (None, 1) or not isinstance(body.prompt, str):
-            raise refused("`suffix` needs one `prompt`, a text, and one choice.", "n" if body.n != 1 else "prompt")
+            raise refused(
+                "`suffix` needs one `prompt`, a text, and one choice.", "n" if body.n not in (None, 1) else "prompt"
+            )
         if body.max_tokens == 0:
             raise refused("`max_tokens` must be at least 1 with `suffix`, got 0.", "max_tokens", "invalid_value")
         most = self.settings.max_new_tokens if body.max_tokens is None else body.max_tokens

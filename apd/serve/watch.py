@@ -21,7 +21,7 @@ from apd.decoding import request as decoding
 from apd.included import DRAFTER_DIR
 from apd.included.tasks import EXAMPLES
 from apd.serve import steps
-from apd.serve.answering import EventStream, HungUp, Ticket, unless_hung_up
+from apd.serve.answering import streamed
 from apd.serve.chunks import DONE, sse
 from apd.serve.engine import Engine, Result
 from apd.serve.errors import APIError, refused
@@ -29,6 +29,7 @@ from apd.serve.plans import Plan, Planner
 from apd.serve.sampling import arguments_of
 from apd.serve.schemas import Body, ChatBody, CompletionBody, Message
 from apd.serve.settings import ServeSettings
+from apd.serve.tickets import Ticket
 
 MOST_WATCHED = 12  # decodes at a time: four pages with three answers each
 
@@ -74,16 +75,7 @@ def routes(engine: Engine, planner: Planner, settings: ServeSettings) -> APIRout
                 429, f"{MOST_WATCHED} decodes are being watched. Try again later.", code="queue_full", retry_after=2
             )
         ticket = Ticket(engine, plan, settings, follow=False)
-        parts = _parts(ticket)
-        try:
-            first = await unless_hung_up(request, anext(parts))  # an error before it still has a status of its own
-        except BaseException as error:
-            ticket.cancel()
-            if not isinstance(error, HungUp):
-                raise
-            engine.metrics.hang_ups.inc()
-            return Response(status_code=499)  # nobody reads it
-        return EventStream(request, first, parts, ticket)
+        return await streamed(request, ticket, _parts(ticket))
 
     return router
 
@@ -107,7 +99,7 @@ def plan_of(planner: Planner, body: WatchBody) -> Plan:
     sampler = planner.sampler
 
     def work(answers: Any) -> Any:
-        return map(sse, steps.events(sampler._open(row), sampler.tokenizer))
+        return map(sse, steps.events(sampler.loop(row), sampler.tokenizer))
 
     return dataclasses.replace(plan, choices=[], rows=[], work=work)
 

@@ -205,3 +205,18 @@ def test_a_decoding_loop_that_has_ended_says_so(sampler: APDSampler, monkeypatch
                 503,
                 "the decoding loop has ended",
             )
+
+
+def test_a_row_that_fails_where_none_can_leave_ends_no_more_than_its_batch(
+    sampler: APDSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    poison = sampler.tokenizer("Kira")["input_ids"][0]
+    ill = APDSampler(Poisoned(sampler.drafter, poison), sampler.verifier, sampler.tokenizer)
+    with Served(ill) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr("apd.generation.batch.Batch.cancel", broken)
+            assert error_of(server.post(TEXT, {"prompt": 'Reverse this list: ["Kira", "Leo"].'}))["status"] == 500
+        assert server.complete()["choices"][0]["text"] == ANSWER

@@ -98,7 +98,7 @@ def test_something_is_rejected_and_something_replaced(client: TestClient) -> Non
 def test_seconds_leave_out_what_passes_between_steps(sampler: APDSampler) -> None:
     """A step takes one second: the clock is read twice. Ten pass whenever an event is looked at."""
     ids, ticks = sampler.tokenizer(PROMPT, return_tensors="pt")["input_ids"], count()
-    loop = sampler._open(sampler.resolver(max_new_tokens=16)(ids, torch.ones_like(ids), 0))
+    loop = sampler.loop(sampler.resolver(max_new_tokens=16)(ids, torch.ones_like(ids), 0))
     for event in steps.events(loop, sampler.tokenizer, clock=lambda: next(ticks)):
         for _ in range(10):
             next(ticks)
