@@ -307,6 +307,21 @@ def test_a_bar_separates_steps() -> None:
     assert text.splitlines()[-2:] == ["row 0: 3 tokens in 2 steps, 1.5 per drafter forward", "Ada and| Ben"]
 
 
+@pytest.mark.parametrize("text", ["{|j |tsas|}", "a~b|", "|~^", "|~^" + "".join(map(chr, range(0x2500, 0x2600))), "ab"])
+def test_steps_can_be_told_whatever_signs_the_text_has(text: str) -> None:
+    """A step for each character: the text, cut at the sign that the legend names, is these characters again."""
+    shown = str(Trace([row_of(list(range(len(text))))], Words(*text))).split("\n", 1)
+    bar = re.search(r"(.) separates two steps", shown[0])[1]
+    assert shown[1].split("per drafter forward\n")[1].split(bar) == list(text)
+    assert (bar == "|") == ("|" not in text)
+
+
+def test_answers_of_the_included_pair_have_no_bar(sampler: APDSampler) -> None:
+    """`apd demo` explains its bars before it knows the answers."""
+    ids = range(len(sampler.tokenizer))
+    assert not any("|" in sampler.tokenizer.decode([i], skip_special_tokens=True) for i in ids)
+
+
 # ---------------------------------------------------------------- plot
 
 
@@ -328,9 +343,10 @@ def test_bars_count_what_was_drafted_and_committed(pyplot) -> None:
     assert heights(axes) == {"drafted": [4, 2, 1], "committed": [2, 1, 1]}
 
 
-def test_bars_are_means_over_the_rows_that_made_the_step(pyplot) -> None:
+def test_bars_are_means_over_all_rows_and_do_not_rise_when_one_ends(pyplot) -> None:
     axes = Trace([row_of([0, 0, 1, 2]), row_of([0, 0, 0, 0])]).plot()
-    assert heights(axes) == {"drafted": [4, 2, 1], "committed": [3, 1, 1]}
+    assert heights(axes) == {"drafted": [4, 1, 0.5], "committed": [3, 0.5, 0.5]}
+    assert axes.get_ylabel() == "tokens, mean of 2 rows"
 
 
 def test_decided_columns_of_a_window_are_not_drafted(pyplot) -> None:
