@@ -15,7 +15,12 @@ from apd.show.terminal import console
 from apd.text import decoder
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # neighbours differ
-_BARS = ("|", "~", "^", *map(chr, range(0x2500, 0x2800)))  # ASCII first; then lines and other figures: no text has them all
+_BARS = (
+    "|",
+    "~",
+    "^",
+    *map(chr, range(0x2500, 0x2800)),
+)  # ASCII first; then lines and other figures: no text has them all
 
 
 def describe(rows: Sequence[RowTrace], tokenizer: Any, *, colour: bool | None) -> str:
