@@ -77,7 +77,9 @@ def _answer_prompt(sampler: APDSampler, arguments: argparse.Namespace) -> None:
     def refuse(index: int, error: Exception) -> None:
         raise error
 
-    prompt = sys.stdin.read() if arguments.prompt == STANDARD else arguments.prompt
+    prompt = arguments.prompt
+    if prompt == STANDARD:
+        prompt = sys.stdin.read().removesuffix("\n")  # of `echo`, and of an editor
     answers = list(decode(sampler, [Prompt(0, prompt)], arguments, refuse))
     for answer in sorted(answers, key=lambda answer: answer.sequence):
         if len(answers) > 1:

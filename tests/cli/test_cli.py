@@ -550,6 +550,7 @@ def test_a_missing_folder_and_the_current_one_are_named(
         (["--output", "out.jsonl"], "--input and --output go together"),
         (["--num-return-sequences", "2"], "--num-return-sequences 2 needs --do-sample"),
         (["--spec", "dream"], "--spec without --drafter"),
+        (["--quantization", "8bit"], "--quantization without --drafter"),
         (["--stop-string", ""], "--stop-string must not be empty"),
         (["--stop-string", "caf\udce9"], "--stop-string must be text that UTF-8 can write"),
         (["--prompt", "caf\udce9"], "--prompt must be text that UTF-8 can write, got '\\udce9' at character 4"),
