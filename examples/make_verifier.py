@@ -11,9 +11,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from apd import APDSampler, load_drafter
+from apd import APDSampler, load_drafter, load_tokenizer
 from apd.included import DRAFTER_DIR, tasks
-from apd.models.loading import load_tokenizer
 
 
 def small(tokenizer):
