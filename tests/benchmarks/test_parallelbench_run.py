@@ -399,6 +399,26 @@ def test_files_of_a_report(tmp_path):
     assert "http" not in page.replace("http://www.w3.org", "")  # nothing is fetched
 
 
+def test_the_page_says_where_apd_is_not_as_accurate_and_that_few_samples_tell_little(tmp_path):
+    def page_of(report):
+        write_page(report, tmp_path)
+        return json.loads(
+            re.search(r'type="application/json">(.*)</script>', (tmp_path / "index.html").read_text())[1]
+        )
+
+    few = made_up(tmp_path)
+    page = page_of(few)
+    assert page["run"].endswith(
+        "One answer is 25.0 points of a task: what is within one point here may be so by chance."
+    )
+    assert page["facts"][0][1].startswith("tokens per forward, pooled: APD")
+    without = [dataclasses.replace(equal, apd=None) for equal in few.equal]
+    page = page_of(dataclasses.replace(few, count=100, equal=[without[0], few.equal[1], without[2]]))
+    assert "One answer" not in page["run"]
+    assert page["facts"][0] == ["none", "of the APD settings is as accurate as one token per step"]
+    assert page["facts"][-1] == ["1", "of 2 tasks have no APD setting as accurate: copy"]
+
+
 HOSTILE = "<!--<script></script><img src=x onerror=alert(1)>\"'&|`$\\frac$\n<!-- end -->, [x](y)"
 SCRIPT = Path(reporting.__file__).with_name("page.js")
 
