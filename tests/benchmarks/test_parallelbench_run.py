@@ -30,7 +30,7 @@ from benchmarks.parallelbench.metrics import (
 )
 from benchmarks.parallelbench.models import causal_lm, included_pair
 from benchmarks.parallelbench.page import write_page
-from benchmarks.parallelbench.pictures import write_pictures
+from benchmarks.parallelbench.pictures import spots, write_pictures
 from benchmarks.parallelbench.publish import write_csv
 from benchmarks.parallelbench.records import NAME, appending, key, read
 from benchmarks.parallelbench.run import Plan, run
@@ -275,6 +275,9 @@ def test_task_map_by_hand():
     assert parallelisability([(1, 100), (2, 50), (4, 0)]) == pytest.approx((100 + 100) / 150)
     assert parallelisability([(1, 0)]) == 0
     assert slope([(2, 100), (4, 90), (8, 80)]) == pytest.approx(-10)
+    assert [(spot.x, spot.y) for spot in spots({"copy": (4, -2.0), "sort": (1, None)})] == [
+        (4, -2.0)
+    ]  # not drawn at 0
 
 
 # --- The report
@@ -488,7 +491,8 @@ def test_a_name_is_text_in_pictures_whatever_it_is(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure")
     drawn = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
-    write_pictures(made_up(tmp_path, first="$\\frac$"), tmp_path)
+    report = made_up(tmp_path, first="$\\frac$")
+    write_pictures(dataclasses.replace(report, task_map={"$\\frac$": (4, -1.0)}), tmp_path)
     texts = [text for each in drawn for text in each.findobj(lambda artist: hasattr(artist, "get_parse_math"))]
     named = [text for text in texts if "$\\frac$" in text.get_text()]
     assert len(drawn) == 3 and len(named) == 2
