@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers: `X as X` is a public name
     from apd.models import FAMILIES as FAMILIES
     from apd.models import ModelSpec as ModelSpec
     from apd.models import load_drafter as load_drafter
+    from apd.models import load_tokenizer as load_tokenizer
     from apd.models import load_verifier as load_verifier
     from apd.models.drafter import MaskedDiffusionDrafter as MaskedDiffusionDrafter
     from apd.models.ideal import IdealListModel as IdealListModel
@@ -88,7 +89,7 @@ _NAMES = {
     "apd.generation.output": "APDOutput",
     "apd.generation.streaming": "Chunk",
     "apd.inspection": "check",
-    "apd.models": "FAMILIES ModelSpec load_drafter load_verifier",
+    "apd.models": "FAMILIES ModelSpec load_drafter load_tokenizer load_verifier",
     "apd.models.drafter": "MaskedDiffusionDrafter",
     "apd.models.ideal": "IdealListModel",
     "apd.models.masked_lm": "MaskedLMDrafter",

@@ -135,7 +135,7 @@ def draw(path: Path, loops: Sequence[str], first: int, native: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fasta", type=Path, help="a chain; only its first record is read")
     parser.add_argument("--loop", default="97-116", help="first and last residue of the loop, counted from 1")
     parser.add_argument("--variants", type=int, default=32)

@@ -4,10 +4,13 @@ Rows start level, padded on the left; then each advances by its own number of to
 it is done. What a row becomes does not depend on the others: with its own seed it is the same alone.
 """
 
+import argparse
+
 from apd import EXAMPLE_PROMPTS, APDSampler
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     # With checkpoints: APDSampler.from_pretrained("Dream-org/Dream-v0-Instruct-7B", "Qwen/Qwen2.5-0.5B")
     tokenizer = sampler.tokenizer

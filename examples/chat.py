@@ -9,6 +9,8 @@ answer before it by quoting it. An instruction-tuned drafter brings its template
     say(sampler, messages, "And twice that?", chat_template=None)  # no need to quote
 """
 
+import argparse
+
 from apd import APDSampler
 
 LAST_MESSAGE = "{{ messages[-1]['content'] }}"
@@ -27,6 +29,7 @@ def say(sampler: APDSampler, messages: list[dict[str, str]], text: str, chat_tem
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     messages: list[dict[str, str]] = []
     names = say(sampler, messages, 'Copy this list: ["Sam", "Leo", "Bea", "Uma"].', LAST_MESSAGE)

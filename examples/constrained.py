@@ -5,6 +5,7 @@ the draft, so that many tokens per step and a grammar go together: every output 
 Here: a list of the given names, each at most once, in any order.
 """
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def obeys(text: str) -> bool:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included(mixture_weight=1.0)  # all in one step: fast, and free to repeat a name
     inputs = sampler.tokenizer(PROMPT, return_tensors="pt")
     sampling = {"max_new_tokens": 32, "do_sample": True, "temperature": 1.5, "num_return_sequences": 200, "seed": 0}

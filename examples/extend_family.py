@@ -5,6 +5,7 @@ default all of them), how its `config.json` and its weights are named, and where
 own code is needed, and none is run.
 """
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -47,6 +48,7 @@ def write_checkpoint(path: Path) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory))
         drafter = load_drafter(directory, spec=TINY)

@@ -4,6 +4,8 @@ A model takes part if it answers one question: the logits `b m v` of a window. T
 chain. They remember nothing, so each is its own session; a model with a cache returns a session of its own from `open`.
 """
 
+import argparse
+
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot, pad
@@ -44,20 +46,18 @@ class ChainDrafter(Memoryless):
             forward[:, column] *= forward[:, column - 1] @ CHAIN
         for column in reversed(range(state.width - 1)):
             backward[:, column] = (backward[:, column + 1] * known[:, column + 1]) @ CHAIN.T
-        marginals = (forward * backward).gather(1, window.columns[..., None].expand(-1, -1, MASK))
-        return pad(marginals, (0, 1)).log()
+        return pad((forward * backward).gather(1, window.columns[..., None].expand(-1, -1, MASK)), (0, 1)).log()
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler(ChainDrafter(), ChainVerifier(), mixture_weight=0.0)
-    output = sampler.generate(
-        torch.zeros(2000, 1).long(), max_new_tokens=8, do_sample=True, top_k=0, seed=0, return_dict_in_generate=True
-    )
+    call = {"max_new_tokens": 8, "do_sample": True, "top_k": 0, "seed": 0, "return_dict_in_generate": True}
+    output = sampler.generate(torch.zeros(2000, 1).long(), **call)
     print(f"{float(output.tokens_per_forward.mean()):.1f} tokens per drafter forward")
     for this, name in enumerate(STATES):
-        following = output.sequences[:, 1:][output.sequences[:, :-1] == this].bincount(minlength=MASK)
-        sampled = [round(p, 2) for p in (following / following.sum()).tolist()]
-        print(f"after {name}: {sampled}, exact {CHAIN[this].tolist()}")
+        counts = output.sequences[:, 1:][output.sequences[:, :-1] == this].bincount(minlength=MASK).double()
+        print(f"after {name}: {(counts / counts.sum()).round(decimals=2).tolist()}, exact {CHAIN[this].tolist()}")
 
 
 if __name__ == "__main__":

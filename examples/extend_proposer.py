@@ -4,6 +4,7 @@ A proposer guesses the tokens that `Checked` lets the drafter check. A wrong gue
 anything: a template, a cache of answers, another model. This one looks up how earlier answers went on.
 """
 
+import argparse
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,7 @@ from apd.strategies.proposers import NO_GUESS, Marginals, Stateless
 
 @dataclass(frozen=True)
 class EarlierAnswers(Stateless):
-    """Guesses what followed the row's last n tokens in a list of answers.
-
-    Args:
-        answers: token ids of each.
-        length: n.
-    """
+    """Guesses what followed the row's last `length` tokens in earlier answers, lists of ids."""
 
     answers: tuple[tuple[int, ...], ...]
     length: int = 2
@@ -48,6 +44,7 @@ class EarlierAnswers(Stateless):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     call = {**inputs, "max_new_tokens": 32, "return_dict_in_generate": True}

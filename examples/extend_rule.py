@@ -4,6 +4,7 @@ A rule is a callable from `Evidence` to `Judgement`. It judges every drafted tok
 the longest accepted prefix, and always the first token (unless `first="judge"`).
 """
 
+import argparse
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +40,7 @@ class Plausible:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     for rule in (Typical(), Plausible()):

@@ -4,6 +4,7 @@ A strategy says which drafted tokens one step commits. Where the drafter alone d
 `choose`, a pure function of any batch of rows. Where a step takes several forwards, write `propose`: `pair` counts each.
 """
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ class TwoRounds(Threshold):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     for strategy in (SurePrefix(), Threshold(0.9), TwoRounds(0.9)):

@@ -4,6 +4,7 @@ A policy says how many masks a step drafts. It holds no state of a call: what it
 has the same windows alone and in any batch.
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Share(WindowPolicy):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(EXAMPLE_PROMPTS, return_tensors="pt", padding=True)
     for policy in (None, 8, Share(0.5)):

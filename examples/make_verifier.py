@@ -5,13 +5,14 @@ sequences). Its body may come from a trained model of another vocabulary (`start
 the old tokens that spell it. docs/verifiers.md has the call for LLaDA.
 """
 
+import argparse
+
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from apd import APDSampler, load_drafter
+from apd import APDSampler, load_drafter, load_tokenizer
 from apd.included import DRAFTER_DIR, tasks
-from apd.models.loading import load_tokenizer
 
 
 def small(tokenizer):
@@ -33,12 +34,10 @@ def transplanted(path, tokenizer):
 
 def make(drafter, tokenizer, prompts, start=None, epochs=40, rows=16, new_tokens=32):
     """A causal LM, trained on prompts with the drafter's own greedy answers."""
-    alone = APDSampler(drafter, tokenizer=tokenizer, strategy="left-to-right:1")
-    eos = tokenizer.eos_token_id
+    alone, eos = APDSampler(drafter, tokenizer=tokenizer, strategy="left-to-right:1"), tokenizer.eos_token_id
     answers = alone.generate_many(prompts, batch_size=rows, max_new_tokens=new_tokens)
     texts = [tokenizer(prompt).input_ids + answer.tokens for prompt, answer in zip(prompts, answers, strict=True)]
-    model = small(tokenizer) if start is None else transplanted(start, tokenizer)
-    model.to(alone.drafter.device).train()
+    model = (small(tokenizer) if start is None else transplanted(start, tokenizer)).to(alone.drafter.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3 if start is None else 1e-4)
     for _ in range(epochs):
         for picked in torch.randperm(len(texts)).split(rows):
@@ -51,14 +50,14 @@ def make(drafter, tokenizer, prompts, start=None, epochs=40, rows=16, new_tokens
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     drafter, tokenizer = load_drafter(DRAFTER_DIR), APDSampler.from_included().tokenizer
     train, test = (tasks.instances("insert_random", n, 0, split) for n, split in ((200, "train"), (40, "test")))
     made = make(drafter, tokenizer, [each.prompt for each in train])
     for name, verifier in {"untrained": small(tokenizer).eval(), "made": made}.items():
-        found = list(
-            APDSampler(drafter, verifier, tokenizer).generate_many([x.prompt for x in test], max_new_tokens=32)
-        )
+        pair = APDSampler(drafter, verifier, tokenizer)
+        found = list(pair.generate_many([each.prompt for each in test], max_new_tokens=32))
         speed = sum(len(answer.tokens) for answer in found) / sum(answer.drafter_forwards for answer in found)
         right = sum(tasks.is_right(x, answer.text) for x, answer in zip(test, found, strict=True))
         print(f"{name}: {right} of {len(test)} right, {speed:.1f} tokens per drafter forward")

@@ -4,6 +4,7 @@ An acceptance rule sees all that a step knows; this one prints it and judges as 
 docs/how-a-step-works.md explains the output.
 """
 
+import argparse
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,7 @@ class Shown:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     inputs = sampler.tokenizer(PROMPT, return_tensors="pt")
     shown = Shown(sampler.tokenizer)

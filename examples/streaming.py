@@ -3,12 +3,15 @@
 Only committed tokens are streamed, and these are never taken back; a step hands over all it committed at once.
 """
 
+import argparse
+
 from transformers import TextStreamer
 
 from apd import EXAMPLE_PROMPTS, APDSampler
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sampler = APDSampler.from_included()
     tokenizer = sampler.tokenizer
 

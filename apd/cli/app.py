@@ -19,16 +19,15 @@ from apd.cli.usage import UsageError, config_of
 # Commands are imported when they run, so that `apd --help` does not import torch.
 
 _DESCRIPTION = """\
-Adaptive Parallel Decoding for masked-diffusion language models (arXiv 2506.00413):
-a diffusion model drafts many tokens at once, a small causal one decides how many are kept."""
+Adaptive Parallel Decoding for masked-diffusion language models (arXiv 2506.00413): a diffusion
+model drafts many tokens at once, a small causal one decides how many are kept."""
 
 _EXAMPLES = """\
 examples:
   apd demo
       watch the included pair decode, beside one token per step; nothing is downloaded
   apd generate --prompt 'Shuffle this list: ["Ada", "Ben", "Carl"].' --show-steps
-      one answer from the included pair, which knows ten list tasks over 3 to 6 of 44 first names, and
-      sums told as stories; to anything else its answer is noise
+      one answer from the included pair, which knows ten list tasks over 3 to 6 of 44 first names, and sums told as stories; to anything else its answer is noise
   apd generate --drafter Dream-org/Dream-v0-Instruct-7B --verifier Qwen/Qwen2.5-0.5B \\
       --input prompts.jsonl --output answers.jsonl --chat --device-map cuda
       many prompts with checkpoints; run it again to continue where it was interrupted

@@ -8,7 +8,7 @@ import dataclasses
 import torch
 
 from apd.cli.settings import set_up
-from apd.cli.usage import LOADING, UsageError, check_homeless
+from apd.cli.usage import LOADING, UsageError, check_loading
 from apd.inspection import Report, check
 from apd.inspection.declarations import differing_ids
 from apd.models.pairs import load_pair
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
         UsageError: options that cannot be used together, or a text that cannot be read.
         ValueError, OSError: the models cannot be loaded.
     """
-    check_homeless(arguments, ("verifier", *LOADING))
+    check_loading(arguments, ("verifier", *LOADING))
     text = None
     if arguments.text is not None:
         try:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from apd.cli.options import add_knobs
-from apd.cli.usage import UsageError, config_of
+from apd.cli.usage import UsageError, config_of, dtype_of
 from apd.config import APDConfig
 
 if TYPE_CHECKING:
@@ -69,8 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _costs(arguments: argparse.Namespace, config: APDConfig) -> Costs:
-    import torch
-
     from apd.included import DRAFTER_DIR, VERIFIER_DIR
     from apd.inspection.costs import COPIES, Load, estimate
     from apd.strategies import Checked
@@ -81,13 +79,7 @@ def _costs(arguments: argparse.Namespace, config: APDConfig) -> Costs:
         if verifier is not None:
             raise UsageError("--verifier without --drafter: the included pair is complete. Add --drafter.")
         drafter, verifier = str(DRAFTER_DIR), str(VERIFIER_DIR)
-    dtype = None
-    if arguments.dtype is not None:
-        dtype = getattr(torch, arguments.dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise UsageError(
-                f"--dtype must be a dtype of torch, got {arguments.dtype}. Use float32, bfloat16 or float16."
-            )
+    dtype = None if arguments.dtype is None else dtype_of(arguments.dtype)
     knobs = {name: value for name, value in vars(arguments).items() if name in vars(config)}
     try:
         chosen, config = settle(arguments.strategy, APDConfig(), knobs)

@@ -101,7 +101,7 @@ def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, pr
                 _check_nothing(arguments, len(todo) + num_bad)
                 output.touch()
             elif todo:
-                _summarise(read_results(output).values(), len(done), time.monotonic() - start, str(output))
+                _summarise(read_results(output).values(), len(done), time.monotonic() - start, _near(output))
 
 
 def _announce(
@@ -109,11 +109,16 @@ def _announce(
 ) -> None:
     """Say what a run will do."""
     if num_done == total:
-        say(f"nothing left to do: {arguments.output} holds {num_results} results")
+        say(f"nothing left to do: {_near(arguments.output)} holds {num_results} results")
         return
     over = f", {num_done} answered before and taken over, {total - num_done} to do" if num_done else ""
     among = f" by {processes.num_processes} processes" if processes.num_processes > 1 else ""
     say(f"{_name(arguments.input)}: {number(total, 'prompt')}{over}{among}")
+
+
+def _near(path: Path) -> str:
+    """A path as it is seen from the working folder, if it lies in it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _summarise(rows: Collection[Row], num_before: int, seconds: float, where: str) -> None:

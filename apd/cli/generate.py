@@ -19,7 +19,7 @@ from apd.generation.processes import join
 from apd.sampler import APDSampler
 from apd.show.rows import number
 from apd.show.terminal import console
-from apd.show.text import legend, mark, pieces
+from apd.show.text import bar_for, legend, mark, pieces
 from apd.text import decoder
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def _answer_prompt(sampler: APDSampler, arguments: argparse.Namespace) -> None:
     def refuse(index: int, error: Exception) -> None:
         raise error
 
-    prompt = sys.stdin.read() if arguments.prompt == STANDARD else arguments.prompt
+    prompt = arguments.prompt
+    if prompt == STANDARD:
+        prompt = sys.stdin.read().removesuffix("\n")  # of `echo`, and of an editor
     answers = list(decode(sampler, [Prompt(0, prompt)], arguments, refuse))
     for answer in sorted(answers, key=lambda answer: answer.sequence):
         if len(answers) > 1:
@@ -89,9 +91,10 @@ def _show(answer: Generated, sampler: APDSampler, arguments: argparse.Namespace)
     if arguments.show_steps:
         out = console(sys.stdout, arguments.color)
         colour = out.color_system is not None
-        console(sys.stderr, "always" if colour else "never").print(legend(colour=colour))
-        spell = decoder(sampler.tokenizer, skip_special_tokens=True)
-        out.print(mark(pieces(answer.tokens, answer.trace.steps, spell), colour=colour))
+        parts = pieces(answer.tokens, answer.trace.steps, decoder(sampler.tokenizer, skip_special_tokens=True))
+        bar = bar_for(text for _, text in parts)
+        console(sys.stderr, "always" if colour else "never").print(legend(colour=colour, bar=bar))
+        out.print(mark(parts, colour=colour, bar=bar))
     else:
         print(str(answer.text).strip(), flush=True)
     several = answer.canvases > answer.drafter_forwards

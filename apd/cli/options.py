@@ -72,7 +72,7 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
     source.add_argument(
         "--prompt",
         metavar="TEXT",
-        help="one prompt, or - for all of standard input; the answer goes to standard output",
+        help="one prompt, or - for standard input, without a last line break; the answer goes to standard output",
     )
     source.add_argument("--input", type=_file, metavar="FILE", help="JSONL file of prompts, or -; needs --output")
     _add_files(what)

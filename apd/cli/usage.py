@@ -8,11 +8,14 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apd.cli.parsing import flag
 from apd.config import KNOBS, APDConfig
 from apd.text import check_text
+
+if TYPE_CHECKING:
+    import torch
 
 #: Options of sampling, by their names in `generate()`.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")
@@ -70,6 +73,7 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"--num-return-sequences {arguments.num_return_sequences} needs --do-sample: greedy answers would all be equal."
         )
+    check_loading(arguments, ("verifier", "quantization", *LOADING))
     if arguments.quantization and importlib.util.find_spec("bitsandbytes") is None:
         raise UsageError(
             f"--quantization {arguments.quantization} needs a package: pip install bitsandbytes. Weights that are stored "
@@ -96,11 +100,10 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
     if arguments.verifier is None and arguments.verifier_revision is not None:
         raise UsageError("--verifier-revision without --verifier has no effect. Leave it out.")
-    check_homeless(arguments, ("verifier", "quantization", *LOADING))
 
 
-def check_homeless(arguments: argparse.Namespace, names: Sequence[str]) -> None:
-    """Refuse options about a drafter without one.
+def check_loading(arguments: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse options about a drafter without one, and a `--dtype` that is none.
 
     Raises:
         UsageError: the message names the options.
@@ -108,6 +111,22 @@ def check_homeless(arguments: argparse.Namespace, names: Sequence[str]) -> None:
     homeless = [flag(name) for name in names if getattr(arguments, name) is not None]
     if arguments.drafter is None and homeless:
         raise UsageError(f"{', '.join(homeless)} without --drafter: the included pair is complete. Add --drafter.")
+    if arguments.dtype not in (None, "auto"):
+        dtype_of(arguments.dtype)
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of torch with this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    import torch
+
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise UsageError(f"--dtype must be a dtype of torch, got {name}. Use float32, bfloat16 or float16.")
+    return dtype
 
 
 def check_files(arguments: argparse.Namespace, num_processes: int) -> None:

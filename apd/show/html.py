@@ -96,7 +96,13 @@ def _data(rows: Sequence[RowTrace], tokenizer: Any) -> str:
     ]
     spell = speller(tokenizer, next((row.prompt[-1] for row in rows if row.prompt), None))
     labels = [_visible(spell(token)).replace("\n", "") or "·" for token in number_of]
-    return json.dumps({"rows": steps, "labels": labels}, separators=(",", ":")).replace("<", "\\u003c")
+    special = [number_of[token] for token in _special(tokenizer) if token in number_of]
+    data = {"rows": steps, "labels": labels, "special": special}
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _special(tokenizer: Any) -> Sequence[int]:
+    return getattr(tokenizer, "all_special_ids", None) or ()
 
 
 def _texts(row: RowTrace, tokenizer: Any) -> tuple[list[str], list[str]]:
@@ -104,7 +110,7 @@ def _texts(row: RowTrace, tokenizer: Any) -> tuple[list[str], list[str]]:
 
     As `given_tokens`, but "" in the place of the prompt. A text is empty if its tokens only begin a character.
     """
-    special = set(getattr(tokenizer, "all_special_ids", None) or ())
+    special = set(_special(tokenizer))
     pieces = None if tokenizer is None else TextPieces(tokenizer, clean_up_tokenization_spaces=False)
 
     def text(ids: Sequence[int]) -> str:

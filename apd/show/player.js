@@ -38,18 +38,43 @@
       return k ? ["apd-d", data.labels[label]] : ["apd-m", "▢"];
     }
 
+    function repeats(view, now, i, j) {  // a draft, or a special token, that follows itself
+      if (view.spans[j].previousSibling !== view.spans[j - 1]) return false;  // given tokens between two holes
+      if (now[j][0] === "apd-d") return now[j].join() === now[i].join();
+      var token = view.row.tokens[j];
+      return now[i][0].startsWith("apd-t") && now[j][0].startsWith("apd-t")
+        && view.row.tokens[i] === token && data.special.includes(token);
+    }
+
+    function fold(view, now) {  // a tail of stop tokens is told once: <eos> ×20
+      view.folded = {};
+      for (var i = 0, j; i < now.length; i = j) {
+        for (j = i + 1; j < now.length && repeats(view, now, i, j);) j++;
+        if (j - i < 4) continue;
+        var fresh = now.slice(i, j).find(function (cell) { return cell[0].endsWith(" apd-new"); });
+        now[i] = [(fresh || now[i])[0], now[i][1] + " ×" + (j - i)];
+        now.fill(["", ""], i + 1, j);
+        view.folded[i] = j - i;
+      }
+    }
+
+    function breakable(now) {  // a long run without a space may be broken between its tokens, and not before it
+      var run = 0;
+      now.forEach(function (cell) {
+        var parts = cell[1].split(/\s/);
+        if (parts.length === 1 && run + cell[1].length > 24) cell[0] += " apd-b";
+        run = parts[parts.length - 1].length + (parts.length === 1 ? run : 0);
+      });
+    }
+
     function draw() {
       var k = Number(slider.value);
       tip.hidden = true;
       shown.textContent = "step " + k + " of " + last;
       rows.forEach(function (view) {
         var now = view.spans.map(function (_, i) { return at(view, i, k); });
-        for (var i = 0, j; i < now.length; i = j) {  // a tail of stop tokens is told once: <eos> ×20
-          for (j = i + 1; j < now.length && now[j][0] === "apd-d" && now[j].join() === now[i].join();) j++;
-          if (j - i < 4) continue;
-          now[i][1] += " ×" + (j - i);
-          now.fill(["", ""], i + 1, j);
-        }
+        fold(view, now);
+        breakable(now);
         view.spans.forEach(function (span, i) {
           if (span.className !== now[i][0]) span.className = now[i][0];
           if (span.textContent !== now[i][1]) span.textContent = now[i][1];
@@ -64,6 +89,9 @@
       var k = Math.min(Number(slider.value), view.numSteps), step = view.row.steps[i], lines = [], runs = [];
       var isCommitted = step < k, until = isCommitted ? step : k;
       if (isCommitted) {
+        var all = view.row.steps.slice(i, i + (view.folded[i] || 1)).filter(function (each) { return each < k; });
+        var first = Math.min.apply(null, all) + 1, end = Math.max.apply(null, all) + 1;
+        if (all.length > 1) lines.push(all.length + " of them, step " + first + (end > first ? "–" + end : "") + "; the first:");
         lines.push(view.tips[i]);
         var own = drafted(view, step, i);
         if (own !== view.row.tokens[i] && own !== undefined) lines.push("in place of the draft “" + data.labels[own] + "”");

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from apd.show.rows import RowTrace, drafted_per_step
 
 
 def bars(rows: Sequence[RowTrace], ax: Any = None) -> Any:
-    """Tokens committed at each step in front of those drafted, as means over the rows that made the step.
+    """Tokens committed at each step in front of those drafted, as means over all rows: a row that has ended counts 0.
+
+    So bars never rise because a row ends, and those of the committed tokens add up to the tokens of a row.
 
     Args:
         ax: matplotlib axes to draw on; new ones by default.
@@ -36,6 +39,5 @@ def bars(rows: Sequence[RowTrace], ax: Any = None) -> Any:
 
 
 def _means(rows: Sequence[Sequence[int]]) -> list[float]:
-    """Per step, the mean over the rows that made it."""
-    per_step = [[row[step] for row in rows if step < len(row)] for step in range(max(map(len, rows)))]
-    return [sum(values) / len(values) for values in per_step]
+    """Per step, the mean over all rows; 0 for those that have ended."""
+    return [sum(of_step) / len(rows) for of_step in zip_longest(*rows, fillvalue=0)]

@@ -15,6 +15,12 @@ from apd.show.terminal import console
 from apd.text import decoder
 
 _COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # neighbours differ
+_BARS = (
+    "|",
+    "~",
+    "^",
+    *map(chr, range(0x2500, 0x2800)),
+)  # ASCII first; then lines and other figures: no text has them all
 
 
 def describe(rows: Sequence[RowTrace], tokenizer: Any, *, colour: bool | None) -> str:
@@ -22,12 +28,11 @@ def describe(rows: Sequence[RowTrace], tokenizer: Any, *, colour: bool | None) -
     if colour is None:
         colour = console(sys.stdout).color_system is not None
     decode = decoder(tokenizer, skip_special_tokens=True)
-    lines = [legend(colour=colour)] if rows else []
-    for index, row in enumerate(rows):
-        lines += [
-            Text(f"row {index}: {counts(row)}"),
-            mark(pieces_of(row, decode), colour=colour),
-        ]
+    parts = [pieces_of(row, decode) for row in rows]
+    bar = bar_for(text for of_row in parts for _, text in of_row)
+    lines = [legend(colour=colour, bar=bar)] if rows else []
+    for index, (row, of_row) in enumerate(zip(rows, parts, strict=True)):
+        lines += [Text(f"row {index}: {counts(row)}"), mark(of_row, colour=colour, bar=bar)]
     text = Text("\n").join(lines)
     if not colour:
         return text.plain
@@ -79,7 +84,18 @@ def pieces(
     return result
 
 
-def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "") -> Text:
+def bar_for(texts: Iterable[str]) -> str:
+    """The sign that stands between two steps in plain text: a bar, or the next of `_BARS` that no text has.
+
+    Example:
+        >>> bar_for(["a | b"]), bar_for(["a", "b"])
+        ('~', '|')
+    """
+    used = set().union(*texts)
+    return next(sign for sign in _BARS if sign not in used)
+
+
+def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "", bar: str = "|") -> Text:
     """The pieces in the colours of their steps or, without colours, with a bar between the steps.
 
     Leading spaces of the answer are left out.
@@ -88,6 +104,7 @@ def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "") 
         parts: what `pieces` returns.
         colour: colours instead of bars.
         rejected: text of a draft that was not accepted, dimmed at the end; only with colours.
+        bar: the sign between two steps in plain text, from `bar_for`.
 
     Example:
         >>> mark([(0, "Ada, "), (1, "Ben")], colour=False).plain
@@ -97,7 +114,7 @@ def mark(parts: Iterable[tuple[int, str]], *, colour: bool, rejected: str = "") 
     if parts:
         parts[0] = (parts[0][0], parts[0][1].lstrip())
     if not colour:
-        return Text("|".join(text for _, text in parts))
+        return Text(bar.join(text for _, text in parts))
     painted = [(text, colour_of(step)) for step, text in parts]
     return Text.assemble(*painted, (rejected, "dim"))
 
@@ -107,9 +124,11 @@ def colour_of(step: int) -> str:
     return _COLOURS[step % len(_COLOURS)]
 
 
-def legend(*, colour: bool) -> Text:
+def legend(*, colour: bool, bar: str = "|") -> Text:
     """A sentence that explains the marks of `mark`."""
     if not colour:
+        if bar != "|":
+            return Text(f"The sign {bar} separates two steps, since the text itself has a bar |.")
         return Text("A bar | separates two steps.")
     steps = Text(" ").join(Text(f"step {i + 1}", name) for i, name in enumerate(_COLOURS))
     return Text.assemble("Words are coloured by the step that committed them: ", steps, ", then from the start again.")

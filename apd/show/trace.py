@@ -72,7 +72,7 @@ class Trace(Sequence[RowTrace]):
         return text.describe(self.rows, self.tokenizer, colour=colour)
 
     def plot(self, ax: Any = None) -> Any:
-        """Bars of tokens drafted and committed at each step, means over the rows; returns matplotlib's axes.
+        """Bars of tokens drafted and committed at each step, means over all rows; returns matplotlib's axes.
 
         Raises:
             ImportError: matplotlib is missing.

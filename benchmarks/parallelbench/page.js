@@ -131,7 +131,7 @@ table("heat", ["setting", ...data.tasks.map(words)], data.families.map(f => [nam
 
 (function map() {
   const w = 640, h = 320, all = data.map.flatMap(s => s.tasks), ys = all.map(m => m.y);
-  if (!all.length) { $("map").textContent = "Needs confidence top-k settings."; return; }
+  if (!all.length) { $("map").textContent = "Needs confidence top-k with blocks of several lengths: --strategies all."; return; }
   const deep = Math.max(-Math.min(...ys, 0), 1), lo = -1.15 * deep, hi = .3 * deep, far = 1.12 * Math.max(...all.map(m => m.x));
   const px = v => 56 + (w - 70) * v / far, py = v => 10 + (h - 56) * (hi - v) / (hi - lo);
   const out = [];

@@ -74,7 +74,7 @@ def _data(report: Report) -> dict[str, Any]:
     ]
     return {
         "mean": MEAN,
-        "run": described(report),
+        "run": described(report) + _coarse(report),
         "how": _HOW,
         "facts": _facts(report),
         "tasks": report.tasks,
@@ -92,11 +92,22 @@ def _data(report: Report) -> dict[str, Any]:
     }
 
 
+def _coarse(report: Report) -> str:
+    """A sentence about a run of few samples, whose answers weigh more than the point that settings are compared to."""
+    if report.count is None or report.count >= 25:
+        return ""
+    return (
+        f" One answer is {100 / report.count:.1f} points of a task: what is within one point here may be so by chance."
+    )
+
+
 def _facts(report: Report) -> list[tuple[str, str]]:
     """The key figures at the top of the page."""
     mean = report.equal[-1]
     facts = []
-    if mean.apd is not None:
+    if mean.apd is None:
+        facts.append(("none", "of the APD settings is as accurate as one token per step"))
+    else:
         spec, cell = mean.apd
         facts.append(
             (f"{cell.tpf:.2f}", f"tokens per forward, pooled: APD as accurate as one token per step ({spec})")
@@ -104,17 +115,24 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     if mean.checked is not None:
         spec, cell = mean.checked
         facts.append(
-            (f"{cell.tpf:.2f}", f"checked at that accuracy ({spec}), {cell.canvases_per_pass:.1f} canvases per pass")
+            (
+                f"{cell.tpf:.2f}",
+                f"checked decoding as accurate ({spec}), {cell.canvases_per_pass:.1f} canvases per pass",
+            )
         )
     if mean.rival is not None:
         spec, cell = mean.rival
-        facts.append((f"{cell.tpf:.2f}", f"the fastest any-order rival at that accuracy ({spec})"))
+        facts.append((f"{cell.tpf:.2f}", f"the fastest any-order rival as accurate ({spec})"))
     ratios = [(equal.ratio, equal.task) for equal in report.equal[:-1] if equal.ratio is not None]
     if ratios:
         ratio, task = max(ratios)
         facts.append((f"{ratio:.2f} ×", f"where APD gains most at equal accuracy: {task.replace('_', ' ')}"))
         ratio, task = min(ratios)
         facts.append((f"{ratio:.2f} ×", f"where it gains least: {task.replace('_', ' ')}"))
+    if without := [equal.task.replace("_", " ") for equal in report.equal[:-1] if equal.apd is None]:
+        facts.append(
+            (str(len(without)), f"of {len(report.tasks)} tasks have no APD setting as accurate: {', '.join(without)}")
+        )
     return facts
 
 

@@ -96,7 +96,7 @@ def write_pictures(report: Report, directory: Path) -> None:
     panels[-1].legend(handles, labels, loc="center", fontsize=6.5, frameon=False, ncol=2)
     figure.savefig(directory / "tasks.png", dpi=120)
 
-    if report.task_map:
+    if spots(report.task_map):
         figure = Figure(figsize=(7.5, 5), layout="constrained")
         _map(figure.subplots(), report)
         figure.savefig(directory / "task_map.png", dpi=120)
@@ -164,10 +164,11 @@ class Spot:
 
 
 def spots(task_map: dict[str, tuple[float, float | None]], width: float = 1.0, height: float = 2.0) -> list[Spot]:
-    """Group the tasks of a map: a group lies within `width` and `height` of its first task."""
+    """Group the tasks of a map: a group lies within `width` and `height` of its first task. A task without a slope has no place."""
     found: list[Spot] = []
-    for task, (x, slope) in task_map.items():
-        y = slope or 0.0
+    for task, (x, y) in task_map.items():
+        if y is None:
+            continue
         near = next((spot for spot in found if abs(spot.x - x) < width and abs(spot.y - y) < height), None)
         if near is None:
             found.append(Spot([(task, x, y)]))

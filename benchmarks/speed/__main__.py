@@ -82,12 +82,17 @@ def _compare(arguments: Sequence[str]) -> int:
         "command": command("python -m benchmarks.speed", arguments),
         "settings": found,
     }
-    line = json.dumps(report)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "speed.json").write_text(line + "\n")
-    print(line)
+    keep(report, options.out)
     return 0
+
+
+def keep(report: dict[str, Any], folder: Path | None) -> None:
+    """Write the report as JSON to a folder, and as the last line into a pipe or a file; a terminal is told of it."""
+    line = json.dumps(report)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "speed.json").write_text(line + "\n")
+    print("All numbers as JSON: --out DIR, or the last line in a pipe." if sys.stdout.isatty() else line)
 
 
 def _progress(options: argparse.Namespace) -> Callable[[str], None]:

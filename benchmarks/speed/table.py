@@ -22,7 +22,7 @@ from benchmarks.speed.schedule import Schedule
 __all__ = ["LEGEND", "body", "command", "entries", "lines", "machine", "rate_entries", "rate_lines", "rounded"]
 
 LEGEND = """\
-tok/s: new tokens to the first stop token, per second, without instruments. vs 1: tok/s over those of one token per
+tok/s: new tokens to the first stop token, per second, without instruments. ×one: tok/s over those of one token per
 step, median over the repetitions. tok/f: tokens per drafter forward of a row. ms/step: whole call / steps, median of
 the repetitions ± distance of the quartiles. drafter, verif., mixing, other: ms of a step, with instruments; other
 includes a call's setup; column setup has it alone, ms per call. ovh: 1 − forwards / total; ovh*: ovh of the steps
@@ -33,7 +33,7 @@ acc: right answers. M, W all: every mask that is left, no KV window."""
 _COLUMNS = (
     ("", 21),
     ("tok/s", 7),
-    ("vs 1", 6),
+    ("×one", 6),
     ("tok/f", 6),
     ("ms/step", 8),
     ("±", 4),

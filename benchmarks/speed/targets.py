@@ -298,7 +298,7 @@ def main(arguments: Sequence[str]) -> int:
             f"M {WINDOW_SIZE}, W {KV_WINDOW}, {options.count} prompts, {plain.new_tokens} new tokens",
             *([f"M is cut to the {plain.new_tokens} masks of an answer."] if plain.new_tokens < WINDOW_SIZE else []),
             *body(plain, list(found.values())),
-            f"×{BATCH}: rows of a call. 1/step: one token per step, which vs 1 refers to everywhere. auto: M follows the counts.",
+            f"×{BATCH}: rows of a call. 1/step: one token per step, which ×one refers to everywhere. auto: M follows the counts.",
             "",
             *rate_lines(rates),
             LEGEND,

@@ -30,7 +30,7 @@ from benchmarks.parallelbench.metrics import (
 )
 from benchmarks.parallelbench.models import causal_lm, included_pair
 from benchmarks.parallelbench.page import write_page
-from benchmarks.parallelbench.pictures import write_pictures
+from benchmarks.parallelbench.pictures import spots, write_pictures
 from benchmarks.parallelbench.publish import write_csv
 from benchmarks.parallelbench.records import NAME, appending, key, read
 from benchmarks.parallelbench.run import Plan, run
@@ -275,6 +275,9 @@ def test_task_map_by_hand():
     assert parallelisability([(1, 100), (2, 50), (4, 0)]) == pytest.approx((100 + 100) / 150)
     assert parallelisability([(1, 0)]) == 0
     assert slope([(2, 100), (4, 90), (8, 80)]) == pytest.approx(-10)
+    assert [(spot.x, spot.y) for spot in spots({"copy": (4, -2.0), "sort": (1, None)})] == [
+        (4, -2.0)
+    ]  # not drawn at 0
 
 
 # --- The report
@@ -399,6 +402,26 @@ def test_files_of_a_report(tmp_path):
     assert "http" not in page.replace("http://www.w3.org", "")  # nothing is fetched
 
 
+def test_the_page_says_where_apd_is_not_as_accurate_and_that_few_samples_tell_little(tmp_path):
+    def page_of(report):
+        write_page(report, tmp_path)
+        return json.loads(
+            re.search(r'type="application/json">(.*)</script>', (tmp_path / "index.html").read_text())[1]
+        )
+
+    few = made_up(tmp_path)
+    page = page_of(few)
+    assert page["run"].endswith(
+        "One answer is 25.0 points of a task: what is within one point here may be so by chance."
+    )
+    assert page["facts"][0][1].startswith("tokens per forward, pooled: APD")
+    without = [dataclasses.replace(equal, apd=None) for equal in few.equal]
+    page = page_of(dataclasses.replace(few, count=100, equal=[without[0], few.equal[1], without[2]]))
+    assert "One answer" not in page["run"]
+    assert page["facts"][0] == ["none", "of the APD settings is as accurate as one token per step"]
+    assert page["facts"][-1] == ["1", "of 2 tasks have no APD setting as accurate: copy"]
+
+
 HOSTILE = "<!--<script></script><img src=x onerror=alert(1)>\"'&|`$\\frac$\n<!-- end -->, [x](y)"
 SCRIPT = Path(reporting.__file__).with_name("page.js")
 
@@ -468,7 +491,8 @@ def test_a_name_is_text_in_pictures_whatever_it_is(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure")
     drawn = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
-    write_pictures(made_up(tmp_path, first="$\\frac$"), tmp_path)
+    report = made_up(tmp_path, first="$\\frac$")
+    write_pictures(dataclasses.replace(report, task_map={"$\\frac$": (4, -1.0)}), tmp_path)
     texts = [text for each in drawn for text in each.findobj(lambda artist: hasattr(artist, "get_parse_math"))]
     named = [text for text in texts if "$\\frac$" in text.get_text()]
     assert len(drawn) == 3 and len(named) == 2

@@ -15,7 +15,7 @@ from apd import LeftToRight, Threshold
 from apd.decoding.acceptance import Coupling, Judgement
 from apd.decoding.step import APD
 from benchmarks.speed import sampling, targets, versus
-from benchmarks.speed.__main__ import main
+from benchmarks.speed.__main__ import keep, main
 from benchmarks.speed.batch import Sample, bare, summary
 from benchmarks.speed.floor import Rates, Size, floor_seconds, parts, weights_seconds, work
 from benchmarks.speed.instruments import Clock, Forward, Meter, Timed
@@ -363,6 +363,14 @@ def test_the_last_line_is_the_report(tmp_path, capsys):
         assert parts == pytest.approx(entry["metered_ms_per_step"], rel=1e-3)
         forwards = entry["drafter_ms"] + entry["verifier_ms"]
         assert 1 - entry["overhead_share"] == pytest.approx(forwards / entry["metered_ms_per_step"], abs=1e-3)
+
+
+def test_a_terminal_is_spared_the_json(tmp_path, capsys, monkeypatch):
+    keep({"settings": []}, tmp_path)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    keep({"settings": []}, None)
+    line, hint = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == json.loads((tmp_path / "speed.json").read_text()) and "--out DIR" in hint
 
 
 def test_answers_of_the_included_pair_are_judged(included):

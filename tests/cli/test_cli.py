@@ -304,10 +304,11 @@ def test_an_interrupted_run_says_how_to_continue(
     assert "continues" in capsys.readouterr().err
     assert not output.exists()
     assert len(rows(part_path(output, 0))) == 2
+    monkeypatch.chdir(tmp_path)
     assert generate(prompts, output) == 0
     err = capsys.readouterr().err
     assert "prompts.jsonl: 5 prompts, 2 answered before and taken over, 3 to do\n" in err
-    assert re.search(rf"^5 answers, 3 of them new, [\d.]+ tokens per forward, \d+ s → {output}$", err, re.MULTILINE)
+    assert re.search(r"^5 answers, 3 of them new, [\d.]+ tokens per forward, \d+ s → out.jsonl$", err, re.MULTILINE)
     assert [row["index"] for row in rows(output)] == [0, 1, 2, 3, 4]
     assert list(tmp_path.glob("out.jsonl.*")) == []
     before = output.read_bytes()
@@ -550,6 +551,7 @@ def test_a_missing_folder_and_the_current_one_are_named(
         (["--output", "out.jsonl"], "--input and --output go together"),
         (["--num-return-sequences", "2"], "--num-return-sequences 2 needs --do-sample"),
         (["--spec", "dream"], "--spec without --drafter"),
+        (["--quantization", "8bit"], "--quantization without --drafter"),
         (["--stop-string", ""], "--stop-string must not be empty"),
         (["--stop-string", "caf\udce9"], "--stop-string must be text that UTF-8 can write"),
         (["--prompt", "caf\udce9"], "--prompt must be text that UTF-8 can write, got '\\udce9' at character 4"),

@@ -113,6 +113,7 @@ def test_strategies_are_listed(capsys: pytest.CaptureFixture) -> None:
     [
         (["--chat"], "A chat needs a chat template, and the tokenizer of"),
         (["--quantization", "8bit"], "pip install bitsandbytes"),
+        (["--dtype", "bf16"], "--dtype must be a dtype of torch, got bf16. Use float32, bfloat16 or float16."),
         (["--spec", "lada"], "lada"),
         (["--mask-token-id", "9999"], "mask"),
         (["--verifier", "self"], "got 'self', but the family 'dream' was never trained"),
@@ -295,8 +296,12 @@ def test_a_run_into_a_log_says_how_far_it_is(
     assert len(out.splitlines()) == 3
 
 
-def test_a_prompt_comes_through_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(EXAMPLE_PROMPTS[1]))
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_prompt_comes_through_a_pipe(
+    end: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """`echo` and editors end a text with a line break, which is no part of the prompt."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO(EXAMPLE_PROMPTS[1] + end))
     assert main(["generate", "--prompt", "-"]) == 0
     assert capsys.readouterr().out == '["Max", "Dora", "Carl"]\n'
 

@@ -75,7 +75,10 @@ def test_every_skeleton_is_on_the_page_about_extending() -> None:
     assert set(listings) == skeletons and skeletons
 
 
-def test_the_step_that_is_explained_is_the_step_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_step_that_is_explained_is_the_step_that_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["one_step.py"])
     runpy.run_path(str(ROOT / "examples/one_step.py"), run_name="__main__")
     ran, shown = capsys.readouterr().out, re.findall(r"```text\n(.*?)```", PAGES["how-a-step-works.md"], re.DOTALL)[0]
     number = r"\d\.\d{3}"

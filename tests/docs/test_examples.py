@@ -10,6 +10,7 @@ import runpy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -31,8 +32,9 @@ MOST_BYTES = 200_000  # of a notebook with its outputs
 SECONDS_PER_CELL = 180  # on a machine that does other things as well; alone, a whole notebook takes less than 60
 
 
-def run(name: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+def run(name: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    with patch("sys.argv", [f"{name}.py", *arguments]):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     return capsys.readouterr().out.splitlines()
 
 
@@ -149,18 +151,30 @@ def test_an_exchanged_vocabulary_keeps_what_a_model_says() -> None:
     assert moved(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, 3)
 
 
-def test_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [{"prompt": each.prompt, "answer": each.answer} for each in instances("copy", 3, seed=1)]
     (tmp_path / "lines.jsonl").write_text(
         "\n".join(map(json.dumps, [*lines, {**lines[0], "answer": "none"}])), "utf-8"
     )
-    monkeypatch.setattr(
-        "sys.argv", ["measure.py", "--data", str(tmp_path / "lines.jsonl"), "apd:R=0.5", "left-to-right:1"]
-    )
-    heading, parallel, single = run("measure", capsys)
+    arguments = ["--data", str(tmp_path / "lines.jsonl"), "apd:R=0.5", "left-to-right:1"]
+    heading, parallel, single = run("measure", capsys, *arguments)
     assert "of 4" in heading
     assert parallel.split()[:2] == ["apd:R=0.5", "75.0%"] and single.split()[1:] == ["75.0%", "±", "17.1%", "1.00"]
     assert float(parallel.split()[-1]) > 5
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_print_their_help_and_do_not_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    with pytest.raises(SystemExit) as ended:
+        run(path.stem, capsys, "--help")
+    shown, text = capsys.readouterr().out, path.read_text("utf-8").split('"""')[1]
+    assert ended.value.code == 0
+    assert shown.startswith(f"usage: {path.name} [-h]")
+    assert text.replace("\\\\", "\\").strip() in shown  # all that it says about itself
+    assert shown.splitlines()[-1].startswith("  ")  # the last option: nothing ran
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

@@ -238,12 +238,15 @@ def test_an_empty_trace_can_be_drawn() -> None:
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium")
 def test_a_browser_shows_every_step(tmp_path: Path) -> None:
-    """Two rows twice on one page, moved to every step by a script; the page is then printed as the browser has it."""
-    words = Words("a", "b", "c", "d", "x", "<eos>")
+    """The same rows twice on one page, moved to every step by a script; the page is then printed as the browser has it."""
+    words = Words("a", "b", "c", "d", "x", "<eos>", " ")
     left_to_right = row_of([0, 0, 1, 2], drafts=[[0, 1, 4, 3], [2, 4], [3]])
     any_order = row_of([1, 0, 1, 0], drafts=[[4, 1, 4, 3], [0, 1, 2, 3]])
     long_tail = row_of([0, 1], tokens=[0, 5], drafts=[[0] + [5] * 6, [5] * 6])
-    trace = Trace([left_to_right, any_order, long_tail], words)
+    words.all_special_ids = [5]
+    stops = row_of([0, 1, 1, 2, 2, 2, 1], tokens=[0, 5, 5, 5, 5, 1, 1])
+    one_word = row_of([0] * 400, tokens=[0, 6] + [4] * 398)
+    trace = Trace([left_to_right, any_order, long_tail, stops, one_word], words)
     script = """<script>
       var shown = Array.from(document.querySelectorAll(".apd-trace")).map(function (root) {
         var slider = root.querySelector("input"), steps = [];
@@ -257,8 +260,14 @@ def test_a_browser_shows_every_step(tmp_path: Path) -> None:
         }
         slider.value = 2;
         slider.dispatchEvent(new Event("input"));
-        root.querySelectorAll(".apd-tokens")[0].children[2].click();
-        return [steps, root.querySelector(".apd-tip").textContent.split("\\n")];
+        function told(row, i) {
+          root.querySelectorAll(".apd-tokens")[row].children[i].click();
+          return root.querySelector(".apd-tip").textContent.split("\\n");
+        }
+        var tip = told(0, 2), run = root.querySelectorAll(".apd-tokens")[4].children;
+        slider.value = slider.max;
+        slider.dispatchEvent(new Event("input"));
+        return [steps, tip, told(3, 1), run[0].offsetTop === run[20].offsetTop, run[20].offsetTop < run[399].offsetTop];
       });
       document.body.textContent = JSON.stringify(shown);
     </script>"""
@@ -282,11 +291,16 @@ def test_a_browser_shows_every_step(tmp_path: Path) -> None:
     assert body, done.stderr
     first, second = json.loads(body[1].replace("&lt;", "<").replace("&gt;", ">"))
     assert first == second
-    steps, tip = first
+    steps, tip, folded, *lines = first
     # m: mask, t: committed, d: drafted and not committed
     assert [row[0] for row in steps] == ["m▢ m▢ m▢ m▢", "ta tb dx dd", "ta tb tc dx", "ta tb tc td"]
     assert [row[1] for row in steps] == ["m▢ m▢ m▢ m▢", "dx tb dx td", "ta tb tc td", "ta tb tc td"]
     assert [row[2] for row in steps] == ["m▢ " * 6 + "m▢", "ta d<eos> ×6", "ta t<eos>", "ta t<eos>"]
+    # a run of stop tokens is told once, whichever steps committed it; other tokens are told each
+    shown = [row[3] for row in steps[1:]]
+    assert shown == ["ta d<eos> ×4 db db", "ta t<eos> t<eos> d<eos> d<eos> db tb", "ta t<eos> ×4 tb tb"]
+    assert folded[:3] == ["4 of them, step 2–3; the first:", "step 2", "p_T 0.500"]
+    assert lines == [True, True]  # a word longer than a line begins on the line that it follows
     assert tip[:4] == ["step 2", "p_T 0.500", "p_D drafter 0.250", "p_AR verifier 0.750"]
     assert tip[4:] == ["drafted before, not committed:", "  “x” step 1"]
 
@@ -305,6 +319,23 @@ def test_text_has_no_colours_by_default(output: APDOutput) -> None:
 def test_a_bar_separates_steps() -> None:
     text = Trace([row_of([0, 0, 1])], Words("Ada", " and", " Ben")).to_text(colour=False)
     assert text.splitlines()[-2:] == ["row 0: 3 tokens in 2 steps, 1.5 per drafter forward", "Ada and| Ben"]
+
+
+@pytest.mark.parametrize(
+    "text", ["{|j |tsas|}", "a~b|", "|~^", "|~^" + "".join(map(chr, range(0x2500, 0x2600))), "ab"]
+)
+def test_steps_can_be_told_whatever_signs_the_text_has(text: str) -> None:
+    """A step for each character: the text, cut at the sign that the legend names, is these characters again."""
+    shown = str(Trace([row_of(list(range(len(text))))], Words(*text))).split("\n", 1)
+    bar = re.search(r"(.) separates two steps", shown[0])[1]
+    assert shown[1].split("per drafter forward\n")[1].split(bar) == list(text)
+    assert (bar == "|") == ("|" not in text)
+
+
+def test_answers_of_the_included_pair_have_no_bar(sampler: APDSampler) -> None:
+    """`apd demo` explains its bars before it knows the answers."""
+    ids = range(len(sampler.tokenizer))
+    assert not any("|" in sampler.tokenizer.decode([i], skip_special_tokens=True) for i in ids)
 
 
 # ---------------------------------------------------------------- plot
@@ -328,9 +359,10 @@ def test_bars_count_what_was_drafted_and_committed(pyplot) -> None:
     assert heights(axes) == {"drafted": [4, 2, 1], "committed": [2, 1, 1]}
 
 
-def test_bars_are_means_over_the_rows_that_made_the_step(pyplot) -> None:
+def test_bars_are_means_over_all_rows_and_do_not_rise_when_one_ends(pyplot) -> None:
     axes = Trace([row_of([0, 0, 1, 2]), row_of([0, 0, 0, 0])]).plot()
-    assert heights(axes) == {"drafted": [4, 2, 1], "committed": [3, 1, 1]}
+    assert heights(axes) == {"drafted": [4, 1, 0.5], "committed": [3, 0.5, 0.5]}
+    assert axes.get_ylabel() == "tokens, mean of 2 rows"
 
 
 def test_decided_columns_of_a_window_are_not_drafted(pyplot) -> None:
