@@ -62,6 +62,19 @@ def test_the_estimate_on_the_page_is_the_one_that_is_printed(
     assert capsys.readouterr().out == printed
 
 
+def test_what_measure_prints_on_the_page_is_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = PAGES["evaluation.md"].split("\n## Prompts and answers of your own\n")[1]
+    command, printed = re.search(r"```sh\n(.*?)\n```\n\n```text\n(.*?)```", section, re.DOTALL).groups()
+    python, script, slow, *settings = shlex.split(command)
+    monkeypatch.setattr("sys.argv", [script, *settings])
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    lines = [line for line in printed.splitlines() if not line.startswith(slow)]
+    assert python == "python" and capsys.readouterr().out.splitlines() == lines
+
+
 def test_the_check_of_a_part_on_the_page_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     section = PAGES["check.md"].split("## A part of your own")[1]
     code, printed = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", section, re.DOTALL).groups()
