@@ -191,13 +191,17 @@ def test_measure_refuses_in_one_line_before_weights_are_read(
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_scripts_print_their_help_and_do_not_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scripts_print_their_help_and_do_not_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         run(path.stem, capsys, "--help")
     shown, text = capsys.readouterr().out, path.read_text("utf-8").split('"""')[1]
     assert ended.value.code == 0
     assert shown.startswith(f"usage: {path.name} [-h]")
     assert text.replace("\\\\", "\\").strip() in shown  # all that it says about itself
+    assert max(map(len, shown.splitlines())) <= 80
     assert shown.splitlines()[-1].startswith("  ")  # the last option: nothing ran
 
 
