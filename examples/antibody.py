@@ -1,18 +1,25 @@
-"""Design a loop of an antibody: a masked LM over amino acids fills a hole of 20 residues, both sides given.
+"""Design a loop of an antibody.
 
-Why: protein language models are masked LMs. They fill any hole, and `apd` draws many variants of it in one batch, several
-residues per forward pass, with the probability of each residue.
+A masked LM over amino acids fills a hole of 20 residues, both sides given.
+Protein language models fill any hole, and `apd` draws many variants of it in
+one batch, several residues per forward pass, with the probability of each
+residue.
 
-The model is AntiBERTy (MIT licence; Ruffolo, Gray, Sulam 2021, arXiv:2112.07782), a BERT of 26 million parameters from the
-Python package `antiberty`, which needs no download beside it:
+The model is AntiBERTy (MIT licence; Ruffolo, Gray, Sulam 2021,
+arXiv:2112.07782), a BERT of 26 million parameters from the Python package
+`antiberty`, which needs no download beside it. Without --loop: residues 97 to
+116 of the heavy chain below.
 
     pip install --no-deps antiberty==0.1.3
-    python examples/antibody.py                                    # the heavy chain below, residues 97 to 116
-    python examples/antibody.py --fasta chain.fasta --loop 97-116 --variants 32 --out variants.fasta --picture loop.png
+    python examples/antibody.py
+    python examples/antibody.py --fasta chain.fasta --loop 97-116 \\
+        --variants 32 --out variants.fasta --picture loop.png
 
-What the numbers are worth: the likelihood says how usual a residue is among the natural antibodies that the model has
-read, given the rest of the chain. It knows nothing of the antigen, and does not say that a variant binds, folds or can be
-made. Use it to propose variants that look natural, and to throw out those that do not; the rest is for the laboratory.
+What the numbers are worth: the likelihood says how usual a residue is among
+the natural antibodies that the model has read, given the rest of the chain. It
+knows nothing of the antigen, and does not say that a variant binds, folds or
+can be made. Use it to propose variants that look natural, and to throw out
+those that do not; the rest is for the laboratory.
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Prompts of different lengths in one call. Runs on the included pair in seconds: python examples/batch.py
+"""Prompts of different lengths in one call.
+Runs on the included pair in seconds: python examples/batch.py
 
-Rows start level, padded on the left; then each advances by its own number of tokens per step and leaves the batch when
-it is done. What a row becomes does not depend on the others: with its own seed it is the same alone.
+Rows start level, padded on the left; then each advances by its own number of
+tokens per step and leaves the batch when it is done. What a row becomes does
+not depend on the others: with its own seed it is the same alone.
 """
 
 import argparse

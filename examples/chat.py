@@ -1,12 +1,17 @@
-"""A conversation of several turns. Runs on the included pair in seconds: python examples/chat.py
+"""A conversation of several turns.
+Runs on the included pair in seconds: python examples/chat.py
 
-The messages are those of transformers, and `apply_chat_template` turns them into a prompt. The included pair was trained
-on single tasks and has no chat template, so it gets one here that shows it the last message only; a turn refers to the
-answer before it by quoting it. An instruction-tuned drafter brings its template and sees the whole conversation:
+The messages are those of transformers, and `apply_chat_template` turns them
+into a prompt. The included pair was trained on single tasks and has no chat
+template, so it gets one here that shows it the last message only; a turn
+refers to the answer before it by quoting it. An instruction-tuned drafter
+brings its template and sees the whole conversation:
 
-    sampler = APDSampler.from_pretrained("Dream-org/Dream-v0-Instruct-7B", "Qwen/Qwen2.5-0.5B")
+    sampler = APDSampler.from_pretrained(
+        "Dream-org/Dream-v0-Instruct-7B", "Qwen/Qwen2.5-0.5B"
+    )
     say(sampler, messages, "What is 7 + 5?", chat_template=None)
-    say(sampler, messages, "And twice that?", chat_template=None)  # no need to quote
+    say(sampler, messages, "And twice that?", chat_template=None)  # no quote
 """
 
 import argparse

@@ -1,7 +1,9 @@
-"""Output that obeys a grammar. Runs on the included pair in seconds: python examples/constrained.py
+"""Output that obeys a grammar.
+Runs on the included pair in seconds: python examples/constrained.py
 
-`prefix_allowed_tokens_fn` says which ids may come next. It acts on drafter and verifier alike, position by position along
-the draft, so that many tokens per step and a grammar go together: every output obeys it, at every temperature.
+`prefix_allowed_tokens_fn` says which ids may come next. It acts on drafter and
+verifier alike, position by position along the draft, so that many tokens per
+step and a grammar go together: every output obeys it, at every temperature.
 Here: a list of the given names, each at most once, in any order.
 """
 

@@ -1,8 +1,10 @@
-"""A model family of your own. Runs in seconds, with random weights: python examples/extend_family.py
+"""A model family of your own.
+Runs in seconds, with random weights: python examples/extend_family.py
 
-A family is a `ModelSpec`: which transformers class computes the model, which columns see each other (`attention`, by
-default all of them), how its `config.json` and its weights are named, and where a logit is read. Nothing of the model's
-own code is needed, and none is run.
+A family is a `ModelSpec`: which transformers class computes the model, which
+columns see each other (`attention`, by default all), how its `config.json` and
+its weights are named, and where a logit is read. Nothing of the model's own
+code is needed, and none is run.
 """
 
 import argparse

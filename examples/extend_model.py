@@ -1,7 +1,7 @@
-"""A drafter and a verifier of your own. Runs in seconds: python examples/extend_model.py
+"""Models of your own. Runs in seconds: python examples/extend_model.py
 
-A model takes part if it answers one question: the logits `b m v` of a window. These two are exact models of a Markov
-chain. They remember nothing, so each is its own session; a model with a cache returns a session of its own from `open`.
+A model answers one question: the logits `b m v` of a window. These are exact
+models of a Markov chain; one with a cache returns a session from `open`.
 """
 
 import argparse

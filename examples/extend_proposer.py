@@ -1,7 +1,9 @@
-"""A proposer of your own. Runs on the included pair in seconds: python examples/extend_proposer.py
+"""A proposer of your own.
+Runs on the included pair in seconds: python examples/extend_proposer.py
 
-A proposer guesses the tokens that `Checked` lets the drafter check. A wrong guess costs time, never a token, so it may be
-anything: a template, a cache of answers, another model. This one looks up how earlier answers went on.
+A proposer guesses the tokens that `Checked` lets the drafter check. A wrong
+guess costs time, never a token, so it may be anything: a template, a cache of
+answers, another model. This one looks up how earlier answers went on.
 """
 
 import argparse

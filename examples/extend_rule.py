@@ -1,7 +1,9 @@
-"""An acceptance rule of your own. Runs on the included pair in seconds: python examples/extend_rule.py
+"""An acceptance rule of your own.
+Runs on the included pair in seconds: python examples/extend_rule.py
 
-A rule is a callable from `Evidence` to `Judgement`. It judges every drafted token of a window at once; the loop commits
-the longest accepted prefix, and always the first token (unless `first="judge"`).
+A rule is a callable from `Evidence` to `Judgement`. It judges every drafted
+token of a window at once; the loop commits the longest accepted prefix, and
+always the first token (unless `first="judge"`).
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""Strategies of your own. Runs on the included pair in seconds: python examples/extend_strategy.py
+"""Strategies of your own. Runs in seconds: python examples/extend_strategy.py
 
-A strategy says which drafted tokens one step commits. Where the drafter alone decides, subclass `Unmasking` and write
-`choose`, a pure function of any batch of rows. Where a step takes several forwards, write `propose`: `pair` counts each.
+A strategy says which drafted tokens a step commits. Where the drafter decides
+alone, subclass `Unmasking` and write `choose`, a pure function of rows. Where
+a step takes several forwards, write `propose`: `pair` counts each.
 """
 
 import argparse

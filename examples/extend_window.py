@@ -1,7 +1,9 @@
-"""A window policy of your own. Runs on the included pair in seconds: python examples/extend_window.py
+"""A window policy of your own.
+Runs on the included pair in seconds: python examples/extend_window.py
 
-A policy says how many masks a step drafts. It holds no state of a call: what it follows is in `DecodeState`, so that a row
-has the same windows alone and in any batch.
+A policy says how many masks a step drafts. It holds no state of a call: what
+it follows is in `DecodeState`, so that a row has the same windows alone and in
+any batch.
 """
 
 import argparse

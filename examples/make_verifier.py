@@ -1,8 +1,9 @@
-"""Makes a verifier for a drafter that has none. Runs on the included pair in seconds: python examples/make_verifier.py
+"""Makes a verifier for a drafter that has none.
+Runs on the included pair in seconds: python examples/make_verifier.py
 
-The drafter answers prompts alone, and a small causal LM of its vocabulary learns to say the same (distillation on
-sequences). Its body may come from a trained model of another vocabulary (`start`): every new token begins as the mean of
-the old tokens that spell it. docs/verifiers.md has the call for LLaDA.
+The drafter answers prompts; a small causal LM of its vocabulary is distilled
+from them. It may start from a model of another vocabulary: a token begins as
+the mean of old ones that spell it. docs/verifiers.md has LLaDA's call.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""The numbers inside each step. Runs on the included pair in seconds: python examples/one_step.py
+"""The numbers inside each step.
+Runs on the included pair in seconds: python examples/one_step.py
 
-An acceptance rule sees all that a step knows; this one prints it and judges as the paper does.
-docs/how-a-step-works.md explains the output.
+An acceptance rule sees all that a step knows; this one prints it and judges as
+the paper does. docs/how-a-step-works.md explains the output.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""`apd serve` in many replicas behind one address, with Ray Serve: pip install "ray[serve]", then python examples/ray_serve.py
+"""`apd serve` in replicas, with ray[serve]: python examples/ray_serve.py
 
-Each replica has the models, and a GPU if there is one. Ray adds replicas while requests wait. --ask sends some and ends.
+Each has the models, and a GPU if there is one. --ask sends prompts and ends.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def ask(port: int, prompt: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--replicas", type=int, default=1, help="replicas at first, and the fewest")
-    parser.add_argument("--most", type=int, default=4, help="the most replicas")
+    parser.add_argument("--most", type=int, default=4, help="the most; Ray adds some while requests wait")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--ask", action="store_true", help="send some prompts, then end")
     given = parser.parse_args()

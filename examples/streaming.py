@@ -1,6 +1,8 @@
-"""Text as it becomes final. Runs on the included pair in seconds: python examples/streaming.py
+"""Text as it becomes final.
+Runs on the included pair in seconds: python examples/streaming.py
 
-Only committed tokens are streamed, and these are never taken back; a step hands over all it committed at once.
+Only committed tokens are streamed, and these are never taken back; a step
+hands over all it committed at once.
 """
 
 import argparse

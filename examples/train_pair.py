@@ -1,14 +1,21 @@
-"""Train the included pair, or a small pair of your own: a drafter and a verifier with one vocabulary, on an ordinary CPU.
+"""Train the included pair, or a small pair of your own.
 
-    python examples/train_pair.py --data lines.jsonl --minutes 20   # your own, on lines of {"prompt": ..., "answer": ...}
-    python examples/train_pair.py                 # the included pair once more, into ./pair: 70 minutes on one core
-    python examples/train_pair.py --table         # only measure the included pair, or the pair in --out
-    python examples/train_pair.py --quick         # seconds; shows that all of it runs, the table has zeros
-    python examples/train_pair.py --attention block   # the included block-causal drafter, 50 minutes on one loaded core
+A drafter and a verifier with one vocabulary, on an ordinary CPU. Your own, on
+lines of {"prompt": ..., "answer": ...}; without --data the included pair once
+more, into ./pair, in 70 minutes on one core:
 
-After an interruption the same command continues from the last checkpoint, at most two minutes old. Nothing is written into
-the package unless `--into-package` is given. How: both models are small Qwen2 networks, see `training/included.py` and
-`training/own.py`; what they read in a step is in `training/batches.py`, the loop in `training/networks.py`.
+    python examples/train_pair.py --data lines.jsonl --minutes 20
+    python examples/train_pair.py
+    python examples/train_pair.py --table   # measure it, or the pair in --out
+    python examples/train_pair.py --quick   # seconds; the table has zeros
+    python examples/train_pair.py --attention block   # block-causal drafter
+
+The last one takes 50 minutes on one loaded core. After an interruption the
+same command continues from the last checkpoint, at most two minutes old.
+Nothing is written into the package unless `--into-package` is given. How: both
+models are small Qwen2 networks, see `training/included.py` and
+`training/own.py`; what they read in a step is in `training/batches.py`, the
+loop in `training/networks.py`.
 """
 
 import argparse

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from pathlib import Path
 import torch
 
 from apd import APDSampler, IdealListModel
-from apd.extras import install
+from benchmarks.parallelbench.pictures import blank
 
-__all__ = ["Point", "add_parser", "points", "write"]
+__all__ = ["Point", "add_parser", "draw", "points", "write"]
 
 ITEMS = 6
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -62,23 +63,21 @@ def points(rows: int) -> Iterator[Point]:
 
 
 def write(found: list[Point], directory: Path) -> None:
-    """`shuffle-knobs.csv` and `shuffle-knobs.png`.
-
-    Raises:
-        ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f"{error}. The plots are an extra: {install('bench')}.") from error
-
+    """`shuffle-knobs.csv`."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "shuffle-knobs.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(asdict(found[0])), lineterminator="\n")
         table.writeheader()
         table.writerows({**asdict(point), "tokens_per_forward": f"{point.tokens_per_forward:.4f}"} for point in found)
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+
+def draw(found: list[Point], directory: Path) -> None:
+    """`shuffle-knobs.png`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = blank(11, 4.2)
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, title, name, fixed in (
         (axes[0], "threshold τ, whole window", "acceptance_threshold", lambda point: point.window_size == ITEMS),
@@ -122,6 +121,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _main(options: argparse.Namespace) -> int:
     found = list(points(options.rows))
     write(found, options.out)
+    try:
+        draw(found, options.out)
+    except ImportError as error:
+        print(f"no picture: {error}", file=sys.stderr)
     for point in found:
         if point.mixture_weight == 0:
             print(

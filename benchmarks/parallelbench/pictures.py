@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apd.extras import install
 from benchmarks.parallelbench.report import MEAN, Family, Report, cell_of
 
-__all__ = ["GROUPS", "TICKS", "Group", "Spot", "group_of", "spots", "write_pictures"]
+__all__ = ["GROUPS", "TICKS", "Group", "Spot", "blank", "group_of", "spots", "write_pictures"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def group_of(family: Family) -> Group:
     return next(group for group in GROUPS if kind in group.kinds)
 
 
-def write_pictures(report: Report, directory: Path) -> None:
-    """`average.png`, `tasks.png` and, where there is one, `task_map.png`.
+def blank(width: float, height: float) -> Any:
+    """An empty figure that needs no display; sizes in inches.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -63,9 +62,17 @@ def write_pictures(report: Report, directory: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(f"{error}. The plots are an extra: {install('bench')}.") from error
+        raise ImportError(f"{error}. Pictures need matplotlib: pip install matplotlib") from error
+    return Figure(figsize=(width, height), layout="constrained")
 
-    figure = Figure(figsize=(14, 5.6), layout="constrained")
+
+def write_pictures(report: Report, directory: Path) -> None:
+    """`average.png`, `tasks.png` and, where there is one, `task_map.png`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure = blank(14, 5.6)
     whole, best = figure.subplots(1, 2)
     for axes in (whole, best):
         _curves(axes, report, MEAN, size=6)
@@ -84,7 +91,7 @@ def write_pictures(report: Report, directory: Path) -> None:
 
     columns = 4
     rows = -(-(len(report.tasks) + 1) // columns)
-    figure = Figure(figsize=(3.6 * columns, 2.7 * rows), layout="constrained")
+    figure = blank(3.6 * columns, 2.7 * rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, task in zip(panels, report.tasks, strict=False):
         _curves(axes, report, task, size=3.5)
@@ -97,7 +104,7 @@ def write_pictures(report: Report, directory: Path) -> None:
     figure.savefig(directory / "tasks.png", dpi=120)
 
     if spots(report.task_map):
-        figure = Figure(figsize=(7.5, 5), layout="constrained")
+        figure = blank(7.5, 5)
         _map(figure.subplots(), report)
         figure.savefig(directory / "task_map.png", dpi=120)
 

@@ -3,7 +3,7 @@
     python -m benchmarks.parallelbench report runs/few
 
 Writes into the directory: `results.csv` (a row per strategy and task), `curves.csv` (official column names),
-`families.csv`, `oracle.csv`, `equal.csv`, `task_map.csv`, three PNG files and `index.html`.
+`families.csv`, `oracle.csv`, `equal.csv`, `task_map.csv`, `index.html` and, with matplotlib (extra `bench`), three PNG files.
 """
 
 from __future__ import annotations
@@ -122,14 +122,17 @@ def add_parser(commands: Any) -> None:
 def _main(options: argparse.Namespace) -> int:
     try:
         report = build(load(options.directory), options.count)
-    except ValueError as error:
+        write_csv(report, options.directory)
+        write_page(report, options.directory)
+        for page in options.docs:
+            refresh(page, report, options.directory.resolve().name)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    write_csv(report, options.directory)
-    write_pictures(report, options.directory)
-    write_page(report, options.directory)
-    for page in options.docs:
-        refresh(page, report, options.directory.resolve().name)
+    try:
+        write_pictures(report, options.directory)
+    except ImportError as error:
+        print(f"no pictures: {error}", file=sys.stderr)
     print(tables(report)["main"])
     if report.left_out:
         print(f"Left out, since they lack tasks: {', '.join(report.left_out)}")

@@ -148,7 +148,13 @@ def load(directory: Path) -> Log:
 
 
 def build(log: Log, count: int | None = None) -> Report:
-    """The report on these records, or on the first `count` samples of each task."""
+    """The report on these records, or on the first `count` samples of each task.
+
+    Raises:
+        ValueError: `count` is less than 1.
+    """
+    if count is not None and count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}. Leave it out for all samples.")
     records = [record for record in log.records if count is None or record["index"] < count]
     by_setting: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
     for record in records:

@@ -40,13 +40,30 @@ class Line:
 
 
 def read(path: Path) -> list[Line]:
-    """The lines of a JSONL file of `{"prompt": …, "answer": …}`.
+    """The lines of a file, to train on and to hold out.
 
     Raises:
         ValueError: a line is none, or there are too few.
     """
+    lines = lines_of(path)
+    for is_held_out, name in ((False, "train on"), (True, "hold out")):
+        if not any(line.is_held_out == is_held_out for line in lines):
+            raise ValueError(
+                f"`--data` must have lines to {name}, got none among {len(lines)}: one prompt in ten is held out, by a hash. "
+                "Add lines, hundreds at least."
+            )
+    return lines
+
+
+def lines_of(path: Path) -> list[Line]:
+    """The lines of a JSONL file of `{"prompt": …, "answer": …}`, at least one.
+
+    Raises:
+        ValueError: a line is none.
+    """
     lines = []
-    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
+    # Not `splitlines`: a text may hold U+2028 and the like.
+    for number, text in enumerate(path.read_text("utf-8").rstrip("\n").split("\n"), 1):
         try:
             record = json.loads(text)
             line = Line(record["prompt"], record["answer"])
@@ -57,12 +74,6 @@ def read(path: Path) -> list[Line]:
         if not (isinstance(line.prompt, str) and isinstance(line.answer, str) and line.prompt and line.answer.strip()):
             raise ValueError(f"`--data` must have texts that are not empty, got line {number}: {text[:80]}.")
         lines.append(line)
-    for is_held_out, name in ((False, "train on"), (True, "hold out")):
-        if not any(line.is_held_out == is_held_out for line in lines):
-            raise ValueError(
-                f"`--data` must have lines to {name}, got none among {len(lines)}: one prompt in ten is held out, by a hash. "
-                "Add lines, hundreds at least."
-            )
     return lines
 
 

@@ -5,7 +5,7 @@ from itertools import groupby
 
 import pytest
 
-from benchmarks.parallelbench.knobs import points, write
+from benchmarks.parallelbench.knobs import draw, points, write
 
 
 @pytest.mark.slow
@@ -19,6 +19,7 @@ def test_on_exact_shuffle_every_weight_below_one_is_right_and_the_same(tmp_path)
     assert any(point.accuracy < 0.2 for point in found if point.mixture_weight == 1)
 
     write(found, tmp_path)
+    draw(found, tmp_path)
     with (tmp_path / "shuffle-knobs.csv").open() as file:
         assert len(list(csv.DictReader(file))) == len(found)
     assert (tmp_path / "shuffle-knobs.png").stat().st_size > 1000

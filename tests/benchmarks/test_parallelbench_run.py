@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from paths import ROOT
 
 from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.models.families import FAMILIES
+from benchmarks.parallelbench import knobs
 from benchmarks.parallelbench import report as reporting
 from benchmarks.parallelbench.__main__ import main
 from benchmarks.parallelbench.metrics import (
@@ -552,3 +554,31 @@ def test_readme_and_the_report_mean_the_same_by_tokens_per_forward_over_all_task
 def test_a_report_without_records_is_refused(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert "holds no records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report", "knobs"])
+def test_without_matplotlib_all_but_the_pictures_is_written(command, tmp_path, monkeypatch, capsys):
+    """One line says which package they need."""
+    made_up(tmp_path)
+    found = [knobs.Point(0.5, tau, m, False, 1.0, 2.0) for tau in knobs.THRESHOLDS for m in knobs.WINDOWS]
+    monkeypatch.setattr(knobs, "points", lambda rows: iter(found))
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main([command, str(tmp_path)]) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("no picture") and line.endswith("Pictures need matplotlib: pip install matplotlib")
+    wanted = {"report": ("index.html", "results.csv", "task_map.csv"), "knobs": ("shuffle-knobs.csv",)}
+    assert all((tmp_path / name).stat().st_size for name in wanted[command]) and not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["--count", "0"], "`count` must be at least 1, got 0"), (["--docs", "none.md"], "none.md")],
+    ids=["count", "page"],
+)
+def test_wrong_arguments_of_a_report_are_one_line(arguments, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made_up(tmp_path)
+    assert main(["report", str(tmp_path), *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told in line

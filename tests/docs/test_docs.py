@@ -9,6 +9,7 @@ from paths import ROOT
 
 import apd
 from apd.cli import main
+from apd.cli.app import parser
 from apd.strategies.registry import parse
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
@@ -60,6 +61,24 @@ def test_the_estimate_on_the_page_is_the_one_that_is_printed(
     ).groups()
     assert main(shlex.split(command.replace("\\\n", " "))[1:]) == 0
     assert capsys.readouterr().out == printed
+
+
+def test_the_table_of_commands_has_every_command() -> None:
+    listed = [row[0].strip("`") for row in table(PAGES["cli.md"].split("\n## ")[0])[1:]]
+    assert sorted(listed) == sorted(f"apd {name}" for name in parser().commands)
+
+
+def test_what_measure_prints_on_the_page_is_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = PAGES["evaluation.md"].split("\n## Prompts and answers of your own\n")[1]
+    command, printed = re.search(r"```sh\n(.*?)\n```\n\n```text\n(.*?)```", section, re.DOTALL).groups()
+    python, script, slow, *settings = shlex.split(command)
+    monkeypatch.setattr("sys.argv", [script, *settings])
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    runpy.run_path(str(ROOT / script), run_name="__main__")
+    lines = [line for line in printed.splitlines() if not line.startswith(slow)]
+    assert python == "python" and capsys.readouterr().out.splitlines() == lines
 
 
 def test_the_check_of_a_part_on_the_page_is_the_one_that_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from apd import APDSampler, load_drafter, load_verifier
 from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.included.tasks import instances
 from apd.models.loading import load_tokenizer
+from benchmarks.parallelbench.metrics import wilson
 
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in ("train_pair.py", "antibody.py"))
@@ -33,7 +35,8 @@ SECONDS_PER_CELL = 180  # on a machine that does other things as well; alone, a 
 
 
 def run(name: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
-    with patch("sys.argv", [f"{name}.py", *arguments]):
+    # A script finds what lies beside it.
+    with patch("sys.argv", [f"{name}.py", *arguments]), patch("sys.path", [str(EXAMPLES), *sys.path]):
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     return capsys.readouterr().out.splitlines()
 
@@ -156,24 +159,49 @@ def test_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lines.jsonl").write_text(
         "\n".join(map(json.dumps, [*lines, {**lines[0], "answer": "none"}])), "utf-8"
     )
-    arguments = ["--data", str(tmp_path / "lines.jsonl"), "apd:R=0.5", "left-to-right:1"]
-    heading, parallel, single = run("measure", capsys, *arguments)
+    arguments = ["--data", str(tmp_path / "lines.jsonl"), "apd:R=0.5", "left-to-right:1", "autoregressive"]
+    heading, parallel, *single = run("measure", capsys, *arguments)
     assert "of 4" in heading
-    assert parallel.split()[:2] == ["apd:R=0.5", "75.0%"] and single.split()[1:] == ["75.0%", "±", "17.1%", "1.00"]
-    assert float(parallel.split()[-1]) > 5
+    shown = ["75.0%", *(f"{end:.1f}%" for end in wilson(3, 4))]  # no certainty from four lines
+    assert [re.findall(r"[\d.]+%", line) for line in (parallel, *single)] == [shown] * 3
+    assert float(parallel.split()[-1]) > 5 and [line.split()[-1] for line in single] == ["1.00"] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "arguments", "told"),
+    [
+        ('{"question": "a", "answer": "b"}', [], 'hold one {"prompt": "...", "answer": "..."} per line, got line 1'),
+        ('{"prompt": "a", "answer": ""}', [], "texts that are not empty, got line 1"),  # every text ends with ""
+        ("", [], "per line, got line 1"),
+        (None, [], "No such file"),
+        ('{"prompt": "a", "answer": "b"}', ["apd:R=0.5", "thresold:0.9"], "Did you mean `threshold`?"),
+        ('{"prompt": "a", "answer": "b"}', ["--max-new-tokens", "0"], "must be at least 1, got"),
+    ],
+)
+def test_measure_refuses_in_one_line_before_weights_are_read(
+    line: str | None, arguments: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "lines.jsonl"
+    if line is not None:
+        data.write_text(line, "utf-8")
+    with patch.object(APDSampler, "from_pretrained", side_effect=AssertionError), pytest.raises(SystemExit) as ended:
+        run("measure", capsys, "--data", str(data), *arguments)
+    message = str(ended.value.code)
+    assert message.startswith("measure.py: error: ") and told in message and "\n" not in message
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_scripts_print_their_help_and_do_not_run(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         run(path.stem, capsys, "--help")
     shown, text = capsys.readouterr().out, path.read_text("utf-8").split('"""')[1]
     assert ended.value.code == 0
     assert shown.startswith(f"usage: {path.name} [-h]")
     assert text.replace("\\\\", "\\").strip() in shown  # all that it says about itself
+    assert max(map(len, shown.splitlines())) <= 80
     assert shown.splitlines()[-1].startswith("  ")  # the last option: nothing ran
 
 

@@ -146,6 +146,15 @@ def test_lines_that_are_none_are_refused_by_number(text: str, message: str, trai
         own.read(path)
 
 
+def test_a_text_may_hold_a_line_separator_of_unicode(training: Path, tmp_path: Path) -> None:
+    """JSON leaves U+2028 and U+0085 as they are; only a line feed ends a line."""
+    from training import own
+
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"prompt": "a\u2028b", "answer": "c\x85d"}\n', "utf-8")
+    assert own.lines_of(path) == [own.Line("a\u2028b", "c\x85d")]
+
+
 def test_the_lines_of_the_documentation_are_lines(
     training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

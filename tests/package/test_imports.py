@@ -1,4 +1,4 @@
-"""The rooms of `apd/`, and what each of them may import. docs/reading-the-code.md describes them."""
+"""The packages of `apd/`, here called rooms, and what each may import. docs/reading-the-code.md describes them."""
 
 import ast
 from graphlib import TopologicalSorter
