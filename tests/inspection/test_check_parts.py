@@ -228,6 +228,65 @@ class Unseeded(Choosing):
     pass
 
 
+class Writes(Unmasking):
+    """Writes to what `measure` or `choose` is given."""
+
+    def __init__(self, draft: Any = None, choice: Any = None) -> None:
+        self.draft, self.choice = draft or (lambda draft: None), choice or (lambda measure, candidate: None)
+
+    def measure(self, draft, window):
+        found = super().measure(draft, window)
+        self.draft(draft)
+        return found
+
+    def choose(self, measure, candidate, state, window, sampling):
+        chosen = candidate & (candidate.cumsum(1) == 1)
+        self.choice(measure, candidate)
+        return chosen
+
+
+class Rewrites(Writes):
+    """Writes to its draft in a `propose` of its own."""
+
+    def propose(self, state, window, pair, sampling):
+        [(_, draft)] = pair.draft(state, window, sampling)
+        proposal = super().propose(state, window, pair, sampling)
+        draft.logits.zero_()
+        return proposal
+
+
+class Counts(Unmasking):
+    """Its n-th step commits n tokens: what it gives depends on the calls before."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def choose(self, measure, candidate, state, window, sampling):
+        self.n += 1
+        return candidate & (candidate.cumsum(1) <= self.n)
+
+
+class Wears(Unmasking):
+    """Is slower after the first call, and has nothing on the object to show for it."""
+
+    age: list[int] = []  # noqa: RUF012  # of the class
+
+    def choose(self, measure, candidate, state, window, sampling):
+        self.age.append(1)
+        return candidate & (candidate.cumsum(1) <= (4 if len(self.age) < 3 else 1))
+
+
+class Sums(Unmasking):
+    """Keeps a tensor of its own up to date, which decides nothing."""
+
+    def __init__(self) -> None:
+        self.seen = {"tokens": torch.zeros(())}
+
+    def choose(self, measure, candidate, state, window, sampling):
+        self.seen["tokens"] += candidate.sum()
+        return candidate
+
+
 class Bare:
     def propose(self, *args):
         pass
@@ -265,16 +324,35 @@ class Policy(WindowPolicy):
 
 
 class Proposer(Stateless):
-    def __init__(self, guess: Any) -> None:
-        self.guess = guess
+    reads_marginals = True
+
+    def __init__(self, guess: Any, write: Any = None) -> None:
+        self.guess, self.write = guess, write
 
     def propose(self, state, window, marginals, pair, sampling):
+        if self.write is not None and marginals is not None:
+            self.write(marginals)
         return self.guess(state, window)
 
 
 def neighbours(evidence: Any) -> Any:
     p = evidence.target.logprob(evidence.draft).exp()
     return Judgement(p > p.mean(1, keepdim=True))
+
+
+def writing(write: Any) -> Rule:
+    """A rule that accepts everything, and writes to its evidence."""
+
+    def judge(evidence: Any) -> Any:
+        accept = torch.ones_like(evidence.draft, dtype=torch.bool)
+        write(evidence)
+        return Judgement(accept)
+
+    return Rule(judge)
+
+
+def nothing(state: Any, window: Any) -> Any:
+    return torch.full_like(window.columns, -1)
 
 
 def ghost(**changes: Any) -> ModelSpec:
@@ -329,7 +407,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Unseeded(
             lambda measure, candidate: candidate & ((torch.rand(candidate.shape) < 0.3) | (candidate.cumsum(1) == 1))
         ),
-        "`Unseeded` gives other tokens when it is called again with the same seeds.",
+        "`Unseeded` gives other tokens, or takes other steps, when it is called again with the same seeds.",
     ),
     "along rows": (
         lambda: Choosing(
@@ -351,6 +429,42 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Rule(lambda e: Judgement(e.draft)),
         "`Rule().accept` must return a tensor of bool, got torch.int64",
     ),
+    "draft zeroed by a rule": (
+        lambda: writing(lambda evidence: evidence.draft.zero_()),
+        "`Rule` writes to `evidence.draft`. Clone what you change: it belongs to others",
+    ),
+    "drafter changed by a rule": (
+        lambda: writing(lambda evidence: evidence.drafter.logits.mul_(2)),
+        "`Rule` writes to `evidence.drafter.logits`.",
+    ),
+    "scores changed by a rule": (
+        lambda: writing(lambda evidence: evidence.target.scores.values.add_(1)),
+        "`Rule` writes to `evidence.target.",
+    ),
+    "rows moved by a rule": (
+        lambda: writing(lambda evidence: evidence.state.frontier.add_(1)),
+        "`Rule` writes to `evidence.state.frontier`.",
+    ),
+    "draft changed by measure": (
+        lambda: Writes(lambda draft: draft.tokens.fill_(3)),
+        "`Writes.measure` writes to `draft.tokens`.",
+    ),
+    "log-probabilities changed by measure": (
+        lambda: Writes(lambda draft: draft.logprobs.exp_()),
+        "`Writes.measure` writes to `draft.logprobs`.",
+    ),
+    "candidates changed by choose": (
+        lambda: Writes(choice=lambda measure, candidate: candidate.zero_()),
+        "`Writes.choose` writes to `candidate`.",
+    ),
+    "draft changed by propose": (Rewrites, "`Rewrites.propose` writes to `draft.logits`."),
+    "marginals changed by a proposer": (
+        lambda: Proposer(nothing, lambda marginals: marginals.logits.zero_()),
+        "`Proposer.propose` writes to `marginals.logits`.",
+    ),
+    "a counter": (Counts, "`Counts.n` changes while it decodes, from 0 to "),
+    "a counter of the class": (Wears, "`Wears` gives other tokens, or takes other steps, when it is called again"),
+    "a tensor kept": (Sums, "`Sums.seen.tokens` changes while it decodes, from tensor(0.) to tensor("),
     "empty windows": (
         lambda: Policy(lambda state: state.layout.frontier),
         "`Policy.ends` must end each row's window behind its frontier and at most at the row's end, 5 to 12 in row 0, got 4.",
@@ -371,7 +485,8 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (lambda: 3, "`check` must be given an APDSampler, or a drafter, verifier, strategy"),
 }
 FAST = ("narrow logits", "rows entangled", "kept tensors", "a verifier that peeks", "nothing chosen", "not a prefix", "no judgement",
-        "empty windows", "a class")  # fmt: skip
+        "empty windows", "a class", "draft zeroed by a rule", "draft changed by measure", "marginals changed by a proposer",
+        "a counter", "a tensor kept")  # fmt: skip
 
 
 def said_of(part: Any) -> str:
