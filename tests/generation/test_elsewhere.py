@@ -60,6 +60,13 @@ def test_a_misspelling_is_answered_with_the_nearest_name(sampler: APDSampler, ty
     assert refusal(sampler.generate, inputs=torch.tensor([[5]]), **{typed: 1}).endswith(f"Did you mean `{meant}`?")
 
 
+@pytest.mark.parametrize("name", ["prompt", "text", "messages"])
+def test_a_prompt_by_another_name_is_answered_before_it_is_missed(sampler: APDSampler, name: str) -> None:
+    for function in (sampler.generate, sampler.stream):
+        assert f"no argument `{name}`. Encode it first" in refusal(function, **{name: "Sort", "max_new_tokens": 4})
+    assert "`input_ids` must hold at least one prompt token, got none" in refusal(sampler.generate, max_new_tokens=4)
+
+
 def test_the_page_has_the_sentences_of_the_refusals() -> None:
     rows = re.findall(r"^\| (`.*?`) \| (.*) \|$", PAGE, re.MULTILINE)
     shown = {(name, becomes) for names, becomes in rows for name in re.findall(r"`(\w+)`", names)}
