@@ -31,7 +31,7 @@ from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
 from apd.generation.batch import Batch, Generated
-from apd.generation.elsewhere import LOADING, refuse_unknown
+from apd.generation.elsewhere import LOADING, refuse_idle_attribute, refuse_unknown
 from apd.generation.infilling import (
     Infilled,
     Part,
@@ -222,6 +222,11 @@ class APDSampler:
         return cls.from_pretrained(str(DRAFTER_DIR), str(VERIFIER_DIR), config=config, **knobs)
 
     from_embedded = from_included  # its name in release 0.1.0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not hasattr(self, name):  # those of a subclass stay its own
+            refuse_idle_attribute(name, value)
+        super().__setattr__(name, value)
 
     @property
     def device(self) -> torch.device:

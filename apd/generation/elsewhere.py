@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from apd.config import KNOBS
+from apd.kinds import GENERATION
 
 #: Letters of the paper, as they are written in strategy specs, and names that come to mind: the knob that each means.
 LETTERS = {
@@ -98,6 +99,22 @@ def refuse_unknown(
         if name not in known:
             value = given[name] if isinstance(given, Mapping) else ...
             raise TypeError(f"{where} has no argument `{name}`. {_hint(name, value, known, elsewhere)}")
+
+
+def refuse_idle_attribute(name: str, value: Any) -> None:
+    """Refuse that a sampler is given an attribute by the name of an argument, which no call would read.
+
+    Raises:
+        AttributeError: a knob, also by its letter or misspelt, or a field of a generation configuration.
+    """
+    meant = LETTERS.get(name, name)
+    if meant not in KNOBS and meant not in GENERATION:
+        [meant] = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.85) or [""]
+    if meant:
+        passed = f"{meant}={value!r:.60} to generate()" + ", or make the sampler with it" * (meant in KNOBS)
+        raise AttributeError(
+            f"`{name}` is no attribute of a sampler, got {value!r:.60}: no call would read it. Pass {passed}."
+        )
 
 
 def _hint(name: str, value: Any, known: list[str], elsewhere: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """What people type from other scripts is answered with what it becomes here; and what a sampler shows of itself."""
 
+import copy
 import re
 
 import pytest
@@ -65,6 +66,31 @@ def test_a_prompt_by_another_name_is_answered_before_it_is_missed(sampler: APDSa
     for function in (sampler.generate, sampler.stream):
         assert f"no argument `{name}`. Encode it first" in refusal(function, **{name: "Sort", "max_new_tokens": 4})
     assert "`input_ids` must hold at least one prompt token, got none" in refusal(sampler.generate, max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("mixture_weight", "mixture_weight"), ("tau", "acceptance_threshold"), ("mixture_wieght", "mixture_weight")],
+)
+def test_a_knob_is_no_attribute_of_a_sampler(name: str, meant: str) -> None:
+    """`sampler.mixture_weight = 0` was taken, and every call went on with 0.5."""
+    made = APDSampler(toy().drafter, toy().verifier)
+    with pytest.raises(
+        AttributeError, match=f"`{name}` is no .* Pass {meant}=0.25 to generate\\(\\), or make the sampler"
+    ):
+        setattr(made, name, 0.25)
+    with pytest.raises(AttributeError, match=r"Pass temperature=0.25 to generate\(\)\."):
+        made.temperature = 0.25
+
+
+def test_other_attributes_of_a_sampler_are_free() -> None:
+    class Mine(APDSampler):
+        first: str = "of a subclass"
+
+    made = Mine(toy().drafter, toy().verifier)
+    made.strategy, made.first, made.note = "left-to-right", "its own", "of the caller"
+    for other in (copy.copy(made), copy.deepcopy(made)):
+        assert (other.strategy, other.first, other.note) == ("left-to-right", "its own", "of the caller")
 
 
 def test_the_page_has_the_sentences_of_the_refusals() -> None:
