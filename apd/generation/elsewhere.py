@@ -50,7 +50,7 @@ _CALL = {
     "Encode it first: `inputs = sampler.tokenizer(text, return_tensors='pt')`, then `generate(**inputs)`. "
     "`generate_many` takes text and chats": "prompt prompts text texts messages",
     "Name the verifier when the sampler is made": "verifier verifier_model",
-    "Make the sampler with it, or move the models: `sampler.device` says where they are": "device",
+    "Write device_map={value} where the models are loaded, or move them: `sampler.device` says where they are": "device",
 }
 #: Arguments of loading, likewise.
 _LOADING = {
