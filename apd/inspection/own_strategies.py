@@ -20,9 +20,10 @@ from apd.decoding.strategy import check_strategy
 from apd.decoding.window import Window, WindowPolicy, check_window
 from apd.inspection.bed import NEW_TOKENS, Broken, Trial, answers, prompts_of, sampler_of_bed, state_of_rows
 from apd.inspection.lent import Kept, Lent, lend, written
+from apd.inspection.report import Finding
 from apd.strategies.base import Unmasking
 from apd.strategies.checked import Checked
-from apd.strategies.proposers import Marginals
+from apd.strategies.proposers import Marginals, Proposed
 
 _CALL: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "eos_token_id": list(range(1, 5))}
 
@@ -82,10 +83,17 @@ def proposer_laws(trial: Trial, proposer: Any) -> None:
         return
     strategy = Checked(proposer=proposer)
     trial.law("guesses", "ids, `b k` int64", lambda: _decode(strategy), needed=True)
-    lent = Checked(proposer=_LentProposer(proposer, trial.part))
-    trial.law("arguments", "are not written to", lambda: _decode(lent), needed=True)
+    lent = _LentProposer(proposer, trial.part)
+    trial.law("arguments", "are not written to", lambda: _decode(Checked(proposer=lent)), needed=True)
     if trial.is_over:
         return
+    if lent.foreign:
+        size = sampler_of_bed().vocab_size
+        advice = (
+            f"`{trial.part}.propose` guesses {lent.foreign[0]}, which the models of this check do not have. Such a guess counts as "
+            "none, so it was not tried. If your models have no such id either, it is never right."
+        )
+        trial.findings.append(Finding("guessed ids", str(lent.foreign[0]), f"below {size}", "not known", advice))
 
     def exact() -> None:
         for do_sample in (False, True):
@@ -249,7 +257,7 @@ class _LentUnmasking(Unmasking):
     """A strategy whose `measure` and `choose` must leave their arguments as they are."""
 
     def __init__(self, strategy: Unmasking) -> None:
-        self.strategy, self.__name__ = strategy, name_of(strategy)
+        self.strategy, self.__name__, self.__module__ = strategy, name_of(strategy), type(strategy).__module__
         self.reach, self.counts_steps = strategy.reach, strategy.counts_steps
         self.left_to_right, self.is_random = strategy.left_to_right, strategy.is_random
 
@@ -272,12 +280,14 @@ class _LentUnmasking(Unmasking):
 class _LentProposer:
     """A proposer, or its session, that must leave its arguments as they are."""
 
-    def __init__(self, proposer: Any, name: str, session: Any = None) -> None:
+    def __init__(self, proposer: Any, name: str, session: Any = None, foreign: list[int] | None = None) -> None:
         self.proposer, self.session, self.__name__ = proposer, session, name
+        #: Guesses that the models do not have, of all sessions.
+        self.foreign: list[int] = [] if foreign is None else foreign
         self.needs_verifier, self.reads_marginals = proposer.needs_verifier, proposer.reads_marginals
 
     def open(self, state: DecodeState) -> _LentProposer:
-        return _LentProposer(self.proposer, self.__name__, self.proposer.open(state))
+        return _LentProposer(self.proposer, self.__name__, self.proposer.open(state), self.foreign)
 
     def select(self, rows: Tensor) -> None:
         self.session.select(rows)
@@ -291,6 +301,8 @@ class _LentProposer:
         lent = Lent(state=state, window=window, marginals=marginals)
         found = self.session.propose(state, window, marginals, pair, sampling)
         lent.check(f"{self.__name__}.propose")
+        guesses = found.tokens if isinstance(found, Proposed) else found
+        self.foreign += guesses[guesses >= pair.support.vocab_size].tolist()
         return found
 
 
@@ -299,6 +311,7 @@ class _JudgedInParts:
 
     def __init__(self, rule: Any, name: str) -> None:
         self.rule, self.__name__ = rule, name
+        self.__module__ = getattr(rule, "__module__", "")  # its values are checked as the caller's are
         self.scores_only = getattr(rule, "scores_only", False)
         self.differ, self.written = False, list[str]()
 

@@ -245,6 +245,14 @@ class Writes(Unmasking):
         return chosen
 
 
+class Undefined(Unmasking):
+    def measure(self, draft, window):
+        return super().measure(draft, window).log().sqrt()
+
+    def choose(self, measure, candidate, state, window, sampling):
+        return candidate & (measure < 1)
+
+
 class Rewrites(Writes):
     """Writes to its draft in a `propose` of its own."""
 
@@ -462,6 +470,16 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Proposer(nothing, lambda marginals: marginals.logits.zero_()),
         "`Proposer.propose` writes to `marginals.logits`.",
     ),
+    "a replacement that no model has": (
+        lambda: Rule(
+            lambda e: Judgement(torch.zeros_like(e.draft, dtype=torch.bool), torch.full_like(e.draft, 99999))
+        ),
+        "`Rule().replacement` must be ids that can be drawn, 0 to 31 and not the mask token 31, got 99999.",
+    ),
+    "a measure of NaN": (
+        Undefined,
+        "`Undefined.measure` must return numbers, got NaN",
+    ),
     "a counter": (Counts, "`Counts.n` changes while it decodes, from 0 to "),
     "a counter of the class": (Wears, "`Wears` gives other tokens, or takes other steps, when it is called again"),
     "a tensor kept": (Sums, "`Sums.seen.tokens` changes while it decodes, from tensor(0.) to tensor("),
@@ -507,6 +525,13 @@ def test_a_fault_is_told_in_a_sentence(fault: str) -> None:
 def test_every_fault_is_told_in_a_sentence(fault: str) -> None:
     make, sentence = BROKEN[fault]
     assert sentence in said_of(make())
+
+
+def test_guesses_that_the_check_has_no_ids_for_are_not_called_right() -> None:
+    report = apd.check(Proposer(lambda state, window: torch.full_like(window.columns, 10**6)))
+    assert not report.problems
+    [said] = [finding.advice for finding in report if finding.verdict == "not known"]
+    assert said.startswith("`Proposer.propose` guesses 1000000, which the models of this check do not have.")
 
 
 def test_the_part_itself_is_sound() -> None:
