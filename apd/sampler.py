@@ -40,6 +40,7 @@ from apd.generation.infilling import (
     infilled,
     lengths_of,
     padded,
+    refuse_without_hole,
     texts_of,
     with_likelihood,
 )
@@ -371,7 +372,7 @@ class APDSampler:
             An `Infilled` for a text, a list of them for a list of texts.
 
         Raises:
-            ValueError, TypeError: no tokenizer, parts that are none, or what `generate` refuses.
+            ValueError, TypeError: no tokenizer, parts that are none, a text without a hole, or what `generate` refuses.
 
         Example:
             >>> sampler.infill(["Reverse: [", 3, '"] -> ["Uma"]']).text  # doctest: +SKIP
@@ -390,6 +391,7 @@ class APDSampler:
                 "`infill()` must have a tokenizer, got a sampler without one. Give it one, or use `generate`."
             )
         texts = texts_of(parts)
+        refuse_without_hole(texts)
         has_ranges = any(isinstance(part, range) for text in texts for part in text)
         if (
             has_ranges
