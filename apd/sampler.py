@@ -21,7 +21,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from apd.config import KNOBS, APDConfig, check_count
+from apd.config import KNOBS, APDConfig, check_config, check_count
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.noise import mix_seed
 from apd.decoding.processing import AllowedTokens
@@ -114,6 +114,7 @@ class APDSampler:
         **knobs: Any,
     ) -> None:
         refuse_unknown(knobs, KNOBS, "APDSampler()", LOADING)
+        check_config(config)
         self.strategy, self.config = settle(strategy, config or APDConfig(), knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
         check_attention(self.strategy or apd_of(self.config), self.config, self.drafter)
@@ -184,6 +185,7 @@ class APDSampler:
         own = ("config", "spec", "mask_token_id", "block_size", "dtype", "device_map", "attn_implementation")
         known = [*KNOBS, *PAIR_OPTIONS, *own, "verifier_revision", "strategy"]
         refuse_unknown(knobs_or_loading, known, "from_pretrained()", LOADING)
+        check_config(config)
         knobs = {name: knobs_or_loading.pop(name) for name in KNOBS if name in knobs_or_loading}
         chosen, config = settle(strategy, config or APDConfig(), knobs)  # before anything is loaded
         if verifier is None and (chosen or apd_of(config)).needs_verifier:

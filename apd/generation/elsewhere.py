@@ -6,20 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apd.config import KNOBS
+from apd.config import KNOBS, LETTERS, letter_hint
 from apd.kinds import GENERATION
-
-#: Letters of the paper, as they are written in strategy specs, and names that come to mind: the knob that each means.
-LETTERS = {
-    **{knob.letter: name for name, knob in KNOBS.items() if knob.letter},
-    **{knob.spec: name for name, knob in KNOBS.items() if knob.spec and knob.spec != name},
-    "r": "mixture_weight",
-    "weight": "mixture_weight",
-    "apd_mixture_weight": "mixture_weight",
-    "window": "window_size",
-    "max_lookahead": "window_size",
-    "lookahead": "window_size",
-}
 
 #: Arguments of a call, by what they become. `{value}` is the value that was given.
 _CALL = {
@@ -119,10 +107,8 @@ def refuse_idle_attribute(name: str, value: Any) -> None:
 
 def _hint(name: str, value: Any, known: list[str], elsewhere: Mapping[str, str]) -> str:
     shown = "..." if value is ... else f"{value!r:.60}"
-    if name in LETTERS and LETTERS[name] in known:
-        knob = KNOBS[LETTERS[name]]
-        letter = f" ({knob.letter} of the paper)" if name == knob.letter else ""
-        return f"Write {LETTERS[name]}={shown}{letter}."
+    if LETTERS.get(name) in known:
+        return letter_hint(name, shown)
     if name in elsewhere:
         return elsewhere[name].replace("{value}", shown).replace("{name}", name) + "."
     # A short name is near to many others.

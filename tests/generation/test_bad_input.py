@@ -430,6 +430,11 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "no counts of tokens": (ValueError, "`tokens_per_step` must be at least 1", lambda: LeftToRight([])),
     "blocks of KLASS": (TypeError, "must pick within a block by the state alone", lambda: Blocks(KLASS())),
+    "blocks, length first": (
+        TypeError,
+        r"`strategy` must come first and `length` behind it, got 8 first\. Write Blocks\(Threshold\(.*\), 8\)",
+        lambda: Blocks(8, Threshold(0.9)),
+    ),
     "blocks of WINO": (TypeError, "must pick within a block by the state alone", lambda: Blocks(WINO())),
     "R of APD": (ValueError, r"`mixture_weight` must be in \[0, 1\], got 1.5", lambda: APD(1.5, Coupling())),
     "tau of Coupling": (ValueError, r"`threshold` must be in \[0, 1\], got 3.0", lambda: Coupling(3.0)),

@@ -1,6 +1,8 @@
 """What people type from other scripts is answered with what it becomes here; and what a sampler shows of itself."""
 
 import copy
+import inspect
+import pickle
 import re
 
 import pytest
@@ -11,8 +13,8 @@ from toy import tiny_pair, toy
 from transformers import pipeline
 
 from apd import EXAMPLE_PROMPTS, APDSampler
-from apd.config import KNOBS
-from apd.generation.elsewhere import CALL, LETTERS, LOADING
+from apd.config import KNOBS, LETTERS, APDConfig
+from apd.generation.elsewhere import CALL, LOADING
 from apd.kinds import GENERATION
 
 PAGE = (ROOT / "docs/coming-from.md").read_text("utf-8")
@@ -51,6 +53,29 @@ def test_letters_are_answered_with_their_knobs(sampler: APDSampler) -> None:
             assert f"no argument `{letter}`. Write {name}=0.5" in refusal(
                 function, **{letter: 0.5, "inputs": torch.ones(1, 1)}
             )
+        for function in (APDConfig, APDConfig.paper, APDConfig().replace):
+            assert f"APDConfig() has no argument `{letter}`. Write {name}=0.5" in refusal(function, **{letter: 0.5})
+
+
+def test_a_config_answers_unknown_knobs_and_is_otherwise_a_dataclass() -> None:
+    assert refusal(APDConfig, mixture_wieght=1).endswith("Did you mean `mixture_weight`?")
+    assert refusal(APDConfig, banana=1).endswith(f"Known: {', '.join(KNOBS)}.")
+    assert list(inspect.signature(APDConfig).parameters) == list(KNOBS)
+    config = APDConfig(0.25, window_size="auto")
+    assert (
+        copy.deepcopy(config)
+        == pickle.loads(pickle.dumps(config))
+        == APDConfig(mixture_weight=0.25, window_size="auto")
+    )
+
+
+@pytest.mark.parametrize(
+    "function", [APDSampler.from_included, lambda config: APDSampler(toy().drafter, config=config)]
+)
+def test_what_is_no_config_is_refused(function) -> None:
+    """A strategy's name in the first place was `str.replace`, which wanted two arguments."""
+    said = refusal(function, config="threshold:0.9")
+    assert said.startswith("`config` must be an APDConfig, got str 'threshold:0.9'. Give single knobs by name")
 
 
 @pytest.mark.parametrize(
