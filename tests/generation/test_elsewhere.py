@@ -166,6 +166,20 @@ def test_an_output_has_the_text_of_its_rows(sampler: APDSampler) -> None:
     assert bare.text is None
 
 
+def test_an_output_shows_how_its_text_begins(sampler: APDSampler) -> None:
+    inputs = sampler.tokenizer(EXAMPLE_PROMPTS[:5], return_tensors="pt", padding=True)
+    output = sampler.generate(**inputs, max_new_tokens=32, return_dict_in_generate=True)
+    shown = repr(output)
+    assert shown.startswith(
+        f"APDOutput(text={[text[:60] for text in output.text[:4]]!r} (of 5 rows), sequences=tensor("
+    )
+    bare = APDSampler(*tiny_pair()).generate(
+        **left_padded([[3, 4]], pad=0), max_new_tokens=2, pad_token_id=0, return_dict_in_generate=True
+    )
+    assert repr(bare).startswith("APDOutput(sequences=tensor(")
+    assert repr(type(output)()) == "APDOutput()"
+
+
 @pytest.mark.slow  # imports the compiler
 def test_compiling_on_a_cpu_is_warned_of_where_it_is_asked_for() -> None:
     with pytest.warns(UserWarning, match="is made for GPUs") as warned:
