@@ -171,8 +171,8 @@ def next_token(name: str, verifier: CausalVerifier, drafter: CheckedDrafter, str
         return Finding(name, found, expected, "ok")
     return Finding(
         name, found, expected, "not known" if not Margin.of(scored.true - chance).is_clear else "problem",
-        f"The next token is no likelier than tokens of other places ({information}). These weights look untrained for that: "
-        f"choose another verifier, or check the checkpoint. {TEXT_OF_THEIRS}",
+        f"The next token is no likelier than tokens of other places ({information}). These weights look untrained for that. "
+        f"{TEXT_OF_THEIRS} Otherwise choose another verifier, or check the checkpoint.",
     )  # fmt: skip
 
 
