@@ -13,9 +13,6 @@ from torch import Tensor
 from apd.decoding.pair import Draft
 from apd.inspection.bed import Broken
 
-#: Objects within objects that are looked into; deeper ones are compared by `==`.
-_DEPTH = 6
-
 
 class Lent:
     """Tensors as they were when a part got them.
@@ -80,34 +77,44 @@ class Kept:
     def __init__(self, part: Any) -> None:
         self.part, self.before = part, _frozen(part)
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, remedy: str) -> None:
         """Refuse that an attribute has changed.
+
+        Args:
+            name: of the object.
+            remedy: a sentence that ends the message.
 
         Raises:
             Broken: the message names it, with both values.
         """
         for attribute, before, now in _changes(self.before, _frozen(self.part)):
             raise Broken(
-                f"`{name}.{attribute}` changes while it decodes, from {before!r:.60} to {now!r:.60}: the same call gives something else "
-                "the next time, and calls may overlap. Keep what a row remembers in the session that `open(state)` returns."
+                f"`{name}.{attribute}` changes while it decodes, from {before!r:.60} to {now!r:.60}: the same call may give something "
+                f"else the next time, and calls may overlap. {remedy}"
             )
 
 
-def _frozen(value: Any, depth: int = 0) -> Any:
-    """A copy to compare with: tensors cloned, containers and objects as what they hold."""
+def _frozen(value: Any, seen: set[int] | None = None) -> Any:
+    """A copy to compare with: tensors cloned, containers and objects as what they hold, each of them once."""
+    seen = set() if seen is None else seen
     if isinstance(value, Tensor):
         return value.detach().clone()
-    if isinstance(value, (torch.nn.Module, type)) or inspect.isroutine(value) or depth > _DEPTH:
+    if id(value) in seen:
+        return None
+    if isinstance(value, (torch.nn.Module, type)) or inspect.isroutine(value):
         return value
-    if isinstance(value, Mapping):
-        return {key: _frozen(each, depth + 1) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_frozen(each, depth + 1) for each in value]
     if isinstance(value, (set, frozenset)):
         return set(value)
+    if isinstance(value, Mapping):
+        seen.add(id(value))
+        return {key: _frozen(each, seen) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        seen.add(id(value))
+        return [_frozen(each, seen) for each in value]
     if not hasattr(value, "__dict__"):
         return value
-    return _Attributes((name, _frozen(each, depth + 1)) for name, each in vars(value).items())
+    seen.add(id(value))
+    return _Attributes((name, _frozen(each, seen)) for name, each in vars(value).items())
 
 
 class _Attributes(dict[str, Any]):

@@ -141,8 +141,10 @@ def _decoding_laws(trial: Trial, strategy: Any, part: Any) -> None:
         _batch_law(trial, {"strategy": strategy})
 
     def remembers_nothing() -> None:
+        in_session = "Keep what a row remembers in the session that `open(state)` returns."
+        remedy = in_session if part is strategy else "A rule is a pure function of its evidence."
         for each in kept:
-            each.check(name_of(part))
+            each.check(name_of(part), remedy)
 
     trial.law("own attributes", "as before the calls", remembers_nothing)
 

@@ -1,6 +1,7 @@
 """`apd.check` of parts of one's own: what is sound has no problem, and each fault is told in a sentence."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -295,6 +296,20 @@ class Sums(Unmasking):
         return candidate
 
 
+class Ring(Unmasking):
+    """Sound: has itself and its work sheet among its attributes, and computes one of them when it is first asked."""
+
+    def __init__(self) -> None:
+        self.own, self.sheet = [self], {"least": torch.tensor([0.3])}
+
+    @functools.cached_property
+    def least(self) -> torch.Tensor:
+        return self.sheet["least"]
+
+    def choose(self, measure, candidate, state, window, sampling):
+        return candidate & ((measure > self.least) | (candidate.cumsum(1) == 1))
+
+
 class Bare:
     def propose(self, *args):
         pass
@@ -361,6 +376,18 @@ def writing(write: Any) -> Rule:
 
 def nothing(state: Any, window: Any) -> Any:
     return torch.full_like(window.columns, -1)
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """A rule that counts, on a list that its frozen field holds."""
+
+    seen: list[int]
+    __hash__ = object.__hash__
+
+    def __call__(self, evidence):
+        self.seen.append(1)
+        return Judgement(torch.ones_like(evidence.draft, dtype=torch.bool))
 
 
 def ghost(**changes: Any) -> ModelSpec:
@@ -481,6 +508,10 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         "`Undefined.measure` must return numbers, got NaN",
     ),
     "a counter": (Counts, "`Counts.n` changes while it decodes, from 0 to "),
+    "a rule that counts": (
+        lambda: Tallies([]),
+        "calls may overlap. A rule is a pure function of its evidence.",
+    ),
     "a counter of the class": (Wears, "`Wears` gives other tokens, or takes other steps, when it is called again"),
     "a tensor kept": (Sums, "`Sums.seen.tokens` changes while it decodes, from tensor(0.) to tensor("),
     "empty windows": (
@@ -536,7 +567,7 @@ def test_guesses_that_the_check_has_no_ids_for_are_not_called_right() -> None:
 
 def test_the_part_itself_is_sound() -> None:
     """What is broken above differs from it by one fault."""
-    assert not problems(Drafter()) and not problems(Learned())
+    assert not problems(Drafter()) and not problems(Learned()) and not problems(Ring())
     assert not problems(Choosing(lambda measure, candidate: candidate & (candidate.cumsum(1) == 1)))
 
 
