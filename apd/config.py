@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from apd.kinds import FLAG, REAL, WHOLE
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
     from apd.decoding.acceptance import AcceptanceRule
     from apd.decoding.window import WindowPolicy
+
+T = TypeVar("T")
 
 #: Masks per step: a number, "auto" (from the row's own commits), a policy, or `None` for all that are left.
 WindowSize: TypeAlias = "int | Literal['auto'] | WindowPolicy | None"
@@ -151,6 +155,27 @@ def check_first(name: str, value: Any) -> None:
     _check_choice(name, value, _FIRSTS)
 
 
+def _naming_knobs(cls: type[T]) -> type[T]:
+    """A class whose fields are knobs answers an unknown one with the one that is meant."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def checked(self: T, *args: Any, **knobs: Any) -> None:
+        for name, value in knobs.items():
+            if name not in KNOBS:
+                shown = f"{value!r:.60}"
+                hint = letter_hint(name, shown)
+                if not hint:
+                    nearest = difflib.get_close_matches(name, KNOBS, n=1)
+                    hint = f"Did you mean `{nearest[0]}`?" if nearest else f"Known: {', '.join(KNOBS)}."
+                raise TypeError(f"{cls.__name__}() has no argument `{name}`. {hint}")
+        init(self, *args, **knobs)
+
+    cls.__init__ = checked  # type: ignore[assignment, method-assign]
+    return cls
+
+
+@_naming_knobs
 @dataclass(frozen=True)
 class APDConfig:
     """Which prefix of a draft is committed, and how much is recomputed to draft it.
@@ -176,7 +201,7 @@ class APDConfig:
 
     Raises:
         ValueError: a knob is outside its range.
-        TypeError: a knob has the wrong type.
+        TypeError: a knob is unknown, or has the wrong type.
 
     Source: Israel, Van den Broeck, Grover 2025, arXiv:2506.00413; rejection: arXiv:2606.08048.
     """
@@ -321,3 +346,36 @@ class APDConfig:
 
 #: The knobs by name, in the order of their fields.
 KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in dataclasses.fields(APDConfig)}
+
+#: Letters of the paper, as they are written in strategy specs, and names that come to mind: the knob that each means.
+LETTERS = {
+    **{knob.letter: name for name, knob in KNOBS.items() if knob.letter},
+    **{knob.spec: name for name, knob in KNOBS.items() if knob.spec and knob.spec != name},
+    "r": "mixture_weight",
+    "weight": "mixture_weight",
+    "apd_mixture_weight": "mixture_weight",
+    "window": "window_size",
+    "max_lookahead": "window_size",
+    "lookahead": "window_size",
+}
+
+
+def letter_hint(name: str, shown: str) -> str:
+    """What to write for a letter of the paper, with a value as it is shown; "" for another name."""
+    if name not in LETTERS:
+        return ""
+    letter = f" ({name} of the paper)" if name == KNOBS[LETTERS[name]].letter else ""
+    return f"Write {LETTERS[name]}={shown}{letter}."
+
+
+def check_config(config: Any) -> None:
+    """Refuse what is no `APDConfig`, where one may be given.
+
+    Raises:
+        TypeError: the message has the value.
+    """
+    if not isinstance(config, APDConfig | None):
+        raise TypeError(
+            f"`config` must be an APDConfig, got {type(config).__name__} {config!r:.60}. Give single knobs by name, as in "
+            "mixture_weight=0.7, and another way to decode as strategy=..."
+        )

@@ -21,7 +21,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from apd.config import KNOBS, APDConfig, check_count
+from apd.config import KNOBS, APDConfig, check_config, check_count
 from apd.decoding.loop import DecodeLoop
 from apd.decoding.noise import mix_seed
 from apd.decoding.processing import AllowedTokens
@@ -31,7 +31,7 @@ from apd.decoding.step import PLAIN
 from apd.decoding.strategy import Strategy
 from apd.generation.arguments import Resolver, check_attention, check_row_by_row, fresh_seed, whole_seed
 from apd.generation.batch import Batch, Generated
-from apd.generation.elsewhere import LOADING, refuse_unknown
+from apd.generation.elsewhere import LOADING, refuse_idle_attribute, refuse_unknown
 from apd.generation.infilling import (
     Infilled,
     Part,
@@ -40,6 +40,7 @@ from apd.generation.infilling import (
     infilled,
     lengths_of,
     padded,
+    refuse_without_hole,
     texts_of,
     with_likelihood,
 )
@@ -113,6 +114,7 @@ class APDSampler:
         **knobs: Any,
     ) -> None:
         refuse_unknown(knobs, KNOBS, "APDSampler()", LOADING)
+        check_config(config)
         self.strategy, self.config = settle(strategy, config or APDConfig(), knobs)
         self.drafter: Drafter = as_drafter(drafter, spec, mask_token_id, tokenizer)
         check_attention(self.strategy or apd_of(self.config), self.config, self.drafter)
@@ -183,6 +185,7 @@ class APDSampler:
         own = ("config", "spec", "mask_token_id", "block_size", "dtype", "device_map", "attn_implementation")
         known = [*KNOBS, *PAIR_OPTIONS, *own, "verifier_revision", "strategy"]
         refuse_unknown(knobs_or_loading, known, "from_pretrained()", LOADING)
+        check_config(config)
         knobs = {name: knobs_or_loading.pop(name) for name in KNOBS if name in knobs_or_loading}
         chosen, config = settle(strategy, config or APDConfig(), knobs)  # before anything is loaded
         if verifier is None and (chosen or apd_of(config)).needs_verifier:
@@ -222,6 +225,11 @@ class APDSampler:
         return cls.from_pretrained(str(DRAFTER_DIR), str(VERIFIER_DIR), config=config, **knobs)
 
     from_embedded = from_included  # its name in release 0.1.0
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not hasattr(self, name):  # those of a subclass stay its own
+            refuse_idle_attribute(name, value)
+        super().__setattr__(name, value)
 
     @property
     def device(self) -> torch.device:
@@ -366,7 +374,7 @@ class APDSampler:
             An `Infilled` for a text, a list of them for a list of texts.
 
         Raises:
-            ValueError, TypeError: no tokenizer, parts that are none, or what `generate` refuses.
+            ValueError, TypeError: no tokenizer, parts that are none, a text without a hole, or what `generate` refuses.
 
         Example:
             >>> sampler.infill(["Reverse: [", 3, '"] -> ["Uma"]']).text  # doctest: +SKIP
@@ -385,6 +393,7 @@ class APDSampler:
                 "`infill()` must have a tokenizer, got a sampler without one. Give it one, or use `generate`."
             )
         texts = texts_of(parts)
+        refuse_without_hole(texts)
         has_ranges = any(isinstance(part, range) for text in texts for part in text)
         if (
             has_ranges

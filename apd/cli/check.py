@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+from pathlib import Path
 
 import torch
 
@@ -23,19 +25,42 @@ def run(arguments: argparse.Namespace) -> int:
         ValueError, OSError: the models cannot be loaded.
     """
     check_loading(arguments, ("verifier", *LOADING))
-    text = None
-    if arguments.text is not None:
-        try:
-            text = arguments.text.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--text must be a file of text in UTF-8, got {arguments.text}: {error}.") from None
+    text = None if arguments.text is None else _read(arguments.text)
     set_up(included=arguments.drafter is None)
     report = _report(arguments, text)
     print(report)
     return 1 if report.problems else 0
 
 
-def _report(arguments: argparse.Namespace, text: str | None) -> Report:
+def _read(path: Path) -> str | list[tuple[str, str]]:
+    """The text of a file, or the prompts and answers of its lines if its name ends in .jsonl."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--text must be a file of text in UTF-8, got {path}: {error}.") from None
+    return _pairs(text, path) if path.suffix == ".jsonl" else text
+
+
+def _pairs(text: str, path: Path) -> list[tuple[str, str]]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            pair = record["prompt"], record["answer"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pair = None
+        if pair is None or not all(isinstance(part, str) and part for part in pair):
+            raise UsageError(
+                f'--text FILE.jsonl must have a {{"prompt": "...", "answer": "..."}} in each line, texts that are not empty, got '
+                f"line {number} of {path}: {line[:60]!r}."
+            )
+        found.append(pair)
+    if not found:
+        raise UsageError(f"--text FILE.jsonl must have at least one line, got none in {path}.")
+    return found
+
+
+def _report(arguments: argparse.Namespace, text: str | list[tuple[str, str]] | None) -> Report:
     if arguments.drafter is None:
         return check(APDSampler.from_included(), text=text)
     loading = {name: getattr(arguments, name) for name in LOADING}

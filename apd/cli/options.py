@@ -268,7 +268,8 @@ def add_check(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
         "--text",
         type=Path,
         metavar="FILE",
-        help="try the weights on this plain text, best 500 tokens or more (default: ten built-in prompts)",
+        help="try the weights on this plain text, best 500 tokens or more, or, if it ends in .jsonl, on its lines "
+        '{"prompt": ..., "answer": ...} (default: ten built-in prompts in English)',
     )
     models = check.add_argument_group(
         "models", "directories or hub names; without --drafter, the included pair, which knows list tasks and sums"

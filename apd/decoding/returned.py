@@ -1,7 +1,8 @@
 """Checks of the values that strategies, acceptance rules, sessions and logits processors return.
 
-Only shapes and dtypes are checked, which needs no host sync. Without these checks a wrong shape would be broadcast or cut,
-and the output would be silently wrong.
+Shapes and dtypes are checked everywhere, which needs no host sync. Without these checks a wrong shape would be broadcast or
+cut, and the output would be silently wrong. Values are checked of parts that are not of this package, where they are on the
+host, as in `apd.check`: on a device a step would wait for them.
 """
 
 from __future__ import annotations
@@ -44,6 +45,51 @@ def check_returned(value: object, by: str, shape: tuple[int | None, ...], dtype:
         raise ValueError(
             f"`{by}` must return a tensor of shape [{sizes}], got {list(value.shape)}. Return a value for each row and "
             "position: nothing is broadcast or cut."
+        )
+
+
+def _is_readable(value: Tensor, part: object) -> bool:
+    """Whether a part of the caller's gave the value, which can be read without waiting for a device and is not traced."""
+    of_caller = getattr(part, "__module__", "").partition(".")[0] != "apd"
+    return of_caller and value.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_numbers(values: Tensor, part: object, method: str, *, where: Tensor, fault: Tensor) -> None:
+    """Refuse NaN, with which every comparison is False.
+
+    Args:
+        values: float.
+        part, method: what returned them.
+        where: bool, the values that count.
+        fault: bool, where the model that they are computed from gave no numbers, which is an error of its own.
+
+    Raises:
+        ValueError: a value that counts is NaN.
+    """
+    if _is_readable(values, part) and bool((values.isnan() & where & ~fault).any()):
+        raise ValueError(
+            f"`{name_of(part, method)}` must return numbers, got NaN at a position that can be chosen: every comparison with NaN is "
+            "False. Where a logarithm or a quotient is undefined, write what it should count as."
+        )
+
+
+def check_drawable(tokens: Tensor, part: object, field: str, *, vocab_size: int, mask_token_id: int) -> None:
+    """Refuse ids that no model can draw.
+
+    Args:
+        tokens: int64.
+        part, field: what returned them, and in which field of its result.
+
+    Raises:
+        ValueError: an id is negative, outside the vocabulary or the mask token.
+    """
+    if not _is_readable(tokens, part):
+        return
+    foreign = (tokens < 0) | (tokens >= vocab_size) | (tokens == mask_token_id)
+    if foreign.any():
+        raise ValueError(
+            f"`{name_of(part)}().{field}` must be ids that can be drawn, 0 to {vocab_size - 1} and not the mask token "
+            f"{mask_token_id}, got {int(tokens[foreign][0])}."
         )
 
 

@@ -38,7 +38,7 @@ from apd.decoding.commit import (
 )
 from apd.decoding.pair import Draft, Kernels, ModelPair, concatenate, draw
 from apd.decoding.probability import mix, non_finite
-from apd.decoding.returned import name_of
+from apd.decoding.returned import check_drawable, name_of
 from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Memoryless, StrategySession
@@ -151,6 +151,9 @@ def judge(
     judgement = judgement_of(apd.rule, evidence)
     given = window.gather(state.given) if pair.support.processing.has_holes else None
     accepted = accepted_prefix(judgement, draft.tokens, fault, given, window, previous, judges_first=apd.judges_first)
+    if judgement.replacement is not None:
+        ids = {"vocab_size": pair.support.vocab_size, "mask_token_id": pair.mask_token_id}
+        check_drawable(accepted.tokens, apd.rule, "replacement", **ids)
     return record(
         accepted, evidence, probs=pair.record_probs, scores=pair.record_scores, judges_first=apd.judges_first
     )

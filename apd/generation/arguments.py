@@ -412,16 +412,18 @@ def effective_config(
         # Two names of one limit: a stored `max_new_tokens` does not take precedence over the caller's `max_length`.
         known = [{name: value for name, value in default.items() if name not in _LENGTHS} for default in known]
     config.update(**dict(ChainMap(*known)), defaults_only=True)
-    unused = config.update(**kwargs)
+    idle = {} if kwargs.get("do_sample", config.do_sample) else {name: kwargs.get(name) for name, _, _ in WARPERS}
+    idle = {name: value for name, value in idle.items() if value is not None}
+    unused = config.update(**{name: value for name, value in kwargs.items() if name not in idle})
+    for name, value in idle.items():
+        setattr(config, name, value)  # behind transformers' back, which would warn too, and not say whose line it is
+        warn(f"`{name}` has no effect without `do_sample=True`.")
     rest = {name: value for name, value in unused.items() if name not in REFUSED}
     refuse_unknown(rest, [*SUPPORTED, *KNOBS], "generate()")
     refuse_in_config(config)
     for name, (rule, holds, remedy) in _RULES.items():
         if (value := getattr(config, name)) is not None and not holds(value):
             raise ValueError(f"`{name}` must be {rule}, got {value}. {remedy}.")
-    for name, _, _ in WARPERS:
-        if kwargs.get(name) is not None and not config.do_sample:
-            warn(f"`{name}` has no effect without `do_sample=True`.")
     return config
 
 

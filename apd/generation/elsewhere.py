@@ -6,19 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apd.config import KNOBS
-
-#: Letters of the paper, as they are written in strategy specs, and names that come to mind: the knob that each means.
-LETTERS = {
-    **{knob.letter: name for name, knob in KNOBS.items() if knob.letter},
-    **{knob.spec: name for name, knob in KNOBS.items() if knob.spec and knob.spec != name},
-    "r": "mixture_weight",
-    "weight": "mixture_weight",
-    "apd_mixture_weight": "mixture_weight",
-    "window": "window_size",
-    "max_lookahead": "window_size",
-    "lookahead": "window_size",
-}
+from apd.config import KNOBS, LETTERS, letter_hint
+from apd.kinds import GENERATION
 
 #: Arguments of a call, by what they become. `{value}` is the value that was given.
 _CALL = {
@@ -49,7 +38,7 @@ _CALL = {
     "Encode it first: `inputs = sampler.tokenizer(text, return_tensors='pt')`, then `generate(**inputs)`. "
     "`generate_many` takes text and chats": "prompt prompts text texts messages",
     "Name the verifier when the sampler is made": "verifier verifier_model",
-    "Make the sampler with it, or move the models: `sampler.device` says where they are": "device",
+    "Write device_map={value} where the models are loaded, or move them: `sampler.device` says where they are": "device",
 }
 #: Arguments of loading, likewise.
 _LOADING = {
@@ -100,12 +89,26 @@ def refuse_unknown(
             raise TypeError(f"{where} has no argument `{name}`. {_hint(name, value, known, elsewhere)}")
 
 
+def refuse_idle_attribute(name: str, value: Any) -> None:
+    """Refuse that a sampler is given an attribute by the name of an argument, which no call would read.
+
+    Raises:
+        AttributeError: a knob, also by its letter or misspelt, or a field of a generation configuration.
+    """
+    meant = LETTERS.get(name, name)
+    if meant not in KNOBS and meant not in GENERATION:
+        [meant] = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.85) or [""]
+    if meant:
+        passed = f"{meant}={value!r:.60} to generate()" + ", or make the sampler with it" * (meant in KNOBS)
+        raise AttributeError(
+            f"`{name}` is no attribute of a sampler, got {value!r:.60}: no call would read it. Pass {passed}."
+        )
+
+
 def _hint(name: str, value: Any, known: list[str], elsewhere: Mapping[str, str]) -> str:
     shown = "..." if value is ... else f"{value!r:.60}"
-    if name in LETTERS and LETTERS[name] in known:
-        knob = KNOBS[LETTERS[name]]
-        letter = f" ({knob.letter} of the paper)" if name == knob.letter else ""
-        return f"Write {LETTERS[name]}={shown}{letter}."
+    if LETTERS.get(name) in known:
+        return letter_hint(name, shown)
     if name in elsewhere:
         return elsewhere[name].replace("{value}", shown).replace("{name}", name) + "."
     # A short name is near to many others.

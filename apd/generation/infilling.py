@@ -114,6 +114,19 @@ def texts_of(parts: Any) -> list[list[Part]]:
     return texts
 
 
+def refuse_without_hole(texts: Sequence[Sequence[Part]]) -> None:
+    """Refuse a text in which there is nothing to fill.
+
+    Raises:
+        ValueError: the message has the text, and what a number that is written as text becomes.
+    """
+    for text in texts:
+        if all(isinstance(part, str) for part in text):
+            digits = next((part for part in text if isinstance(part, str) and part.strip().isdecimal()), None)
+            remedy = "Use `generate` to continue a text" if digits is None else f"Write {int(digits)} for {digits!r}"
+            raise ValueError(f"A text must have a hole, a number of masks such as 8, got {list(text)!r}. {remedy}.")
+
+
 def _check_part(part: Any) -> None:
     if isinstance(part, str):
         check_text(part, "A part")

@@ -16,6 +16,9 @@ from apd.show.rows import RowTrace
 from apd.show.trace import Trace
 from apd.text import whole_text
 
+#: Characters of a row's text, and rows, that the `repr` of an output shows.
+_SHOWN, _ROWS_SHOWN = 60, 4
+
 
 @dataclass
 class APDOutput(ModelOutput):
@@ -58,6 +61,14 @@ class APDOutput(ModelOutput):
         if tokenizer is None:
             return None
         return [whole_text(tokenizer, row.tokens, skip_special_tokens=True) for row in self.trace]
+
+    def __repr__(self) -> str:
+        """The beginning of the first rows' text, if there is a tokenizer, and the fields that are set."""
+        fields = [f"{name}={value!r}" for name, value in self.items()]
+        if self.trace is not None and (text := self.text) is not None:
+            begun = [row[:_SHOWN] + "…" * (len(row) > _SHOWN) for row in text[:_ROWS_SHOWN]]
+            fields.insert(0, f"text={begun!r}" + f" (of {len(text)} rows)" * (len(text) > _ROWS_SHOWN))
+        return f"{type(self).__name__}({', '.join(fields)})"
 
 
 @dataclass

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apd.generation.support import warn
+from apd.config import KNOBS
+from apd.generation.elsewhere import refuse_unknown
+from apd.generation.support import REFUSED, SUPPORTED, warn
 from apd.included import BLOCK_DRAFTER_DIR, DRAFTER_DIR
 from apd.included.known import ABOUT, why_unknown
 
@@ -20,11 +22,15 @@ def one_prompt(inputs: Any, kwargs: dict[str, Any]) -> Any:
 
     Raises:
         ValueError: both are given, or neither.
+        TypeError: neither is given, but an argument that is unknown; the message has what it becomes here.
     """
     if inputs is not None and kwargs.get("input_ids") is not None:
         raise ValueError("The prompt must be given once, got both `inputs` and `input_ids`.")
     input_ids = kwargs.pop("input_ids", None)
     if inputs is None and input_ids is None:
+        refuse_unknown(
+            kwargs, [*SUPPORTED, *REFUSED, *KNOBS], "generate()"
+        )  # `prompt=` says more than that there is none
         raise ValueError("`input_ids` must hold at least one prompt token, got none. Start with a BOS or a prompt.")
     return input_ids if inputs is None else inputs
 

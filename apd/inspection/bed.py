@@ -77,14 +77,24 @@ def state_of_rows(
 
 
 def answers(
-    sampler: APDSampler, prompts: list[list[int]], *, batch_size: int, alone: bool = False, **call: Any
+    sampler: APDSampler,
+    prompts: list[list[int]],
+    *,
+    batch_size: int,
+    alone: bool = False,
+    passes: bool = False,
+    **call: Any,
 ) -> Any:
-    """Tokens and end of the answer to each prompt; `alone` decodes each in a call of its own."""
+    """Tokens and end of the answer to each prompt, with `passes` also the forwards of both models; `alone` decodes each in a
+    call of its own."""
     common: dict[str, Any] = {"batch_size": batch_size, "seed": 5, "pad_token_id": 0, **call}
     if alone:
         parts = [sampler.generate_many([p], indices=[i], **common) for i, p in enumerate(prompts)]
-        return [(one.tokens, one.finish) for part in parts for one in part]
-    return [(one.tokens, one.finish) for one in sampler.generate_many(prompts, **common)]
+        found = [one for part in parts for one in part]
+    else:
+        found = list(sampler.generate_many(prompts, **common))
+    forwards = [(one.drafter_forwards, one.verifier_forwards) if passes else () for one in found]
+    return [(one.tokens, one.finish, *each) for one, each in zip(found, forwards, strict=True)]
 
 
 class Broken(ValueError):

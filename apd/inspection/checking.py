@@ -24,6 +24,7 @@ from apd.inspection.stored import Stored, offline
 from apd.inspection.texts import (
     EXAMPLES,
     MOST_ANSWER,
+    MOST_PAIRS,
     MOST_TOKENS,
     Example,
     cut,
@@ -64,7 +65,7 @@ def check(
     Args:
         sampler: the models to check, transformers models both; the verifier may be missing. Or a part of your own.
         text: what the weights are tried on: plain text, at least 48 tokens, better 500; or prompts, each with a good answer that
-            follows it directly. By default ten short prompts in English, code and numbers, as chats where the tokenizer has a
+            follows it directly; of more than 48, as many, evenly spread. By default ten short prompts in English, code and numbers, as chats where the tokenizer has a
             template.
         revision, verifier_revision: with which models of the hub were loaded, to find their files in the cache.
         new_tokens: of a part: tokens of a row, for a model that gives probabilities of complete answers of one length only.
@@ -206,7 +207,8 @@ def _examples(text: Any) -> tuple[Example, ...]:
             f"`text` must be text, or a list of (prompt, answer), two texts each, got {text!r:.100}. Leave it out for the "
             "built-in prompts."
         )
-    return tuple(Example(*pair) for pair in pairs)
+    count = min(len(pairs), MOST_PAIRS)
+    return tuple(Example(*pairs[i * len(pairs) // count]) for i in range(count))
 
 
 def _shortened(stretch: Stretch, most: int) -> Stretch:

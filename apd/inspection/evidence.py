@@ -21,6 +21,7 @@ from torch import Tensor
 from apd.inspection.canvases import WINDOW, CheckedDrafter, Scored, Stretch, canvases, score
 from apd.inspection.readings import Axis, Reading, describe
 from apd.inspection.report import Finding
+from apd.inspection.texts import TEXT_OF_THEIRS
 from apd.models.masked_lm import MaskedLMDrafter
 
 #: A difference counts if it is above this, in nats per token, and above so many standard errors. With 20 readings that are
@@ -199,7 +200,7 @@ def _prediction(weigher: Weigher, best: Reading) -> Finding:
         )  # fmt: skip
     return Finding(
         name, found, expected, "not known",
-        "In no reading is the text likelier than by chance. These weights look untrained: evidence not usable.",
+        f"In no reading is the text likelier than by chance. These weights look untrained: evidence not usable. {TEXT_OF_THEIRS}",
     )  # fmt: skip
 
 

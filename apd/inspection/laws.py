@@ -16,6 +16,7 @@ from apd.generation.output import APDOutput
 from apd.inspection.canvases import Canvas, CheckedDrafter, Scored, Stretch, masked_logits, read, state_of, window_ends
 from apd.inspection.evidence import Margin
 from apd.inspection.report import Finding, Verdict
+from apd.inspection.texts import TEXT_OF_THEIRS
 from apd.models.drafter import MaskedDiffusionDrafter
 from apd.models.verifier import CausalVerifier
 from apd.models.ways import relative_difference
@@ -170,8 +171,8 @@ def next_token(name: str, verifier: CausalVerifier, drafter: CheckedDrafter, str
         return Finding(name, found, expected, "ok")
     return Finding(
         name, found, expected, "not known" if not Margin.of(scored.true - chance).is_clear else "problem",
-        f"The next token is no likelier than tokens of other places ({information}). These weights look untrained for that: "
-        "choose another verifier, or check the checkpoint.",
+        f"The next token is no likelier than tokens of other places ({information}). These weights look untrained for that. "
+        f"{TEXT_OF_THEIRS} Otherwise choose another verifier, or check the checkpoint.",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from apd.decoding.state import DecodeState
 from apd.decoding.strategy import OwnSession
 from apd.decoding.window import Window
 from apd.inspection.bed import Broken, Trial, answers, equal, prompts_of, state_of_rows
+from apd.inspection.lent import Lent
 from apd.kinds import WHOLE
 from apd.sampler import APDSampler
 
@@ -39,7 +40,10 @@ def drafter_laws(trial: Trial, drafter: Any, new_tokens: int) -> None:
     def logits(state: DecodeState, window: Window) -> Tensor:
         session = drafter.open(state)
         check_session(session, f"{trial.part}.open", "logits")
-        return _read(session.logits(state, window), by, window, drafter.vocab_size)
+        lent = Lent(state=state, window=window)
+        found = _read(session.logits(state, window), by, window, drafter.vocab_size)
+        lent.check(by)
+        return found
 
     _shared_laws(trial, prompts, state_of, window_of, logits, by)
     if trial.is_over:
@@ -80,11 +84,15 @@ def verifier_laws(trial: Trial, verifier: Any, new_tokens: int) -> None:
     def read(state: DecodeState, window: Window, draft: Tensor) -> Tensor:
         session = verifier.open(state)
         check_session(session, f"{trial.part}.open", "logits", "score")
+        lent = Lent(state=state, window=window, draft=draft)
         if scores:
             found = session.score(state, window, draft)
             check_returned(found, by, tuple(draft.shape), torch.float32)
-            return found[..., None].clone()
-        return _read(session.logits(state, window, draft), by, window, verifier.vocab_size, may_be_empty=True)
+            found = found[..., None].clone()
+        else:
+            found = _read(session.logits(state, window, draft), by, window, verifier.vocab_size, may_be_empty=True)
+        lent.check(by)
+        return found
 
     def state_of(rows: list[list[int]]) -> DecodeState:
         return _start(rows, drafter, new_tokens)
@@ -158,10 +166,9 @@ def _shared_laws(
     logits: Passes,
     by: str,
 ) -> None:
-    """Laws of both kinds of models: shapes, nothing written, repeatable, rows apart."""
+    """Laws of both kinds of models: shapes, repeatable, rows apart. Every call refuses that its arguments are written to."""
     state = state_of(prompts)
     window = window_of(state)
-    tokens = state.tokens.clone()
     kept: list[Tensor] = []
 
     def shape() -> str:
@@ -169,12 +176,6 @@ def _shared_laws(
         return f"shape {list(kept[0].shape)}"
 
     trial.law("logits", "b m v, finite", shape, needed=True)
-
-    def untouched() -> None:
-        if not torch.equal(state.tokens, tokens):
-            raise Broken(f"`{by}` writes to `state.tokens`. Clone what you change: the state belongs to the loop.")
-
-    trial.law("state", "is not written to", untouched, needed=True)
 
     def repeatable() -> None:
         equal(

@@ -11,7 +11,7 @@ from torch import Tensor
 from apd.config import APDConfig
 from apd.decoding.acceptance import Distribution, Evidence, Judgement, judgement_of
 from apd.decoding.commit import Proposal, check_proposal
-from apd.decoding.pair import ModelPair
+from apd.decoding.pair import Draft, ModelPair
 from apd.decoding.returned import check_session, name_of
 from apd.decoding.sampling import Sampling, Scores
 from apd.decoding.state import DecodeState
@@ -19,7 +19,11 @@ from apd.decoding.step import APD
 from apd.decoding.strategy import check_strategy
 from apd.decoding.window import Window, WindowPolicy, check_window
 from apd.inspection.bed import NEW_TOKENS, Broken, Trial, answers, prompts_of, sampler_of_bed, state_of_rows
+from apd.inspection.lent import Kept, Lent, lend, written
+from apd.inspection.report import Finding
+from apd.strategies.base import Unmasking
 from apd.strategies.checked import Checked
+from apd.strategies.proposers import Marginals, Proposed
 
 _CALL: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "eos_token_id": list(range(1, 5))}
 
@@ -28,7 +32,7 @@ def strategy_laws(trial: Trial, strategy: Any) -> None:
     """A strategy: attributes, proposals, progress, and that its rows keep apart."""
     trial.law("attributes", "those of `Strategy`", lambda: check_strategy(strategy), needed=True)
     if not trial.is_over:
-        _decoding_laws(trial, strategy)
+        _decoding_laws(trial, strategy, strategy)
 
 
 def rule_laws(trial: Trial, rule: Any) -> None:
@@ -36,12 +40,24 @@ def rule_laws(trial: Trial, rule: Any) -> None:
     trial.law("hashable", "a frozen dataclass", lambda: APDConfig(acceptance=rule), needed=True)
     if trial.is_over:
         return
-    spy = _JudgedInParts(rule, trial.part)
-    trial.law("judgement", "accept, `b m` bool", lambda: _decode(APD(0.5, spy), do_sample=True), needed=True)
+    spy, failed = _JudgedInParts(rule, trial.part), list[Exception]()
+
+    def evidence() -> None:
+        try:
+            _decode(APD(0.5, spy), do_sample=True)
+        except Exception as error:  # perhaps for what was written; else the next law says it
+            failed.append(error)
+        spy.raise_if_written()
+
+    def judgement() -> None:
+        for error in failed:
+            raise error
+
+    trial.law("evidence", "is not written to", evidence, needed=True)
+    trial.law("judgement", "accept, `b m` bool", judgement, needed=True)
     trial.law("position by position", "parts as the whole", spy.raise_if_parts_differ)
-    trial.law("evidence", "is not written to", spy.raise_if_written)
     if not trial.is_over:
-        _decoding_laws(trial, APD(0.5, rule))
+        _decoding_laws(trial, APD(0.5, rule), rule)
 
 
 def policy_laws(trial: Trial, policy: Any) -> None:
@@ -67,6 +83,17 @@ def proposer_laws(trial: Trial, proposer: Any) -> None:
         return
     strategy = Checked(proposer=proposer)
     trial.law("guesses", "ids, `b k` int64", lambda: _decode(strategy), needed=True)
+    lent = _LentProposer(proposer, trial.part)
+    trial.law("arguments", "are not written to", lambda: _decode(Checked(proposer=lent)), needed=True)
+    if trial.is_over:
+        return
+    if lent.foreign:
+        size = sampler_of_bed().vocab_size
+        advice = (
+            f"`{trial.part}.propose` guesses {lent.foreign[0]}, which the models of this check do not have. Such a guess counts as "
+            "none, so it was not tried. If your models have no such id either, it is never right."
+        )
+        trial.findings.append(Finding("guessed ids", str(lent.foreign[0]), f"below {size}", "not known", advice))
 
     def exact() -> None:
         for do_sample in (False, True):
@@ -90,23 +117,51 @@ def _decode(strategy: Any, **call: Any) -> Any:
     return answers(sampler, prompts, batch_size=len(prompts), strategy=strategy, **{**_CALL, **call})
 
 
-def _decoding_laws(trial: Trial, strategy: Any) -> None:
+def _decoding_laws(trial: Trial, strategy: Any, part: Any) -> None:
+    """The laws of a strategy; `part` is the caller's, the strategy itself or a rule of it."""
+    kept, first = [Kept(part)], list[Any]()
     watched = _Watched(strategy)
-    trial.law("proposals", "as in `Proposal`", lambda: _decode(watched), needed=True)
+    if isinstance(strategy, Unmasking):
+        trial.law("arguments", "are not written to", lambda: first.extend(_lend(strategy)), needed=True)
+    trial.law("proposals", "as in `Proposal`", lambda: first.append(_decode(watched, passes=True)), needed=True)
+    kept.append(Kept(part))  # what the first call has made
     for do_sample in (False, True):
         how = "sampled" if do_sample else "greedy"
 
         def repeatable(do_sample: bool = do_sample) -> None:
-            first, again = (_decode(strategy, do_sample=do_sample) for _ in range(2))
-            if first != again:
+            again = [_decode(strategy, do_sample=do_sample, passes=True) for _ in range(2)]
+            if any(each != again[0] for each in (again if do_sample else first + again)):
                 raise Broken(
-                    f"`{name_of(strategy)}` gives other tokens when it is called again with the same seeds. Take random numbers from "
-                    "`sampling.noise(state, window, stream)`, and keep nothing of a call on the object."
+                    f"`{name_of(part)}` gives other tokens, or takes other steps, when it is called again with the same seeds. Take random "
+                    "numbers from `sampling.noise(state, window, stream)`, and keep nothing of a call on the object."
                 )
 
         trial.law(f"same twice, {how}", "equal", repeatable)
     if not trial.is_over:
         _batch_law(trial, {"strategy": strategy})
+
+    def remembers_nothing() -> None:
+        in_session = "Keep what a row remembers in the session that `open(state)` returns."
+        remedy = in_session if part is strategy else "A rule is a pure function of its evidence."
+        for each in kept:
+            each.check(name_of(part), remedy)
+
+    trial.law("own attributes", "as before the calls", remembers_nothing)
+
+
+def _lend(strategy: Unmasking) -> list[Any]:
+    """Refuse a strategy whose `choose` or `measure` writes to what it is given. What else is wrong, the next law says.
+
+    Returns:
+        The answers, if a decode gives the same where nothing is watched.
+    """
+    try:
+        found = _decode(_LentUnmasking(strategy), passes=True)
+    except Broken:
+        raise
+    except Exception:  # code of the caller raises anything
+        return []
+    return [found] if type(strategy).propose is Unmasking.propose else []
 
 
 def _batch_law(trial: Trial, call: dict[str, Any]) -> None:
@@ -160,11 +215,20 @@ class _Watched:
 
     def propose(self, state: DecodeState, window: Window, pair: ModelPair, sampling: Sampling) -> Proposal:
         by = f"{self.__name__}.propose"
-        before = {field.name: getattr(state, field.name).clone() for field in dataclasses.fields(state)}
-        proposal: Proposal = self.session.propose(state, window, pair, sampling)
-        for name, value in before.items():
-            if not torch.equal(getattr(state, name), value):
-                raise Broken(f"`{by}` writes to `state.{name}`. Clone what you change: the state belongs to the loop.")
+        lent, kernels = [Lent(state=state, window=window)], pair.kernels
+
+        def draw(*args: Any) -> Draft:
+            draft = kernels.draw(*args)
+            lent.append(lend(draft))
+            return draft
+
+        pair.kernels = dataclasses.replace(kernels, draw=draw)
+        try:
+            proposal: Proposal = self.session.propose(state, window, pair, sampling)
+        finally:
+            pair.kernels = kernels
+        for each in lent:
+            each.check(by)
         window = getattr(proposal, "window", None) or window
         check_proposal(proposal, by, window, probs=pair.record_probs, scores=pair.record_scores)
         chosen = window.within(proposal.chosen)
@@ -191,21 +255,75 @@ class _Watched:
         return proposal
 
 
+class _LentUnmasking(Unmasking):
+    """A strategy whose `measure` and `choose` must leave their arguments as they are."""
+
+    def __init__(self, strategy: Unmasking) -> None:
+        self.strategy, self.__name__, self.__module__ = strategy, name_of(strategy), type(strategy).__module__
+        self.reach, self.counts_steps = strategy.reach, strategy.counts_steps
+        self.left_to_right, self.is_random = strategy.left_to_right, strategy.is_random
+
+    def measure(self, draft: Draft, window: Window) -> Tensor:
+        lent = [lend(draft), Lent(window=window)]
+        found = self.strategy.measure(draft, window)
+        for each in lent:
+            each.check(f"{self.__name__}.measure")
+        return found
+
+    def choose(
+        self, measure: Tensor, candidate: Tensor, state: DecodeState, window: Window, sampling: Sampling
+    ) -> Tensor:
+        lent = Lent(measure=measure, candidate=candidate, state=state, window=window)
+        found = self.strategy.choose(measure, candidate, state, window, sampling)
+        lent.check(f"{self.__name__}.choose")
+        return found
+
+
+class _LentProposer:
+    """A proposer, or its session, that must leave its arguments as they are."""
+
+    def __init__(self, proposer: Any, name: str, session: Any = None, foreign: list[int] | None = None) -> None:
+        self.proposer, self.session, self.__name__ = proposer, session, name
+        #: Guesses that the models do not have, of all sessions.
+        self.foreign: list[int] = [] if foreign is None else foreign
+        self.needs_verifier, self.reads_marginals = proposer.needs_verifier, proposer.reads_marginals
+
+    def open(self, state: DecodeState) -> _LentProposer:
+        return _LentProposer(self.proposer, self.__name__, self.proposer.open(state), self.foreign)
+
+    def select(self, rows: Tensor) -> None:
+        self.session.select(rows)
+
+    def join(self, state: DecodeState) -> None:
+        self.session.join(state)
+
+    def propose(
+        self, state: DecodeState, window: Window, marginals: Marginals | None, pair: ModelPair, sampling: Sampling
+    ) -> Any:
+        lent = Lent(state=state, window=window, marginals=marginals)
+        found = self.session.propose(state, window, marginals, pair, sampling)
+        lent.check(f"{self.__name__}.propose")
+        guesses = found.tokens if isinstance(found, Proposed) else found
+        self.foreign += guesses[guesses >= pair.support.vocab_size].tolist()
+        return found
+
+
 class _JudgedInParts:
     """A rule that is asked again about parts of what it judges, and whether it writes to its evidence."""
 
     def __init__(self, rule: Any, name: str) -> None:
         self.rule, self.__name__ = rule, name
+        self.__module__ = getattr(rule, "__module__", "")  # its values are checked as the caller's are
         self.scores_only = getattr(rule, "scores_only", False)
-        self.differ = self.wrote = False
+        self.differ, self.written = False, list[str]()
 
     def __hash__(self) -> int:
         return id(self)
 
     def __call__(self, evidence: Evidence) -> Judgement:
-        logits = evidence.target.logits.clone()
+        lent = Lent(evidence=evidence)
         judgement = judgement_of(self.rule, evidence)
-        self.wrote |= not torch.equal(evidence.target.logits.nan_to_num(), logits.nan_to_num())
+        self.written += [name for name in [lent.written] if name]
         inside, width = evidence.window.inside, evidence.draft.shape[1]
         for start in range(width):
             part = slice(start, start + 1)
@@ -224,8 +342,8 @@ class _JudgedInParts:
             )
 
     def raise_if_written(self) -> None:
-        if self.wrote:
-            raise Broken(f"`{self.__name__}` writes to the evidence, which others read, too. Clone what you change.")
+        if self.written:
+            raise Broken(written(self.__name__, self.written[0]))
 
 
 def _part(evidence: Evidence, part: slice) -> Evidence:
@@ -257,11 +375,13 @@ def _windows(policy: WindowPolicy, name: str) -> None:
     column, rows = torch.arange(state.width), len(state.rows)
     decided = state.decided | (column < state.frontier[:, None] + 2 * torch.arange(rows)[:, None])
     state = state.with_decided(torch.where(decided & ~state.decided, 3, state.tokens), decided)
+    lent = Lent(state=state)
     ends = list(policy.ends(state))
     if len(ends) != rows or not all(isinstance(end, int) for end in ends):
         raise Broken(
             f"`{name}.ends` must return one whole number per row, got {ends!r:.80}. Use `state.layout`, numbers on the host."
         )
+    lent.check(f"{name}.ends")
     check_window(policy.window(state), state, name)
     for row in range(rows):
         alone = list(policy.ends(state.select(torch.tensor([row]))))

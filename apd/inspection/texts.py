@@ -14,8 +14,17 @@ from apd.models.retokenized import Language
 
 #: Tokens of an answer at most, and of a prompt with its answer.
 MOST_ANSWER, MOST_TOKENS = 48, 512
+#: Prompts with answers of the caller's that are tried at most; of more, as many are taken, evenly spread.
+MOST_PAIRS = 48
 #: Stretches that a text of the caller's is cut into, and their tokens.
 _LEAST_STRETCHES, _MOST_STRETCHES, _LEAST_TOKENS, _TOKENS = 4, 12, 16, 48
+
+
+#: What to do where weights seem to know nothing of the text.
+TEXT_OF_THEIRS = (
+    "If they were trained on other text than this, give some of it: --text FILE, or --text FILE.jsonl with a "
+    '{"prompt": "...", "answer": "..."} per line; in Python text=[(prompt, answer), ...].'
+)
 
 
 class Example(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor
 from apd.decoding.commit import Proposal
 from apd.decoding.pair import Draft, ModelPair, concatenate
 from apd.decoding.probability import gather_tokens
-from apd.decoding.returned import check_returned, name_of
+from apd.decoding.returned import check_numbers, check_returned, name_of
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.strategy import Memoryless
@@ -48,7 +48,9 @@ class Unmasking(Memoryless):
             if pair.record_probs:
                 probs.append(confidence(draft))
         candidate = window.within(~window.gather(state.decided))
-        chosen = self.chosen(concatenate(measures, width), candidate, state, window, sampling)
+        measure, fault = concatenate(measures, width), concatenate(faults, width)
+        check_numbers(measure, self, "measure", where=candidate, fault=fault)
+        chosen = self.chosen(measure, candidate, state, window, sampling)
         return single_model_proposal(
             "drafter",
             draft,
@@ -58,7 +60,7 @@ class Unmasking(Memoryless):
             chosen=chosen,
             decisive=candidate,
             drafted=drafts.tokens,
-            fault=concatenate(faults, width),
+            fault=fault,
             probs=concatenate(probs, width) if probs else None,
         )
 
@@ -97,7 +99,10 @@ class Unmasking(Memoryless):
         Returns:
             `b m` bool; entries outside `candidate` are ignored.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"`{type(self).__name__}` must have the method `choose(measure, candidate, state, window, sampling)`, which says what "
+            "to commit. Define it, or override `propose`."
+        )
 
 
 def single_model_proposal(

@@ -16,6 +16,7 @@ from apd.decoding.pair import Draft, ModelPair
 from apd.decoding.sampling import Sampling
 from apd.decoding.state import DecodeState
 from apd.decoding.window import Window
+from apd.kinds import WHOLE
 from apd.strategies.base import Unmasking, next_token_proposal
 
 
@@ -35,6 +36,12 @@ class _Around(Unmasking):
     aligned: bool = False
 
     def __post_init__(self) -> None:
+        if WHOLE.fits(self.strategy) and isinstance(self.length, Unmasking):
+            name = type(self).__name__
+            raise TypeError(
+                f"`strategy` must come first and `length` behind it, got {self.strategy} first. Write {name}({self.length!r}, "
+                f"{self.strategy}); only the short name has the length first."
+            )
         if not isinstance(self.strategy, Unmasking):
             raise TypeError(
                 f"`strategy` must pick within a block by the state alone, got {self.strategy!r}. Use Confidence, "

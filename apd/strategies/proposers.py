@@ -133,7 +133,7 @@ def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: 
         window: the columns that it was asked for.
 
     Raises:
-        TypeError, ValueError: another shape or dtype.
+        TypeError, ValueError: another shape or dtype, or more columns than there are.
     """
     tokens, probs = proposed if isinstance(proposed, Proposed) else (proposed, None)
     if isinstance(tokens, tuple):
@@ -143,7 +143,11 @@ def checked_guesses(proposed: Proposed | Tensor, by: str, window: Window, pair: 
     if probs is None:
         probs = torch.full(tokens.shape, torch.nan, device=tokens.device)
     check_returned(probs, f"{by}().probs", tuple(tokens.shape), torch.float32)
-    tokens, probs = tokens[:, :width], probs[:, :width]
+    if tokens.shape[1] > width:
+        raise ValueError(
+            f"`{by}` must guess at most the {width} columns of the window, got {tokens.shape[1]}. Return "
+            "`guesses[:, : window.columns.shape[1]]`: what is behind it is never checked."
+        )
     can_be_drawn = (tokens >= 0) & (tokens < pair.support.vocab_size) & (tokens != pair.mask_token_id)
     return tokens.masked_fill(~can_be_drawn, NO_GUESS), probs
 

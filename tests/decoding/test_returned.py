@@ -8,13 +8,14 @@ import torch
 from toy import toy
 from transformers import LogitsProcessor, TemperatureLogitsWarper
 
-from apd import WINO, APDSampler, Autoregressive, Blocks, WindowPolicy
+from apd import WINO, APDSampler, Autoregressive, Blocks, Checked, Judgement, WindowPolicy
 from apd.decoding.acceptance import Coupling
 from apd.decoding.commit import Proposal
 from apd.decoding.step import APD
 from apd.decoding.strategy import Memoryless
 from apd.integrations.scoring import sequential_logprobs
 from apd.strategies import Unmasking
+from apd.strategies.proposers import Stateless
 
 ROWS, WIDTH = 2, 4
 PROMPT = torch.zeros(ROWS, 1, dtype=torch.int64)
@@ -73,6 +74,20 @@ def test_a_choice_is_checked(returned, error, message, wrap) -> None:
 def test_a_measure_is_checked(returned, error) -> None:
     with pytest.raises(error, match=r"`Mine\.measure` must return a tensor of"):
         decode(Mine(measure=returned))
+
+
+def test_a_measure_that_is_not_a_number_is_named() -> None:
+    """Every comparison with NaN is False: the strategy was told that it commits nothing."""
+    with pytest.raises(ValueError, match=r"`Mine\.measure` must return numbers, got NaN"):
+        decode(Mine(lambda candidate: candidate, lambda best: best.log().sqrt()))
+
+
+def test_a_strategy_without_choose_hears_what_is_missing() -> None:
+    class Idle(Unmasking):
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"`Idle` must have the method `choose\(measure, candidate, state,"):
+        decode(Idle())
 
 
 class Changing(Memoryless):
@@ -202,6 +217,49 @@ def test_a_rules_result_is_checked(name, change, error) -> None:
         decode(APD(0.5, rule))
     with pytest.raises(TypeError, match=r"`<lambda>` must return a `Judgement`, got NoneType"):
         decode(APD(0.5, lambda _: None))
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 4, 99999])
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_a_replacement_that_cannot_be_drawn_is_named(wrong, is_recorded) -> None:
+    """It was committed, or torch's index error; 3 is the toy's mask token."""
+    assert toy().drafter.mask_token_id == 3
+
+    def rule(evidence):
+        accept = torch.zeros_like(evidence.draft, dtype=torch.bool)
+        return Judgement(accept, torch.full_like(evidence.draft, wrong))
+
+    message = rf"`rule\(\)\.replacement` must be ids that can be drawn, .* and not the mask token 3, got {wrong}\."
+    with pytest.raises(ValueError, match=message):
+        decode(APD(0.5, rule), return_dict_in_generate=is_recorded)
+
+
+def test_a_replacement_that_is_not_used_may_be_anything() -> None:
+    def rule(evidence):
+        everything = torch.ones_like(evidence.draft, dtype=torch.bool)
+        return Judgement(everything, torch.full_like(evidence.draft, -1))
+
+    assert decode(APD(0.5, rule)).tolist() == decode(APD(1.0)).tolist()
+
+
+# --- proposers
+
+
+class Guessing(Stateless):
+    def __init__(self, width: int) -> None:
+        self.width = width
+
+    def propose(self, state, window, marginals, pair, sampling):
+        return torch.zeros(len(state.rows), self.width, dtype=torch.int64)
+
+
+def test_guesses_behind_the_window_are_refused() -> None:
+    """They were cut without a word."""
+    assert decode(Checked(proposer=Guessing(1))).tolist() == decode("left-to-right").tolist()
+    with pytest.raises(
+        ValueError, match=r"`Guessing\.propose` must guess at most the 4 columns of the window, got 500"
+    ):
+        decode(Checked(proposer=Guessing(500)))
 
 
 # --- models

@@ -88,6 +88,13 @@ def test_the_check_of_a_part_on_the_page_is_the_one_that_is_printed(capsys: pyte
     assert printed in capsys.readouterr().out
 
 
+def test_the_blocks_on_the_page_about_extending_run(capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGES["extending.md"], flags=re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "docs/extending.md", "exec"), {"__name__": "extending"})
+    assert len(blocks) == 2 and "no problem in" in capsys.readouterr().out
+
+
 def test_every_skeleton_is_on_the_page_about_extending() -> None:
     skeletons = {path.name for path in (ROOT / "examples").glob("extend_*.py")}
     listings = re.findall(r"^\[examples/(\w+\.py)\]\(\.\./examples/\1\)$", PAGES["extending.md"], flags=re.MULTILINE)

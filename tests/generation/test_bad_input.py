@@ -4,6 +4,7 @@
 """
 
 import copy
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -429,6 +430,11 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], Any]]] = {
     ),
     "no counts of tokens": (ValueError, "`tokens_per_step` must be at least 1", lambda: LeftToRight([])),
     "blocks of KLASS": (TypeError, "must pick within a block by the state alone", lambda: Blocks(KLASS())),
+    "blocks, length first": (
+        TypeError,
+        r"`strategy` must come first and `length` behind it, got 8 first\. Write Blocks\(Threshold\(.*\), 8\)",
+        lambda: Blocks(8, Threshold(0.9)),
+    ),
     "blocks of WINO": (TypeError, "must pick within a block by the state alone", lambda: Blocks(WINO())),
     "R of APD": (ValueError, r"`mixture_weight` must be in \[0, 1\], got 1.5", lambda: APD(1.5, Coupling())),
     "tau of Coupling": (ValueError, r"`threshold` must be in \[0, 1\], got 3.0", lambda: Coupling(3.0)),
@@ -618,9 +624,26 @@ def test_a_model_after_fully_shard_is_refused(role, process_group):
         APDSampler(**models, spec="dream" if role == "drafter" else None)
 
 
-def test_sampling_arguments_without_do_sample_are_warned_of():
-    with pytest.warns(UserWarning, match="`temperature` has no effect without `do_sample=True`"):
-        generate(temperature=0.7)
+def test_sampling_arguments_without_do_sample_are_warned_of_once():
+    """transformers logged that the argument may be ignored, and then we warned that it has no effect."""
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logger = logging.getLogger("transformers.generation.configuration_utils")
+    type(logger).warning_once.cache_clear()
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for config in (None, GenerationConfig(max_new_tokens=4)):
+                generate(temperature=0.7, top_k=3, generation_config=config)
+        said = [str(each.message) for each in caught]
+        assert said == [f"`{name}` has no effect without `do_sample=True`." for name in ("temperature", "top_k")] * 2
+        assert not logged
+        GenerationConfig().update(temperature=0.7, top_k=3)
+        assert "ignored" in logged[0]  # it would have been seen
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_warnings_point_at_the_caller():

@@ -114,6 +114,13 @@ def test_a_hole_of_unknown_length_is_every_length_and_the_best_comes_first() -> 
         (["a", range(0)], ValueError, r"A range of lengths must hold whole numbers of at least 1, got range\(0, 0\)"),
         (["a", range(1, 100)], ValueError, "may have 64 combinations of lengths, got 99"),
         (["a", 2.5], TypeError, "A part must be a string, a number of masks or a range of numbers, got float 2.5"),
+        (
+            ["a", "3"],
+            ValueError,
+            r"A text must have a hole, a number of masks such as 8, got \['a', '3'\]. Write 3 for '3'.",
+        ),
+        (["a"], ValueError, r"A text must have a hole, .* got \['a'\]. Use `generate` to continue a text."),
+        ([["a", 2], ["b"]], ValueError, r"A text must have a hole, .* got \['b'\]."),
         (["a <mask>", 2], ValueError, "A part must not hold the tokenizer's mask token '<mask>'"),
         (["a", 600, "b"], ValueError, "Prompt and new tokens must fit the drafter's 512 positions"),
         (["\ud800", 2], ValueError, "half a surrogate pair"),

@@ -140,7 +140,9 @@ def test_untrained_weights_are_called_so(copied: Callable[..., Path]) -> None:
     shutil.copy(DRAFTER_DIR / "config.json", path)
     report = drafter_report(path)
     assert not report.problems
-    assert "look untrained: evidence not usable" in found(report, "weights: text").advice
+    advice = found(report, "weights: text").advice
+    assert "look untrained: evidence not usable" in advice
+    assert '--text FILE.jsonl with a {"prompt": "...", "answer": "..."} per line' in advice
 
 
 def test_text_that_the_tokenizer_does_not_know_is_no_evidence() -> None:
@@ -273,8 +275,29 @@ def test_wrong_usage_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert "--spec without --drafter" in capsys.readouterr().err
     assert main(["check", "--text", str(tmp_path / "none.txt")]) == 2
     assert "--text must be a file of text" in capsys.readouterr().err
+    lines = tmp_path / "lines.jsonl"
+    for text, told in (
+        ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}', "got line 2 of"),
+        ('{"prompt": "a", "answer": ""}', "texts that are not empty, got line 1 of"),
+        ("plain text", "got line 1 of"),
+        ("", "at least one line, got none"),
+    ):
+        lines.write_text(text)
+        assert main(["check", "--text", str(lines)]) == 2
+        assert told in capsys.readouterr().err
     assert main(["check", "--drafter", str(DRAFTER_DIR), "--spec", "none"]) == 1
     assert "`spec` must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "tried"), [(2, 2), pytest.param(60, 48, marks=pytest.mark.slow)])
+def test_lines_of_prompts_and_answers_are_text_of_ones_own(
+    count: int, tried: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lines = tmp_path / "lines.jsonl"
+    pairs = [(TASKS * 12)[i] for i in range(count)]
+    lines.write_text("".join(json.dumps({"prompt": prompt, "answer": answer}) + "\n" for prompt, answer in pairs))
+    assert main(["check", "--drafter", str(DRAFTER_DIR), "--text", str(lines), "--device-map", "cpu"]) == 0
+    assert f"your prompts and answers, {tried} stretches" in capsys.readouterr().out
 
 
 def test_the_help_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

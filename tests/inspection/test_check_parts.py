@@ -1,6 +1,7 @@
 """`apd.check` of parts of one's own: what is sound has no problem, and each fault is told in a sentence."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -228,6 +229,87 @@ class Unseeded(Choosing):
     pass
 
 
+class Writes(Unmasking):
+    """Writes to what `measure` or `choose` is given."""
+
+    def __init__(self, draft: Any = None, choice: Any = None) -> None:
+        self.draft, self.choice = draft or (lambda draft: None), choice or (lambda measure, candidate: None)
+
+    def measure(self, draft, window):
+        found = super().measure(draft, window)
+        self.draft(draft)
+        return found
+
+    def choose(self, measure, candidate, state, window, sampling):
+        chosen = candidate & (candidate.cumsum(1) == 1)
+        self.choice(measure, candidate)
+        return chosen
+
+
+class Undefined(Unmasking):
+    def measure(self, draft, window):
+        return super().measure(draft, window).log().sqrt()
+
+    def choose(self, measure, candidate, state, window, sampling):
+        return candidate & (measure < 1)
+
+
+class Rewrites(Writes):
+    """Writes to its draft in a `propose` of its own."""
+
+    def propose(self, state, window, pair, sampling):
+        [(_, draft)] = pair.draft(state, window, sampling)
+        proposal = super().propose(state, window, pair, sampling)
+        draft.logits.zero_()
+        return proposal
+
+
+class Counts(Unmasking):
+    """Its n-th step commits n tokens: what it gives depends on the calls before."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def choose(self, measure, candidate, state, window, sampling):
+        self.n += 1
+        return candidate & (candidate.cumsum(1) <= self.n)
+
+
+class Wears(Unmasking):
+    """Is slower after the first call, and has nothing on the object to show for it."""
+
+    age: list[int] = []  # noqa: RUF012  # of the class
+
+    def choose(self, measure, candidate, state, window, sampling):
+        self.age.append(1)
+        return candidate & (candidate.cumsum(1) <= (4 if len(self.age) < 3 else 1))
+
+
+class Sums(Unmasking):
+    """Keeps a tensor of its own up to date, which decides nothing."""
+
+    def __init__(self) -> None:
+        self.seen = {"tokens": torch.zeros(())}
+
+    def choose(self, measure, candidate, state, window, sampling):
+        self.seen["tokens"] += candidate.sum()
+        return candidate
+
+
+class Ring(Unmasking):
+    """Sound: has itself and its work sheet among its attributes, and computes one of them when it is first asked."""
+
+    def __init__(self) -> None:
+        self.own, self.sheet = [self], {"least": torch.tensor([0.3])}
+
+    @functools.cached_property
+    def least(self) -> torch.Tensor:
+        return self.sheet["least"]
+
+    def choose(self, measure, candidate, state, window, sampling):
+        return candidate & ((measure > self.least) | (candidate.cumsum(1) == 1))
+
+
 class Bare:
     def propose(self, *args):
         pass
@@ -265,16 +347,47 @@ class Policy(WindowPolicy):
 
 
 class Proposer(Stateless):
-    def __init__(self, guess: Any) -> None:
-        self.guess = guess
+    reads_marginals = True
+
+    def __init__(self, guess: Any, write: Any = None) -> None:
+        self.guess, self.write = guess, write
 
     def propose(self, state, window, marginals, pair, sampling):
+        if self.write is not None and marginals is not None:
+            self.write(marginals)
         return self.guess(state, window)
 
 
 def neighbours(evidence: Any) -> Any:
     p = evidence.target.logprob(evidence.draft).exp()
     return Judgement(p > p.mean(1, keepdim=True))
+
+
+def writing(write: Any) -> Rule:
+    """A rule that accepts everything, and writes to its evidence."""
+
+    def judge(evidence: Any) -> Any:
+        accept = torch.ones_like(evidence.draft, dtype=torch.bool)
+        write(evidence)
+        return Judgement(accept)
+
+    return Rule(judge)
+
+
+def nothing(state: Any, window: Any) -> Any:
+    return torch.full_like(window.columns, -1)
+
+
+@dataclass(frozen=True)
+class Tallies:
+    """A rule that counts, on a list that its frozen field holds."""
+
+    seen: list[int]
+    __hash__ = object.__hash__
+
+    def __call__(self, evidence):
+        self.seen.append(1)
+        return Judgement(torch.ones_like(evidence.draft, dtype=torch.bool))
 
 
 def ghost(**changes: Any) -> ModelSpec:
@@ -329,7 +442,7 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Unseeded(
             lambda measure, candidate: candidate & ((torch.rand(candidate.shape) < 0.3) | (candidate.cumsum(1) == 1))
         ),
-        "`Unseeded` gives other tokens when it is called again with the same seeds.",
+        "`Unseeded` gives other tokens, or takes other steps, when it is called again with the same seeds.",
     ),
     "along rows": (
         lambda: Choosing(
@@ -351,6 +464,56 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Rule(lambda e: Judgement(e.draft)),
         "`Rule().accept` must return a tensor of bool, got torch.int64",
     ),
+    "draft zeroed by a rule": (
+        lambda: writing(lambda evidence: evidence.draft.zero_()),
+        "`Rule` writes to `evidence.draft`. Clone what you change: it belongs to others",
+    ),
+    "drafter changed by a rule": (
+        lambda: writing(lambda evidence: evidence.drafter.logits.mul_(2)),
+        "`Rule` writes to `evidence.drafter.logits`.",
+    ),
+    "scores changed by a rule": (
+        lambda: writing(lambda evidence: evidence.target.scores.values.add_(1)),
+        "`Rule` writes to `evidence.target.",
+    ),
+    "rows moved by a rule": (
+        lambda: writing(lambda evidence: evidence.state.frontier.add_(1)),
+        "`Rule` writes to `evidence.state.frontier`.",
+    ),
+    "draft changed by measure": (
+        lambda: Writes(lambda draft: draft.tokens.fill_(3)),
+        "`Writes.measure` writes to `draft.tokens`.",
+    ),
+    "log-probabilities changed by measure": (
+        lambda: Writes(lambda draft: draft.logprobs.exp_()),
+        "`Writes.measure` writes to `draft.logprobs`.",
+    ),
+    "candidates changed by choose": (
+        lambda: Writes(choice=lambda measure, candidate: candidate.zero_()),
+        "`Writes.choose` writes to `candidate`.",
+    ),
+    "draft changed by propose": (Rewrites, "`Rewrites.propose` writes to `draft.logits`."),
+    "marginals changed by a proposer": (
+        lambda: Proposer(nothing, lambda marginals: marginals.logits.zero_()),
+        "`Proposer.propose` writes to `marginals.logits`.",
+    ),
+    "a replacement that no model has": (
+        lambda: Rule(
+            lambda e: Judgement(torch.zeros_like(e.draft, dtype=torch.bool), torch.full_like(e.draft, 99999))
+        ),
+        "`Rule().replacement` must be ids that can be drawn, 0 to 31 and not the mask token 31, got 99999.",
+    ),
+    "a measure of NaN": (
+        Undefined,
+        "`Undefined.measure` must return numbers, got NaN",
+    ),
+    "a counter": (Counts, "`Counts.n` changes while it decodes, from 0 to "),
+    "a rule that counts": (
+        lambda: Tallies([]),
+        "calls may overlap. A rule is a pure function of its evidence.",
+    ),
+    "a counter of the class": (Wears, "`Wears` gives other tokens, or takes other steps, when it is called again"),
+    "a tensor kept": (Sums, "`Sums.seen.tokens` changes while it decodes, from tensor(0.) to tensor("),
     "empty windows": (
         lambda: Policy(lambda state: state.layout.frontier),
         "`Policy.ends` must end each row's window behind its frontier and at most at the row's end, 5 to 12 in row 0, got 4.",
@@ -371,7 +534,8 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing": (lambda: 3, "`check` must be given an APDSampler, or a drafter, verifier, strategy"),
 }
 FAST = ("narrow logits", "rows entangled", "kept tensors", "a verifier that peeks", "nothing chosen", "not a prefix", "no judgement",
-        "empty windows", "a class")  # fmt: skip
+        "empty windows", "a class", "draft zeroed by a rule", "draft changed by measure", "marginals changed by a proposer",
+        "a counter", "a tensor kept")  # fmt: skip
 
 
 def said_of(part: Any) -> str:
@@ -394,9 +558,16 @@ def test_every_fault_is_told_in_a_sentence(fault: str) -> None:
     assert sentence in said_of(make())
 
 
+def test_guesses_that_the_check_has_no_ids_for_are_not_called_right() -> None:
+    report = apd.check(Proposer(lambda state, window: torch.full_like(window.columns, 10**6)))
+    assert not report.problems
+    [said] = [finding.advice for finding in report if finding.verdict == "not known"]
+    assert said.startswith("`Proposer.propose` guesses 1000000, which the models of this check do not have.")
+
+
 def test_the_part_itself_is_sound() -> None:
     """What is broken above differs from it by one fault."""
-    assert not problems(Drafter()) and not problems(Learned())
+    assert not problems(Drafter()) and not problems(Learned()) and not problems(Ring())
     assert not problems(Choosing(lambda measure, candidate: candidate & (candidate.cumsum(1) == 1)))
 
 
