@@ -79,9 +79,7 @@ def own_job(arguments: argparse.Namespace) -> Job:
 
     def print_tables(drafter: Path, verifier: Path, count: int) -> None:
         own.print_tables(lines, drafter, verifier, source.shape.canvas, count)
-        print(
-            f"\napd generate --drafter {drafter} --verifier {verifier} --max-new-tokens {source.shape.canvas} --prompt ..."
-        )
+        print(f"\napd generate --drafter {drafter} --verifier {verifier} --prompt ...")
 
     return Job(
         tokenizer=tokenizer,
@@ -121,7 +119,9 @@ def train_one(name: str, job: Job, arguments: argparse.Namespace, folder: Path, 
     ended = time.perf_counter(), time.process_time()
     wall, cpu = ((now - then) / 60 for now, then in zip(ended, started, strict=True))
     print(f"{name}: {wall:.1f} minutes, {cpu:.1f} CPU minutes in this run")
-    export(network, job.tokenizer, folder, name == "drafter", block_size)
+    is_drafter = name == "drafter"
+    new_tokens = job.source.shape.canvas if is_drafter else None
+    export(network, job.tokenizer, folder, is_drafter, block_size, new_tokens)
 
 
 def parse() -> argparse.Namespace:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.cli.answers import load, sampling
+from apd.cli.checkpoints import settle_new_tokens, too_many
 from apd.cli.generate import processes_of
 from apd.cli.report import say
 from apd.cli.settings import set_up
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         if processes.num_processes > 1:
             raise UsageError(f"`apd chat` takes one process, got {processes.num_processes}.")
         set_up(included=arguments.drafter is None)
+        settle_new_tokens(arguments)
         sampler = load(arguments, config, chats=arguments.system is not None)
         chat = Chat(sampler, arguments)
         is_terminal = sys.stdin.isatty()
@@ -233,6 +235,9 @@ class Chat:
     def _max_new_tokens(self, text: str) -> None:
         if text:
             self.settings["max_new_tokens"] = _read(WHOLE_NUMBER, "max_new_tokens", text, least=1)
+            stored = getattr(self.sampler.drafter, "generation_config", None)
+            if told := too_many(self.settings["max_new_tokens"], getattr(stored, "max_new_tokens", None)):
+                say(told)
         say(f"max_new_tokens = {self.settings['max_new_tokens']}")
 
     def _seed(self, text: str) -> None:

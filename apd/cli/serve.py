@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from apd.cli.answers import load
+from apd.cli.checkpoints import NEW_TOKENS, settle_new_tokens
 from apd.cli.parsing import flag
 from apd.cli.settings import set_up
 from apd.cli.usage import UsageError, check_usage, config_of, sampling_of
@@ -36,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     settings = _settings(arguments)
     _check_extra()
     set_up(included=arguments.drafter is None)
+    settle_new_tokens(arguments)
+    settings = replace(settings, max_new_tokens=arguments.max_new_tokens)
     if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():
         arguments.device_map = "cuda"
     sampler = load(arguments, config)
@@ -72,7 +76,7 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         model_name=arguments.served_model_name or _name(arguments.drafter),
         max_batch_size=arguments.max_batch_size,
         max_queue=arguments.max_queue,
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=arguments.max_new_tokens or NEW_TOKENS,
         max_length=arguments.max_length,
         request_timeout=arguments.request_timeout,
         drain_timeout=arguments.drain_timeout,

@@ -58,11 +58,9 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError("--input and --output go together: prompts are read from one file, results go to the other.")
     if arguments.show_steps and arguments.input:
         raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
-    if arguments.max_new_tokens is None:
-        arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
     rows = "batch_size" if given["batch_size"] is not None else "max_batch_size"
     for name, least in ((rows, 1), ("max_new_tokens", 0 if "text" in given else 1)):
-        if given[name] < least:
+        if given[name] is not None and given[name] < least:
             raise UsageError(f"{flag(name)} must be at least {least}, got {given[name]}.")
     useless = [flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
     if useless:

@@ -16,8 +16,12 @@ def export(
     directory: Path,
     is_drafter: bool,
     block_size: int | None = None,
+    new_tokens: int | None = None,
 ) -> None:
-    """Write bfloat16 weights, tokenizer and config; a drafter's config is Dream's or Fast-dLLM v2's, field by field."""
+    """Write bfloat16 weights, tokenizer and config; a drafter's config is Dream's or Fast-dLLM v2's, field by field.
+
+    `new_tokens` is the number of masks that a drafter was trained on: the default of `max_new_tokens`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
     tokenizer_config = json.loads((directory / "tokenizer_config.json").read_text())
@@ -78,3 +82,7 @@ def export(
             "use_mrope": False,
         }
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if new_tokens is not None:
+        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        text = json.dumps(ids | {"max_new_tokens": new_tokens}, indent=2, sort_keys=True)
+        (directory / "generation_config.json").write_text(text + "\n")

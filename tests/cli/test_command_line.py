@@ -311,6 +311,22 @@ def test_a_prompt_that_the_included_pair_does_not_know_is_noted(capsys: pytest.C
     assert "its list has 2 names, not 3 to 6" in capsys.readouterr().err
 
 
+def test_an_answer_is_as_long_as_the_drafter_was_trained_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Among 256 masks a drafter that was trained with 32 answered with nothing, and nobody said why."""
+    pair = ["--drafter", str(DRAFTER_DIR), "--verifier", str(VERIFIER_DIR)]
+    ask = ["generate", "--prompt", EXAMPLE_PROMPTS[1], *pair]
+    assert main(ask) == 0
+    out, err = capsys.readouterr()
+    assert out == '["Max", "Dora", "Carl"]\n' and "warning" not in err
+    assert main([*ask, "--max-new-tokens", "48"]) == 0
+    assert "--max-new-tokens 48 is more than the 32 of the drafter's generation_config" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/max-new-tokens 32\n/max-new-tokens 48\n"))
+    assert main(["chat", *pair]) == 0
+    assert capsys.readouterr().err.count("more than the 32") == 1
+
+
 # ---------------------------------------------------------------- conversations
 
 

@@ -47,7 +47,9 @@ def test_a_pair_of_ones_own_is_trained_measured_and_loaded(
     printed = capsys.readouterr().out
     assert "zeros are expected" in printed
     assert "| held out (4 lines) |" in printed and "| trained on (4 lines) |" in printed
-    assert "--drafter pair/drafter --verifier pair/verifier --max-new-tokens 8 " in printed
+    assert "--drafter pair/drafter --verifier pair/verifier --prompt" in printed
+    stored = [tmp_path / "pair" / name / "generation_config.json" for name in ("drafter", "verifier")]
+    assert json.loads(stored[0].read_text())["max_new_tokens"] == 8 and not stored[1].exists()
     assert before == {path: path.stat().st_mtime_ns for path in DRAFTER_DIR.parent.rglob("*.safetensors")}
 
 
