@@ -34,7 +34,7 @@ _HELP = """\
 /max-new-tokens N, /seed N
 /system TEXT    set the system message; needs a chat template
 /reset          forget the conversation, keep the system message and the settings
-/save FILE      write the conversation as a line for `apd generate --input`
+/save FILE      write the conversation for `apd generate --input`: a line of messages; without a chat template a line per prompt
 /quit           end; so does Ctrl-D. Ctrl-C stops an answer and keeps the conversation
 Without a value, a command says what is set."""
 
@@ -264,12 +264,17 @@ class Chat:
             raise ValueError("/save needs a file, such as /save chat.jsonl.")
         if not any(message["role"] == "assistant" for message in self.messages):
             raise ValueError("there is nothing to save yet.")
+        said = [message["content"] for message in self.messages]
+        rows: list[dict[str, Any]] = [{"messages": self.messages}]
+        if not self.has_template:  # then every line was a prompt of its own, and there is no system message
+            rows = [{"prompt": asked, "answer": told} for asked, told in zip(said[::2], said[1::2], strict=True)]
         try:
             with Path(text).expanduser().open("x", encoding="utf-8") as file:
-                file.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except FileExistsError:
             raise ValueError(f"{text} exists, and nothing is overwritten. Choose another file.") from None
-        say(f"{number(len(self.messages), 'message')} → {text}")
+        what = number(len(said), "message") if self.has_template else number(len(rows), "prompt")
+        say(f"{what} → {text}")
 
 
 def _read(form: Any, name: str, text: str, *, least: float | None = None) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from apd.cli.answers import decode, load
+from apd.cli.answers import decode, load, readable
 from apd.cli.progress import progress
 from apd.cli.report import say
 from apd.cli.results import (
@@ -48,10 +48,12 @@ class Task:
     Attributes:
         read_line: line → what it asks for and the fields of its result, or a ValueError.
         decode: (sampler, prompts, arguments, on_error) → pairs of index and fields of a result, see `answers.decode`.
+        check: (what is asked, tokenizer) → a ValueError if it cannot be read, before weights are.
     """
 
     read_line: Callable[[bytes], tuple[Any, Row]]
     decode: Callable[..., Iterator[tuple[int, Row]]]
+    check: Callable[[Any, Any], object] = lambda asked, tokenizer: None
 
 
 def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
@@ -207,8 +209,14 @@ def _answer_share(
         _report_skipped(complaint)
         bar.update()
 
-    chats = arguments.chat or any("messages" in prompt.fields for prompt in share)
-    sampler = load(arguments, config, chats=chats)
+    def check(tokenizer: Any) -> None:
+        for prompt in share if arguments.on_error == "stop" else ():
+            try:
+                task.check(prompt.asked, tokenizer)
+            except ValueError as error:
+                refused(prompt.index, error)
+
+    sampler = load(arguments, config, chats=arguments.chat, check=check)
     fields = {prompt.index: prompt.fields for prompt in share}
     of_many = f"process 1 of {processes.num_processes}" if processes.num_processes > 1 else None
     is_hidden = not processes.is_main_process or (arguments.output == STANDARD and sys.stdout.isatty())
@@ -265,4 +273,4 @@ def _result(answer: Generated) -> Row:
 
 
 #: `apd generate`.
-GENERATE = Task(prompt_of, _generated)
+GENERATE = Task(prompt_of, _generated, readable)

@@ -207,6 +207,37 @@ def test_messages_are_answered_and_come_back(tmp_path: Path, chatting: Path, sam
     assert [first["text"], second["text"]] == wanted and first["messages"] == messages
 
 
+def test_what_a_chat_saves_is_read_without_a_chat_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    saved, output = tmp_path / "saved.jsonl", tmp_path / "out.jsonl"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*EXAMPLE_PROMPTS[1:3], f"/save {saved}"])))
+    assert main(["chat"]) == 0 and "2 prompts → " in capsys.readouterr().err
+    with saved.open("a") as file:  # the same prompt as a chat
+        file.write(json.dumps({"messages": [{"role": "user", "content": EXAMPLE_PROMPTS[1]}]}) + "\n")
+    assert main(["generate", "--input", str(saved), "--output", str(output)]) == 0
+    first, second, third = read(output)
+    assert (first["text"].strip(), second["text"].strip()) == (first["answer"], second["answer"])
+    assert third["text"] == first["text"] and third["messages"][0]["content"] == first["prompt"]
+
+
+def test_a_longer_chat_without_a_template_is_named_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    chat = [{"role": role, "content": "Hello."} for role in ("user", "assistant", "user")]
+    source, output = (
+        written(tmp_path / "in.jsonl", {"prompt": EXAMPLE_PROMPTS[1]}, {"messages": chat}),
+        tmp_path / "out",
+    )
+    ask = ["generate", "--input", str(source), "--output", str(output)]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):  # and no weights
+        shutil.copy(DRAFTER_DIR / name, tmp_path)
+    for drafter in ([], ["--drafter", str(tmp_path), "-R", "1"]):
+        assert main([*ask, *drafter]) == 1
+        assert "in.jsonl, line 2: A chat needs a chat template" in capsys.readouterr().err
+    assert main([*ask, "--on-error", "skip"]) == 0 and [row["index"] for row in read(output)] == [0]
+
+
 @pytest.mark.parametrize(
     "line",
     [
