@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from apd.generation.many import Generated
 from apd.models.loading import load_tokenizer
 from apd.sampler import APDSampler
 
+INCLUDED = "the included pair"
 #: A hole in a text: its length, or its shortest and its longest.
 HOLE = r"<mask:([0-9]{1,9})(?:-([0-9]{1,9}))?>"
 
@@ -40,7 +42,7 @@ def load(
     given = vars(arguments)
     if arguments.drafter is None:
         sampler = APDSampler.from_included(config, strategy=arguments.strategy)
-        _check_tokenizer(sampler.tokenizer, "the included pair", chats=chats)
+        _check_tokenizer(sampler.tokenizer, INCLUDED, chats=chats)
         check(sampler.tokenizer)
     else:
         if str(arguments.device_map).startswith("cuda") and not torch.cuda.is_available():
@@ -57,6 +59,11 @@ def load(
 
 def _check_tokenizer(tokenizer: Any, of: str, *, chats: bool) -> None:
     if tokenizer is None:
+        if of != INCLUDED and not os.path.isdir(of):
+            raise ValueError(
+                f"{of} is no folder here, and no model of the hub with tokenizer files that can be reached or is in the cache. "
+                "Check the name."
+            )
         raise ValueError(f"{of} has no tokenizer files. Put the tokenizer's files beside the weights.")
     if chats and not getattr(tokenizer, "chat_template", None):
         raise ValueError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apd.cli.answers import load, sampling
-from apd.cli.checkpoints import settle_new_tokens, too_many
+from apd.cli.checkpoints import check_places, settle_new_tokens, too_many
 from apd.cli.generate import processes_of
 from apd.cli.report import say
 from apd.cli.settings import set_up
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     with processes_of(arguments) as processes:
         if processes.num_processes > 1:
             raise UsageError(f"`apd chat` takes one process, got {processes.num_processes}.")
+        check_places(arguments)
         set_up(included=arguments.drafter is None)
         settle_new_tokens(arguments)
         sampler = load(arguments, config, chats=arguments.system is not None)

@@ -7,6 +7,7 @@ import dataclasses
 
 import torch
 
+from apd.cli.checkpoints import check_places
 from apd.cli.settings import set_up
 from apd.cli.usage import LOADING, UsageError, check_loading
 from apd.inspection import Report, check
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
             text = arguments.text.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--text must be a file of text in UTF-8, got {arguments.text}: {error}.") from None
+    check_places(arguments)
     set_up(included=arguments.drafter is None)
     report = _report(arguments, text)
     print(report)

@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from apd.cli.report import say
 
 #: New tokens of an answer where neither the options nor the drafter's generation_config.json name a number.
 NEW_TOKENS = 256
+
+
+def check_places(arguments: argparse.Namespace) -> None:
+    """Refuse a `--drafter` and a `--verifier` that are no folder and can be no hub name, or whose folder holds no checkpoint.
+
+    Raises:
+        FileNotFoundError: the message names the option, and a checkpoint one level down.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    for role in ("drafter", "verifier"):
+        given = getattr(arguments, role)
+        if given is None:
+            continue
+        place = Path(given)
+        if place.is_dir():
+            inner = {path.name: path for path in sorted(place.iterdir()) if (path / "config.json").is_file()}
+            if inner and not (place / "config.json").is_file():
+                meant = inner.get(role) or next(iter(inner.values()))
+                raise FileNotFoundError(
+                    f"--{role} must be a checkpoint's folder, got {given}, which has no config.json. Did you mean {meant}?"
+                )
+            continue
+        if place.exists():
+            raise FileNotFoundError(f"--{role} must be a checkpoint's folder, got the file {given}. Name its folder.")
+        try:
+            validate_repo_id(given)
+        except HFValidationError:
+            raise FileNotFoundError(f"--{role} must be a folder or a hub name, got {given}: no such folder.") from None
 
 
 def settle_new_tokens(arguments: argparse.Namespace, *, is_told: bool = True) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from apd.cli.answers import decode, load
-from apd.cli.checkpoints import settle_new_tokens
+from apd.cli.checkpoints import check_places, settle_new_tokens
 from apd.cli.files import GENERATE, Task, answer_file, answer_to_stdout
 from apd.cli.report import say
 from apd.cli.results import Prompt
@@ -53,6 +53,7 @@ def answer(
     with processes_of(arguments) as processes:
         if arguments.input is None and processes.num_processes > 1:
             raise UsageError(f"{one} takes one process, got {processes.num_processes}. Use --input and --output.")
+        check_places(arguments)
         set_up(included=arguments.drafter is None)
         settle_new_tokens(arguments, is_told=processes.is_main_process)
         if arguments.input is not None:

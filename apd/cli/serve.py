@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from apd.cli.answers import load
-from apd.cli.checkpoints import NEW_TOKENS, settle_new_tokens
+from apd.cli.checkpoints import NEW_TOKENS, check_places, settle_new_tokens
 from apd.cli.parsing import flag
 from apd.cli.settings import set_up
 from apd.cli.usage import UsageError, check_usage, config_of, sampling_of
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_usage(arguments)
     settings = _settings(arguments)
     _check_extra()
+    check_places(arguments)
     set_up(included=arguments.drafter is None)
     settle_new_tokens(arguments)
     settings = replace(settings, max_new_tokens=arguments.max_new_tokens)

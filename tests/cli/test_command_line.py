@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -135,6 +136,36 @@ def test_without_tokenizer_files_no_weights_are_read(tmp_path: Path, capsys: pyt
     shutil.copy(DRAFTER_DIR / "config.json", tmp_path)
     assert main(["generate", "--prompt", "x", "--drafter", str(tmp_path), "--verifier", str(VERIFIER_DIR)]) == 1
     assert "has no tokenizer files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "said"),
+    [
+        ("--drafter", "./nowhere", "--drafter must be a folder or a hub name, got ./nowhere: no such folder."),
+        ("--drafter", "a/b/c", "got a/b/c: no such folder."),
+        ("--verifier", "./nowhere", "--verifier must be a folder or a hub name, got ./nowhere: no such folder."),
+        ("--drafter", "pair", "got pair, which has no config.json. Did you mean pair/drafter?"),
+        ("--verifier", "pair", "got pair, which has no config.json. Did you mean pair/verifier?"),
+        ("--drafter", "pair/drafter/config.json", "got the file pair/drafter/config.json. Name its folder."),
+    ],
+)
+def test_a_folder_that_is_none_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    option: str,
+    given: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, path in {"drafter": DRAFTER_DIR, "verifier": VERIFIER_DIR}.items():
+        (tmp_path / "pair" / name).mkdir(parents=True)
+        shutil.copy(path / "config.json", tmp_path / "pair" / name)
+    options = {"--drafter": "pair/drafter", "--verifier": "pair/verifier", option: given}
+    asked = [word for pair in options.items() for word in pair]
+    for command in (["generate", "--prompt", "x"], ["check"]):
+        assert main([*command, *asked]) == 1
+        assert said.replace("/", os.sep) in capsys.readouterr().err.replace("/", os.sep)
 
 
 def test_messages_are_wrapped_at_words_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
