@@ -21,8 +21,10 @@ from apd.cli import main
 from apd.cli.app import parser
 from apd.cli.chat import Chat
 from apd.cli.demo import Comparison, Run, table
+from apd.cli.parsing import _meant
 from apd.cli.report import say
 from apd.cli.stream import Shown
+from apd.generation.elsewhere import CALL, LOADING
 from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.included.tasks import EXAMPLES
 from apd.show.terminal import console
@@ -68,6 +70,19 @@ def read(path: Path) -> list[dict[str, Any]]:
         ("generate --prompt x --R=0.5", "there is no option --R. Write --mixture-weight 0.5."),
         ("generate --prompt x --gen-length 64", "there is no option --gen-length. Write --max-new-tokens 64."),
         ("generate --prompt x --steps 64", "there is no option --steps. The number of steps follows from what"),
+        ("generate --prompt x --steps 64", "A fixed one is --strategy confidence:K, K tokens per step"),
+        ("generate --prompt x --tokens-per-step 2", "Write --strategy confidence:2."),
+        ("generate --model Dream", "there is no option --model. Write --drafter Dream."),
+        ("infill --prompt x", "there is no option --prompt. Write --text x."),
+        (
+            "generate --prompt x --correction maybe",
+            "--correction takes no value, got 'maybe'. Write --correction or --no-",
+        ),
+        ("generate --prompt x --do-sample=true", "--do-sample takes no value, got 'true'. Write --do-sample."),
+        (
+            "generate --prompt x --correction=on",
+            "--correction takes no value, got 'on'. Write --correction or --no-corr",
+        ),
         ("generate --drafter x --torch_dtype float16", "there is no option --torch_dtype. Write --dtype float16."),
         ("generate --prompt x --strategy thresold:0.9", "got 'thresold:0.9'. Did you mean `threshold`?"),
         ("generate --prompt x --strategy Left_To_Right", "got 'Left_To_Right'. Did you mean `left-to-right`?"),
@@ -83,6 +98,14 @@ def test_the_culprit_and_what_was_meant_are_named(capsys: pytest.CaptureFixture,
     complaint, advice = capsys.readouterr().err.splitlines()
     assert said in complaint and re.match(r"apd( \w+)?: error: ", complaint)
     assert re.fullmatch(r"Try 'apd( \w+)? --help'\.", advice)
+
+
+@pytest.mark.parametrize("command", ["generate", "infill", "chat", "serve", "check"])
+def test_advice_on_options_of_other_scripts_is_no_python(command: str) -> None:
+    options = parser().commands[command]._option_string_actions
+    for name in {*CALL, *LOADING} - {option.lstrip("-").replace("-", "_") for option in options}:
+        advice = _meant(f"--{name}", "8", options)
+        assert not re.search(r"\w+\(|\w=|`(drafter|verifier)`", advice), advice
 
 
 def test_an_option_that_the_command_lacks_is_not_advised(capsys: pytest.CaptureFixture) -> None:
