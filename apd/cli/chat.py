@@ -37,6 +37,7 @@ _HELP = """\
 /save FILE      write the conversation for `apd generate --input`: a line of messages; without a chat template a line per prompt
 /quit           end; so does Ctrl-D. Ctrl-C stops an answer and keeps the conversation
 Without a value, a command says what is set."""
+_ENDS = ("quit", "exit", "q")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -111,6 +112,7 @@ class Chat:
         self.settings: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, **sampling(arguments)}
         self.seed, self.num_answers = arguments.seed, 0
         self.messages: list[dict[str, str]] = []
+        self.is_told = False  # that commands begin with a slash
         if arguments.system is not None:
             self.messages.append({"role": "system", "content": arguments.system})
         self.commands: dict[str, Callable[[str], None]] = {
@@ -137,10 +139,13 @@ class Chat:
         """Obey a command or answer a message; a mistake is one sentence. Returns whether to go on."""
         try:
             if not line.startswith("/"):
+                if not self.is_told and line.strip() in (*self.commands, *_ENDS):
+                    self.is_told = True
+                    say(f"(taken as a prompt: commands begin with a slash, /{line.strip()})")
                 self.answer(line)
                 return True
             name, _, value = line[1:].strip().partition(" ")
-            if name in ("quit", "exit", "q"):
+            if name in _ENDS:
                 return False
             self._obey(name, value.strip())
         except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:

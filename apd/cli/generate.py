@@ -83,6 +83,8 @@ def _answer_prompt(sampler: APDSampler, arguments: argparse.Namespace) -> None:
     prompt = arguments.prompt
     if prompt == STANDARD:
         prompt = sys.stdin.read().removesuffix("\n")  # of `echo`, and of an editor
+        if not prompt:
+            raise ValueError("--prompt - reads the prompt from standard input, which is empty. Pipe a text into it.")
     answers = list(decode(sampler, [Prompt(0, prompt)], arguments, refuse))
     for answer in sorted(answers, key=lambda answer: answer.sequence):
         if len(answers) > 1:

@@ -77,6 +77,8 @@ def check_usage(arguments: argparse.Namespace) -> None:
             f"--quantization {arguments.quantization} needs a package: pip install bitsandbytes. Weights that are stored "
             "quantised need no option."
         )
+    if arguments.prompt == "":
+        raise UsageError("--prompt must not be empty. Give it a text, or - for standard input.")
     if not all(arguments.stop_string or ()):
         raise UsageError("--stop-string must not be empty. Leave it out.")
     from apd.generation.arguments import check_order, effective_config
@@ -143,6 +145,10 @@ def check_files(arguments: argparse.Namespace, num_processes: int) -> None:
             raise UsageError(
                 f"--input must be a regular file where {num_processes} processes read it, got {source}. Write it to one."
             )
+    if source != STANDARD and not source.exists():
+        raise FileNotFoundError(f"--input must be a file, got {source}: there is none. Use - for standard input.")
+    if source != STANDARD and source.is_dir():
+        raise IsADirectoryError(f"--input must be a file, got the folder {source}. Name a file in it.")
     if output != STANDARD:
         arguments.output = output = output_file(output)
         if source != STANDARD and output.exists() and output.samefile(source):

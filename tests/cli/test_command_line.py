@@ -119,6 +119,22 @@ def test_a_prompt_or_a_file_is_asked_for(capsys: pytest.CaptureFixture) -> None:
     assert main(["infill"]) == 2 and "--text TEXT, or --input FILE" in capsys.readouterr().err
 
 
+def test_an_empty_prompt_and_a_missing_file_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    absent, into = tmp_path / "absent.jsonl", ["--output", str(tmp_path / "out.jsonl")]
+    for options, code, said in (
+        (["--prompt", ""], 2, "--prompt must not be empty."),
+        (["--prompt", "-"], 1, "reads the prompt from standard input, which is empty."),
+        (["--input", str(absent), *into], 1, f"--input must be a file, got {absent}: there is none."),
+        (["--input", str(tmp_path), *into], 1, f"--input must be a file, got the folder {tmp_path}."),
+    ):
+        assert main(["generate", *options]) == code
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture) -> None:
     """99999 was served at 34463, the rest of its division by 65536."""
     assert main(["serve", "--drafter", "nowhere", "-R", "1", "--port", "99999"]) == 2
@@ -457,6 +473,14 @@ def test_commands_set_what_they_say(sampler: APDSampler, capsys: pytest.CaptureF
     assert "Did you mean /window?" in said("/windw 3") and "/strategy SPEC" in said("/help")
     assert "needs a chat template" in said("/system be kind")
     assert not chat.take("/quit")
+
+
+def test_a_command_without_its_slash_is_told_once(sampler: APDSampler, capsys: pytest.CaptureFixture) -> None:
+    chat = chat_of(sampler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert chat.take("exit") and chat.take("help")
+    assert re.findall(r"slash, (/\w+)\)", capsys.readouterr().err) == ["/exit"]
 
 
 def test_greedy_answers_take_no_options_of_sampling(sampler: APDSampler, capsys: pytest.CaptureFixture) -> None:
