@@ -82,7 +82,6 @@ def export(
             "use_mrope": False,
         }
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    if new_tokens is not None:
-        ids = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        text = json.dumps(ids | {"max_new_tokens": new_tokens}, indent=2, sort_keys=True)
+    if new_tokens is not None:  # the special ids are those of config.json
+        text = json.dumps({"max_new_tokens": new_tokens}, indent=2)
         (directory / "generation_config.json").write_text(text + "\n")
