@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from apd.cli.report import say
 from apd.cli.results import Prompt
 from apd.cli.usage import LOADING, STANDARD, UsageError, sampling_of
 from apd.config import APDConfig
 from apd.generation.many import Generated
+from apd.included.known import unknown_words
 from apd.models.loading import load_tokenizer
 from apd.sampler import APDSampler
 
@@ -89,12 +91,16 @@ def decode(
     """Decode prompts, each with the seed of its own index; for a file, yield every answer as soon as it is done."""
     mask = sampler.tokenizer.mask_token
     asked: dict[int, Any] = {}
+    is_noted = False
     for prompt in prompts:
         try:
             text = readable(prompt.asked, sampler.tokenizer)
             hole = None
             if isinstance(text, str):
                 hole = re.search(rf"{HOLE}|{re.escape(mask)}" if mask else HOLE, text)
+            if isinstance(text, str) and not is_noted and (len(prompts) == 1 or arguments.drafter is None):
+                line = f", line {prompt.index + 1}" if arguments.input is not None else ""
+                is_noted = note_unknown_words(text, sampler.tokenizer, line)
             if hole is not None:
                 raise ValueError(f"A prompt must have no hole, got {hole[0]!r}. Use `apd infill`.")
         except ValueError as error:
@@ -112,6 +118,16 @@ def decode(
         num_return_sequences=arguments.num_return_sequences,
         **sampling(arguments),
     )
+
+
+def note_unknown_words(text: str, tokenizer: Any, where: str = "") -> bool:
+    """Name the words that no model can read; the library's warning has only ids, in which they are all the same."""
+    words = unknown_words(text, tokenizer)
+    if words:
+        say(
+            f"apd: warning: not in the tokenizer's vocabulary{where}: {', '.join(words[:8])}{', …' * (len(words) > 8)}"
+        )
+    return bool(words)
 
 
 def readable(asked: Any, tokenizer: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from apd.cli.answers import load, sampling
+from apd.cli.answers import load, note_unknown_words, sampling
 from apd.cli.checkpoints import check_places, settle_new_tokens, too_many
 from apd.cli.generate import processes_of
 from apd.cli.report import say
@@ -159,6 +159,7 @@ class Chat:
         asked = {"role": "user", "content": message}
         prompt: Any = [*self.messages, asked] if self.has_template else message
         ids = encode(prompt, self.sampler.tokenizer)
+        note_unknown_words(message, self.sampler.tokenizer)
         shown = Shown(self.sampler.tokenizer, self.arguments.color if self.arguments.show_steps else None)
         start, output = time.perf_counter(), None
         options: dict[str, Any] = {"return_dict_in_generate": True, "streamer": shown, **self._settings, **self.knobs}

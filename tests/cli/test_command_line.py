@@ -410,6 +410,9 @@ def test_a_prompt_comes_through_a_pipe(
 def test_a_prompt_that_the_included_pair_does_not_know_is_noted(capsys: pytest.CaptureFixture) -> None:
     assert main(["generate", "--prompt", 'Reverse this list: ["Mia", "Leo"].']) == 0
     assert "its list has 2 names, not 3 to 6" in capsys.readouterr().err
+    assert main(["generate", "--prompt", 'Reverse this list: ["Mia", "Xerxes", "Leo"].']) == 0
+    err = capsys.readouterr().err
+    assert "name 2 of its list is none of Ada, " in err and "not in the tokenizer's vocabulary: Xerxes\n" in err
 
 
 def test_an_answer_is_as_long_as_the_drafter_was_trained_for(
