@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -139,6 +140,19 @@ def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture) -> None
     """99999 was served at 34463, the rest of its division by 65536."""
     assert main(["serve", "--drafter", "nowhere", "-R", "1", "--port", "99999"]) == 2
     assert "--port must be below 65536, got 99999" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    monkeypatch.setattr("apd.cli.serve.load", lambda *_: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 1
+    assert f"--port must be free, got {port}, where another program listens on 127.0.0.1." in capsys.readouterr().err
+    assert main(["serve", "--host", "192.0.2.1"]) == 1  # an address for documentation, of nobody's machine
+    assert "--host must be an address of this machine, got 192.0.2.1" in capsys.readouterr().err
 
 
 def test_strategies_are_listed(capsys: pytest.CaptureFixture) -> None:
