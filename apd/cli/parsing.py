@@ -161,7 +161,7 @@ def _meant(option: str, value: str, options: Iterable[str]) -> str:
         if name in names.split() and (written is None or written[1] in options):
             return f" {becomes.replace('{value}', value)}".rstrip() + "."
     for table in (CALL, LOADING):
-        if becomes := table.get(name):
+        if becomes := table.get(name, ""):
             write = _WRITE.match(becomes)
             if write and flag(write[1]) in options:
                 meant = write[2].replace("'", "").replace("{value}", value)
