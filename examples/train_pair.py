@@ -37,6 +37,7 @@ from training.networks import Recipe, build_network, train
 
 from apd.included import BLOCK_DRAFTER_DIR
 
+WORTH_COMPILING = 2.0  # minutes of a network's training; compiling takes about as long
 TINY = {"layers": 1, "width": 24, "heads": 2, "hidden": 32, "rows": 4, "causal_steps": 3}
 
 
@@ -81,14 +82,18 @@ def own_job(arguments: argparse.Namespace) -> Job:
     lines = own.read(arguments.data)
     tokenizer = own.build_tokenizer(lines, arguments.vocabulary)
     source = own.row_source(lines, tokenizer, arguments.seed)
+    held_out = sum(line.is_held_out for line in lines)
+    print(
+        f"{len(lines) - held_out} lines to train on, {held_out} held out; {len(tokenizer)} tokens; "
+        f"{source.shape.canvas} new tokens hold every answer",
+        flush=True,
+    )
     minutes = {"drafter": 0.8 * arguments.minutes, "verifier": 0.2 * arguments.minutes}
     settings = f"{arguments.vocabulary} {arguments.minutes}".encode()
 
     def print_tables(drafter: Path, verifier: Path, count: int) -> None:
         own.print_tables(lines, drafter, verifier, source.shape.canvas, count)
-        print(
-            f"\napd generate --drafter {drafter} --verifier {verifier} --max-new-tokens {source.shape.canvas} --prompt ..."
-        )
+        print(f"\napd generate --drafter {drafter} --verifier {verifier} --prompt ...")
 
     return Job(
         tokenizer=tokenizer,
@@ -112,6 +117,7 @@ def train_one(name: str, job: Job, arguments: argparse.Namespace, folder: Path, 
     if block_size and not arguments.quick:
         network.load_state_dict(load_file(included.PACKAGE_DIR / "drafter" / "model.safetensors"))
     checkpoints.mkdir(parents=True, exist_ok=True)
+    minutes = job.minutes[name]
     started = time.perf_counter(), time.process_time()
     train(
         network,
@@ -121,20 +127,26 @@ def train_one(name: str, job: Job, arguments: argparse.Namespace, folder: Path, 
         is_content=job.is_content,
         mask=job.tokenizer.mask_token_id,
         title=name,
-        minutes=job.minutes[name],
+        minutes=minutes,
         block_size=block_size,
-        is_compiled=not arguments.quick,
+        is_compiled=not arguments.quick and (minutes is None or minutes >= WORTH_COMPILING),
     )
     ended = time.perf_counter(), time.process_time()
     wall, cpu = ((now - then) / 60 for now, then in zip(ended, started, strict=True))
-    print(f"{name}: {wall:.1f} minutes, {cpu:.1f} CPU minutes in this run")
-    export(network, job.tokenizer, folder, name == "drafter", block_size)
+    print(f"{name}: {wall:.1f} minutes, {cpu:.1f} CPU minutes in this run", flush=True)
+    is_drafter = name == "drafter"
+    new_tokens = job.source.shape.canvas if is_drafter else None
+    export(network, job.tokenizer, folder, is_drafter, block_size, new_tokens)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="FILE.jsonl", help="train a pair of your own on these lines")
-    parser.add_argument("--minutes", type=float, help="of training, with --data; both models together (default 10)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="of training, with --data; both models together, compiling, from 2 minutes a network, comes on top (default 10)",
+    )
     parser.add_argument("--vocabulary", type=int, help="tokens of the vocabulary, with --data (default 512)")
     parser.add_argument(
         "--out", type=Path, help="folder of the pair (default ./pair; with --table: the included pair)"

@@ -85,9 +85,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
         return complain(error, 1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         is_continued = getattr(arguments, "output", None) not in (None, "-")
-        return complain(f"interrupted{'; the same command continues' * is_continued}", 130)
+        done = f": {stop}" if str(stop) else ""
+        return complain(f"interrupted{done}{'; the same command continues' * is_continued}", 130)
     return int(code or 0)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from apd.cli.answers import load, sampling
+from apd.cli.answers import load, note_unknown_words, sampling
+from apd.cli.checkpoints import check_places, settle_new_tokens, too_many
 from apd.cli.generate import processes_of
 from apd.cli.report import say
 from apd.cli.settings import set_up
@@ -33,9 +34,10 @@ _HELP = """\
 /max-new-tokens N, /seed N
 /system TEXT    set the system message; needs a chat template
 /reset          forget the conversation, keep the system message and the settings
-/save FILE      write the conversation as a line for `apd generate --input`
+/save FILE      write the conversation for `apd generate --input`: a line of messages; without a chat template a line per prompt
 /quit           end; so does Ctrl-D. Ctrl-C stops an answer and keeps the conversation
 Without a value, a command says what is set."""
+_ENDS = ("quit", "exit", "q")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -49,7 +51,9 @@ def run(arguments: argparse.Namespace) -> None:
     with processes_of(arguments) as processes:
         if processes.num_processes > 1:
             raise UsageError(f"`apd chat` takes one process, got {processes.num_processes}.")
+        check_places(arguments)
         set_up(included=arguments.drafter is None)
+        settle_new_tokens(arguments)
         sampler = load(arguments, config, chats=arguments.system is not None)
         chat = Chat(sampler, arguments)
         is_terminal = sys.stdin.isatty()
@@ -108,6 +112,7 @@ class Chat:
         self.settings: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, **sampling(arguments)}
         self.seed, self.num_answers = arguments.seed, 0
         self.messages: list[dict[str, str]] = []
+        self.is_told = False  # that commands begin with a slash
         if arguments.system is not None:
             self.messages.append({"role": "system", "content": arguments.system})
         self.commands: dict[str, Callable[[str], None]] = {
@@ -134,10 +139,13 @@ class Chat:
         """Obey a command or answer a message; a mistake is one sentence. Returns whether to go on."""
         try:
             if not line.startswith("/"):
+                if not self.is_told and line.strip() in (*self.commands, *_ENDS):
+                    self.is_told = True
+                    say(f"(taken as a prompt: commands begin with a slash, /{line.strip()})")
                 self.answer(line)
                 return True
             name, _, value = line[1:].strip().partition(" ")
-            if name in ("quit", "exit", "q"):
+            if name in _ENDS:
                 return False
             self._obey(name, value.strip())
         except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError) as error:
@@ -151,6 +159,7 @@ class Chat:
         asked = {"role": "user", "content": message}
         prompt: Any = [*self.messages, asked] if self.has_template else message
         ids = encode(prompt, self.sampler.tokenizer)
+        note_unknown_words(message, self.sampler.tokenizer)
         shown = Shown(self.sampler.tokenizer, self.arguments.color if self.arguments.show_steps else None)
         start, output = time.perf_counter(), None
         options: dict[str, Any] = {"return_dict_in_generate": True, "streamer": shown, **self._settings, **self.knobs}
@@ -233,6 +242,9 @@ class Chat:
     def _max_new_tokens(self, text: str) -> None:
         if text:
             self.settings["max_new_tokens"] = _read(WHOLE_NUMBER, "max_new_tokens", text, least=1)
+            stored = getattr(self.sampler.drafter, "generation_config", None)
+            if told := too_many(self.settings["max_new_tokens"], getattr(stored, "max_new_tokens", None)):
+                say(told)
         say(f"max_new_tokens = {self.settings['max_new_tokens']}")
 
     def _seed(self, text: str) -> None:
@@ -259,12 +271,17 @@ class Chat:
             raise ValueError("/save needs a file, such as /save chat.jsonl.")
         if not any(message["role"] == "assistant" for message in self.messages):
             raise ValueError("there is nothing to save yet.")
+        said = [message["content"] for message in self.messages]
+        rows: list[dict[str, Any]] = [{"messages": self.messages}]
+        if not self.has_template:  # then every line was a prompt of its own, and there is no system message
+            rows = [{"prompt": asked, "answer": told} for asked, told in zip(said[::2], said[1::2], strict=True)]
         try:
             with Path(text).expanduser().open("x", encoding="utf-8") as file:
-                file.write(json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except FileExistsError:
             raise ValueError(f"{text} exists, and nothing is overwritten. Choose another file.") from None
-        say(f"{number(len(self.messages), 'message')} → {text}")
+        what = number(len(said), "message") if self.has_template else number(len(rows), "prompt")
+        say(f"{what} → {text}")
 
 
 def _read(form: Any, name: str, text: str, *, least: float | None = None) -> Any:

@@ -33,6 +33,10 @@ def add_chat(commands: Any, formatter: Any) -> argparse.ArgumentParser:
     add_colour(how)
     add_models(chat)
     add_knobs(chat)
-    add_sampling(chat, new_tokens=None, told="limit per answer (default 256; 32 with the included pair)")
+    add_sampling(
+        chat,
+        new_tokens=None,
+        told="limit per answer (default: as the drafter's generation_config.json says, 32 of the included pair; else 256)",
+    )
     chat.set_defaults(prompt=None, input=None, output=None, batch_size=1)
     return chat

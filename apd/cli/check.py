@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from apd.cli.checkpoints import check_places
 from apd.cli.settings import set_up
 from apd.cli.usage import LOADING, UsageError, check_loading
 from apd.inspection import Report, check
@@ -26,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     check_loading(arguments, ("verifier", *LOADING))
     text = None if arguments.text is None else _read(arguments.text)
+    check_places(arguments)
     set_up(included=arguments.drafter is None)
     report = _report(arguments, text)
     print(report)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from apd.cli.answers import decode, load
+from apd.cli.answers import decode, load, readable
 from apd.cli.progress import progress
 from apd.cli.report import say
 from apd.cli.results import (
@@ -48,10 +48,12 @@ class Task:
     Attributes:
         read_line: line → what it asks for and the fields of its result, or a ValueError.
         decode: (sampler, prompts, arguments, on_error) → pairs of index and fields of a result, see `answers.decode`.
+        check: (what is asked, tokenizer) → a ValueError if it cannot be read, before weights are.
     """
 
     read_line: Callable[[bytes], tuple[Any, Row]]
     decode: Callable[..., Iterator[tuple[int, Row]]]
+    check: Callable[[Any, Any], object] = lambda asked, tokenizer: None
 
 
 def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, processes: PartialState) -> None:
@@ -87,8 +89,11 @@ def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, pr
         share = todo[processes.process_index :: processes.num_processes]
 
         # 3. Decode it.
-        if share:
-            _answer_share(task, share, part.write, arguments, config, processes, fingerprint_of_run)
+        try:
+            if share:
+                _answer_share(task, share, part.write, arguments, config, processes, fingerprint_of_run)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_left(len(prompts), done, output, paths)) from None
 
         # 4. Merge.
         meet()
@@ -101,7 +106,17 @@ def answer_file(task: Task, arguments: argparse.Namespace, config: APDConfig, pr
                 _check_nothing(arguments, len(todo) + num_bad)
                 output.touch()
             elif todo:
-                _summarise(read_results(output).values(), len(done), time.monotonic() - start, _near(output))
+                skipped = len(prompts) + num_bad - num_results
+                seconds = time.monotonic() - start
+                _summarise(read_results(output).values(), len(done), skipped, seconds, _near(output))
+
+
+def _left(total: int, done: Collection[int], output: Path, paths: Sequence[Path]) -> str:
+    """How many prompts an interrupted run leaves answered, and in which files."""
+    counts = {path: len(read_results(path)) for path in paths}
+    files = [*([output] if done else []), *(path for path, count in counts.items() if count)]
+    where = f" in {', '.join(_near(path) for path in files)}" if files else ""
+    return f"{len(done) + sum(counts.values())} of {total} answered{where}"
 
 
 def _announce(
@@ -121,11 +136,12 @@ def _near(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def _summarise(rows: Collection[Row], num_before: int, seconds: float, where: str) -> None:
+def _summarise(rows: Collection[Row], num_before: int, num_skipped: int, seconds: float, where: str) -> None:
     """Say what a run has done; tokens per forward are those of all answers, pooled."""
     tokens = sum(row["new_tokens"] for row in rows)
     forwards = sum(row["drafter_forwards"] or row["verifier_forwards"] for row in rows)
     new = f", {len(rows) - num_before} of them new" if num_before else ""
+    new += f", {num_skipped} skipped" if num_skipped else ""
     say(f"{number(len(rows), 'answer')}{new}, {tokens / forwards:.1f} tokens per forward, {seconds:.0f} s → {where}")
 
 
@@ -144,7 +160,8 @@ def answer_to_stdout(task: Task, arguments: argparse.Namespace, config: APDConfi
         _announce(len(prompts), 0, 0, arguments, processes)
         _answer_share(task, prompts, write, arguments, config, processes, fingerprint(arguments, config))
     if written:
-        _summarise(written, 0, time.monotonic() - start, "standard output")
+        skipped = len(prompts) + num_bad - len(written)
+        _summarise(written, 0, skipped, time.monotonic() - start, "standard output")
     else:
         _check_nothing(arguments, len(prompts) + num_bad)
 
@@ -207,8 +224,14 @@ def _answer_share(
         _report_skipped(complaint)
         bar.update()
 
-    chats = arguments.chat or any("messages" in prompt.fields for prompt in share)
-    sampler = load(arguments, config, chats=chats)
+    def check(tokenizer: Any) -> None:
+        for prompt in share if arguments.on_error == "stop" else ():
+            try:
+                task.check(prompt.asked, tokenizer)
+            except ValueError as error:
+                refused(prompt.index, error)
+
+    sampler = load(arguments, config, chats=arguments.chat, check=check)
     fields = {prompt.index: prompt.fields for prompt in share}
     of_many = f"process 1 of {processes.num_processes}" if processes.num_processes > 1 else None
     is_hidden = not processes.is_main_process or (arguments.output == STANDARD and sys.stdout.isatty())
@@ -265,4 +288,4 @@ def _result(answer: Generated) -> Row:
 
 
 #: `apd generate`.
-GENERATE = Task(prompt_of, _generated)
+GENERATE = Task(prompt_of, _generated, readable)

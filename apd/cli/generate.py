@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from apd.cli.answers import decode, load
+from apd.cli.checkpoints import check_places, settle_new_tokens
 from apd.cli.files import GENERATE, Task, answer_file, answer_to_stdout
 from apd.cli.report import say
 from apd.cli.results import Prompt
@@ -50,13 +51,15 @@ def answer(
         )
     check_usage(arguments)
     with processes_of(arguments) as processes:
+        if arguments.input is None and processes.num_processes > 1:
+            raise UsageError(f"{one} takes one process, got {processes.num_processes}. Use --input and --output.")
+        check_places(arguments)
         set_up(included=arguments.drafter is None)
+        settle_new_tokens(arguments, is_told=processes.is_main_process)
         if arguments.input is not None:
             check_files(arguments, processes.num_processes)
             write = answer_to_stdout if arguments.output == STANDARD else answer_file
             write(task, arguments, config, processes)
-        elif processes.num_processes > 1:
-            raise UsageError(f"{one} takes one process, got {processes.num_processes}. Use --input and --output.")
         else:
             answer_one(load(arguments, config, chats=arguments.chat), arguments)
 
@@ -80,6 +83,8 @@ def _answer_prompt(sampler: APDSampler, arguments: argparse.Namespace) -> None:
     prompt = arguments.prompt
     if prompt == STANDARD:
         prompt = sys.stdin.read().removesuffix("\n")  # of `echo`, and of an editor
+        if not prompt:
+            raise ValueError("--prompt - reads the prompt from standard input, which is empty. Pipe a text into it.")
     answers = list(decode(sampler, [Prompt(0, prompt)], arguments, refuse))
     for answer in sorted(answers, key=lambda answer: answer.sequence):
         if len(answers) > 1:

@@ -82,7 +82,9 @@ def add_generate(commands: Any, formatter: type[argparse.HelpFormatter]) -> argp
 
     add_models(generate)
     add_knobs(generate)
-    told = "limit per prompt (default 256; 32 with the included pair)"
+    told = (
+        "limit per prompt (default: as the drafter's generation_config.json says, 32 of the included pair; else 256)"
+    )
     add_sampling(generate, new_tokens=None, told=told, returns_several=True)
     return generate
 
@@ -169,7 +171,9 @@ def add_serve(commands: Any, formatter: type[argparse.HelpFormatter]) -> argpars
     add_models(serve)
     add_knobs(serve)
     add_sampling(
-        serve, new_tokens=None, told="limit of requests that name none (default 256; 32 with the included pair)"
+        serve,
+        new_tokens=None,
+        told="limit of requests that name none (default: as the drafter's generation_config.json says, 32 of the included pair; else 256)",
     )
     serve.set_defaults(prompt=None, input=None, output=None, show_steps=False, batch_size=None)
     return serve

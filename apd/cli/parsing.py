@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import re
 import shlex
@@ -18,6 +19,28 @@ from apd.generation.elsewhere import CALL, LETTERS, LOADING
 _NARROW = 76
 #: What arguments of other scripts become: "Write NAME=VALUE".
 _WRITE = re.compile(r"Write (\w+)=(\{value\}|[^;,]*)")
+#: Advice that helps in Python alone.
+_PYTHON = re.compile(r"\w\(|\w=|first argument|second argument")
+#: Arguments of other scripts whose counterpart on the command line is not that of `generate()` or `from_pretrained()`.
+_HERE = {
+    "Write --drafter {value}": "model model_path pretrained pretrained_model_name_or_path",
+    "Write --verifier {value}": "verifier_model assistant_model draft_model",
+    "Write --mask-token-id {value}": "mask_id mask_token",
+    "Write --device-map {value}": "device",
+    "Write --prompt {value}": "prompts text texts",
+    "Write --text {value}": "prompt prompts texts",
+    'Write --input FILE, with {"messages": [...]} in its lines': "messages",
+    "Write --stop-string {value}": "stop until stop_words",
+    "Write --quantization 8bit": "load_in_8bit",
+    "Write --quantization 4bit": "load_in_4bit",
+    "Write --show-steps": "output_history return_history",
+    "Leave it out: `apd chat` shows answers as they grow": "stream tokens_hook generation_tokens_hook_func",
+    "Leave it out: only in Python a `logits_processor` can be given": (
+        "logits_hook logits_eos_inf generation_logits_hook_func"
+    ),
+    "Leave it out: it is read from the drafter's folder": "tokenizer",
+    "Leave it out: rows end at their stop tokens": "early_termination early_stop",
+}
 
 
 class Help(argparse.HelpFormatter):
@@ -95,6 +118,9 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
+        if valued := re.fullmatch(r"argument (\S+): ignored explicit argument (.*)", message, re.DOTALL):
+            option = self._option_string_actions.get(valued[1].split("/")[0])
+            message = _takes_none(option, ast.literal_eval(valued[2])) if option is not None else message
         say(f"{self.prog}: error: {message}")
         say(f"Try '{self.prog} --help'.")
         raise SystemExit(2)
@@ -112,6 +138,10 @@ class Parser(argparse.ArgumentParser):
         culprit, parser = unknown[0], self.commands.get(given[0], self)
         of = parser if isinstance(parser, Parser) else self
         if not culprit.startswith("-") or culprit == "-":
+            before = given[given.index(culprit) - 1] if culprit in given[1:] else ""
+            action = of._option_string_actions.get(before)
+            if action is not None and action.nargs == 0:
+                of.error(_takes_none(action, culprit))
             hint = f" Write {of.bare} {shlex.quote(culprit)}." if of.bare else ""
             of.error(f"{culprit!r} stands alone, without an option before it.{hint}")
         name, _, value = culprit.partition("=")
@@ -126,14 +156,26 @@ def _meant(option: str, value: str, options: Iterable[str]) -> str:
         return f" Write {flag(LETTERS[name])} {value}".rstrip() + "."
     if found := {each.lower().replace("_", "-"): each for each in options}.get(option.lower().replace("_", "-")):
         return f" Did you mean {found}?"
+    for becomes, names in _HERE.items():
+        written = re.match(r"Write (--\S+)", becomes)
+        if name in names.split() and (written is None or written[1] in options):
+            return f" {becomes.replace('{value}', value)}".rstrip() + "."
     for table in (CALL, LOADING):
-        if becomes := table.get(name):
+        if becomes := table.get(name, ""):
             write = _WRITE.match(becomes)
             if write and flag(write[1]) in options:
-                return f" Write {flag(write[1])} {write[2].replace('{value}', value)}".rstrip() + "."
-            if not write:
+                meant = write[2].replace("'", "").replace("{value}", value)
+                return f" Write {flag(write[1])} {meant}".rstrip() + "."
+            becomes = re.sub(r"strategy='(.*?)'", r"--strategy \1", becomes)
+            if not write and not _PYTHON.search(becomes):
                 return f" {becomes}."
     return _nearest(option, options)
+
+
+def _takes_none(action: argparse.Action, value: str) -> str:
+    """Of an option without a value that was given one."""
+    name, *others = (each for each in action.option_strings if each.startswith("--"))
+    return f"{name} takes no value, got {value!r}. Write {' or '.join([name, *others])}."
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

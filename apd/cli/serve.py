@@ -6,14 +6,18 @@ import argparse
 import json
 import os
 import signal
+import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from apd.cli.answers import load
+from apd.cli.checkpoints import NEW_TOKENS, check_places, settle_new_tokens
+from apd.cli.listening import bound
 from apd.cli.parsing import flag
 from apd.cli.settings import set_up
 from apd.cli.usage import UsageError, check_usage, config_of, sampling_of
@@ -35,13 +39,21 @@ def run(arguments: argparse.Namespace) -> None:
     check_usage(arguments)
     settings = _settings(arguments)
     _check_extra()
+    check_places(arguments)
     set_up(included=arguments.drafter is None)
+    settle_new_tokens(arguments)
+    settings = replace(settings, max_new_tokens=arguments.max_new_tokens)
     if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():
         arguments.device_map = "cuda"
-    sampler = load(arguments, config)
-    if arguments.chat_template is not None:
-        sampler.tokenizer.chat_template = _template(arguments.chat_template)
-    _serve(sampler, settings, arguments)
+    sockets = bound(arguments.host, arguments.port)
+    try:
+        sampler = load(arguments, config)
+        if arguments.chat_template is not None:
+            sampler.tokenizer.chat_template = _template(arguments.chat_template)
+        _serve(sampler, settings, sockets)
+    finally:
+        for each in sockets:
+            each.close()
 
 
 def _check_extra() -> None:
@@ -72,7 +84,7 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         model_name=arguments.served_model_name or _name(arguments.drafter),
         max_batch_size=arguments.max_batch_size,
         max_queue=arguments.max_queue,
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=arguments.max_new_tokens or NEW_TOKENS,
         max_length=arguments.max_length,
         request_timeout=arguments.request_timeout,
         drain_timeout=arguments.drain_timeout,
@@ -103,7 +115,7 @@ def _template(path: Path) -> str:
         raise UsageError(f"--chat-template must be a file of text in UTF-8, got {path}: {error}.") from None
 
 
-def _serve(sampler: APDSampler, settings: ServeSettings, arguments: argparse.Namespace) -> None:
+def _serve(sampler: APDSampler, settings: ServeSettings, sockets: list[socket.socket]) -> None:
     import uvicorn
 
     from apd.serve.app import make_app
@@ -135,17 +147,17 @@ def _serve(sampler: APDSampler, settings: ServeSettings, arguments: argparse.Nam
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
                 facts = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
+                if not settings.fixed_decoding:
+                    facts["page"] = f"{url}/"
                 print(f"apd: serving {json.dumps(facts)}", file=sys.stderr, flush=True)
 
     Server(
         uvicorn.Config(
             app,
-            host=arguments.host,
-            port=arguments.port,
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=5,  # for sending what is done: `on_tick` has waited for the rest
         )
-    ).run()
+    ).run(sockets)
     facts = {"jobs": engine.num_jobs, "cut_off": engine.num_cut_off}
     print(f"apd: stopped {json.dumps(facts)}", file=sys.stderr, flush=True)

@@ -58,11 +58,9 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError("--input and --output go together: prompts are read from one file, results go to the other.")
     if arguments.show_steps and arguments.input:
         raise UsageError("--show-steps goes with --prompt, got --input. Leave it out, or decode a single prompt.")
-    if arguments.max_new_tokens is None:
-        arguments.max_new_tokens = 32 if arguments.drafter is None else 256  # the included pair was trained for 32
     rows = "batch_size" if given["batch_size"] is not None else "max_batch_size"
     for name, least in ((rows, 1), ("max_new_tokens", 0 if "text" in given else 1)):
-        if given[name] < least:
+        if given[name] is not None and given[name] < least:
             raise UsageError(f"{flag(name)} must be at least {least}, got {given[name]}.")
     useless = [flag(name) for name in SAMPLING if given[name] is not None and not arguments.do_sample]
     if useless:
@@ -79,6 +77,8 @@ def check_usage(arguments: argparse.Namespace) -> None:
             f"--quantization {arguments.quantization} needs a package: pip install bitsandbytes. Weights that are stored "
             "quantised need no option."
         )
+    if arguments.prompt == "":
+        raise UsageError("--prompt must not be empty. Give it a text, or - for standard input.")
     if not all(arguments.stop_string or ()):
         raise UsageError("--stop-string must not be empty. Leave it out.")
     from apd.generation.arguments import check_order, effective_config
@@ -145,6 +145,10 @@ def check_files(arguments: argparse.Namespace, num_processes: int) -> None:
             raise UsageError(
                 f"--input must be a regular file where {num_processes} processes read it, got {source}. Write it to one."
             )
+    if source != STANDARD and not source.exists():
+        raise FileNotFoundError(f"--input must be a file, got {source}: there is none. Use - for standard input.")
+    if source != STANDARD and source.is_dir():
+        raise IsADirectoryError(f"--input must be a file, got the folder {source}. Name a file in it.")
     if output != STANDARD:
         arguments.output = output = output_file(output)
         if source != STANDARD and output.exists() and output.samefile(source):

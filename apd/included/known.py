@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from functools import cache
+from typing import Any
 
 from apd.included.tasks import (
     EVENTS,
@@ -18,7 +19,7 @@ from apd.included.tasks import (
     WORDINGS,
 )
 
-__all__ = ["ABOUT", "why_unknown"]
+__all__ = ["ABOUT", "unknown_words", "why_unknown"]
 
 ABOUT = (
     f"The included pair knows {len(LIST_TASKS)} list tasks in fixed wordings, over {min(PEOPLE)} to {max(PEOPLE)} of "
@@ -34,16 +35,32 @@ def why_unknown(prompt: str) -> str | None:
     Args:
         prompt: a task, perhaps with the beginning of its answer behind it; `<unk>` stands for an unknown word.
     """
+    spaced = re.sub(
+        rf"(?<=\w){UNKNOWN}", f" {UNKNOWN}", prompt
+    )  # a word has its space in it, which is unknown with it
     for pattern in _lists():
-        if match := pattern.match(prompt):
-            return _about_list(match) or _about_rest(prompt[match.end() :], r' \["')
+        if match := pattern.match(spaced):
+            return _about_list(match) or _about_rest(spaced[match.end() :], r' \["')
     for story, events in _stories():
         if match := story.match(prompt):
             return _about_story(match, events) or _about_rest(prompt[match.end() :], r" \d")
     if UNKNOWN in prompt:
-        return "it has words that the tokenizer does not know, which the models cannot read"
+        before = prompt[: prompt.index(UNKNOWN)][-30:]
+        place = f"the first behind {before!r}" if before else "its first is one"
+        return f"it has words that the tokenizer does not know, {place}; the models cannot read them"
     nearest = difflib.get_close_matches(prompt, _shown(), n=1, cutoff=0.7)
     return f"it is worded otherwise than they are{f', such as {nearest[0]}' if nearest else ''}"
+
+
+def unknown_words(text: str, tokenizer: Any) -> list[str]:
+    """The words of a text that become the tokenizer's unknown token, each once; none where the tokenizer cannot tell."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown in (None, tokenizer.eos_token_id, tokenizer.pad_token_id) or not getattr(tokenizer, "is_fast", False):
+        return []
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    words = [text[start:end].strip() for token, (start, end) in pairs if token == unknown]
+    return list(dict.fromkeys(filter(None, words)))
 
 
 def _about_list(match: re.Match[str]) -> str | None:
@@ -51,9 +68,13 @@ def _about_list(match: re.Match[str]) -> str | None:
     if not min(PEOPLE) <= len(names) <= max(PEOPLE):
         return f"its list has {len(names)} name{'s' * (len(names) > 1)}, not {min(PEOPLE)} to {max(PEOPLE)}"
     new = facts.get("new")
-    strangers = [name for name in (*names, *filter(None, [new])) if name not in NAMES]
+    called = {f"name {i} of its list": name for i, name in enumerate(names, 1)} | (
+        {"its new name": new} if new else {}
+    )
+    # Of a word that the tokenizer does not know, only the place is left.
+    strangers = [place if UNKNOWN in name else name for place, name in called.items() if name not in NAMES]
     if strangers:
-        return f"{len(strangers)} of its names {'is' if len(strangers) == 1 else 'are'} none of {', '.join(NAMES)}"
+        return f"{', '.join(strangers)} {'is' if len(strangers) == 1 else 'are'} none of {', '.join(NAMES)}"
     twice = next((name for name in names if names.count(name) > 1 or name == new), None)
     if twice:
         return f"it has the name {twice} twice"

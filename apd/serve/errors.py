@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+
+from apd.generation.elsewhere import LETTERS
+from apd.serve.schemas import ChatBody, CompletionBody
 
 INVALID, SERVER = "invalid_request_error", "server_error"
 
@@ -72,6 +76,15 @@ async def on_http_error(request: Request, error: Any) -> JSONResponse:
     return APIError(error.status_code, message, code={404: "unknown_url"}.get(error.status_code)).response()
 
 
+def _meant(where: list[str], path: str) -> str:
+    """The field that an unknown one was probably meant to be, as a sentence behind a full stop; "" if none is near."""
+    if len(where) != 1 or not path.endswith("/completions"):
+        return ""
+    name, known = where[0], (ChatBody if path.endswith("/chat/completions") else CompletionBody).model_fields
+    nearest = [LETTERS[name]] if LETTERS.get(name) in known else difflib.get_close_matches(name, known, n=1)
+    return f". Did you mean {nearest[0]}?" if nearest else ""
+
+
 async def on_invalid_body(request: Request, error: Any) -> JSONResponse:
     """The first thing that is wrong with a body, named as OpenAI's server names it."""
     assert isinstance(error, RequestValidationError)
@@ -83,7 +96,8 @@ async def on_invalid_body(request: Request, error: Any) -> JSONResponse:
         reason = first.get("ctx", {}).get("error", first["msg"])
         return refused(f"The body must be JSON, and could not be parsed: {reason}.", code="invalid_json").response()
     if first["type"] == "extra_forbidden":
-        return refused(f"Unrecognized request argument supplied: {param}", param, "unknown_parameter").response()
+        message = f"Unrecognized request argument supplied: {param}{_meant(where, request.url.path)}"
+        return refused(message, param, "unknown_parameter").response()
     if first["type"] == "missing":
         name = param or "body"
         return refused(f"Missing required parameter: '{name}'.", param, "missing_required_parameter").response()

@@ -16,8 +16,12 @@ def export(
     directory: Path,
     is_drafter: bool,
     block_size: int | None = None,
+    new_tokens: int | None = None,
 ) -> None:
-    """Write bfloat16 weights, tokenizer and config; a drafter's config is Dream's or Fast-dLLM v2's, field by field."""
+    """Write bfloat16 weights, tokenizer and config; a drafter's config is Dream's or Fast-dLLM v2's, field by field.
+
+    `new_tokens` is the number of masks that a drafter was trained on: the default of `max_new_tokens`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(directory)
     tokenizer_config = json.loads((directory / "tokenizer_config.json").read_text())
@@ -78,3 +82,6 @@ def export(
             "use_mrope": False,
         }
     (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if new_tokens is not None:  # the special ids are those of config.json
+        text = json.dumps({"max_new_tokens": new_tokens}, indent=2)
+        (directory / "generation_config.json").write_text(text + "\n")

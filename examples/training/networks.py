@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from training.batches import RowSource, block_batch, causal_batch, full_batch, mask_rows
 
 SAVE_EVERY = 120  # seconds between checkpoints
+SAY_EVERY = 60  # seconds between two lines of a log
 
 
 @dataclass(frozen=True)
@@ -141,22 +142,28 @@ def train(
     Args:
         is_content: `v` bool, see `mask_rows`.
         mask: id of the mask token.
-        minutes: train this long, without compilation, instead of `recipe.steps`; of these only the ratio counts then.
+        minutes: train this long, compiling not counted, instead of `recipe.steps`; of these only the ratio counts then.
     """
     device = next(network.parameters()).device
     optimizers = build_optimizers(network, recipe.learning_rate)
     step, seconds = load_checkpoint(checkpoint, network, optimizers)
-    # At 60 tokens the backward pass of torch's CPU kernel takes as long as everything else.
-    network.set_attn_implementation("eager")
-    loss_function: Callable[..., Tensor] = torch.compile(loss_of) if is_compiled and can_compile(device) else loss_of
 
     def progress() -> float:
         return step / recipe.steps if minutes is None else min(seconds / (60 * minutes), 1.0)
 
+    share = f"{progress():.0%} of the training"
+    print(f"{title}: goes on from step {step}, {share}" if step else f"{title}: begins", flush=True)
+    is_compiled = is_compiled and progress() < 1
+    if is_compiled:
+        print(f"{title}: compiling first, which takes a while and is no training time", flush=True)
+    # At 60 tokens the backward pass of torch's CPU kernel takes as long as everything else.
+    network.set_attn_implementation("eager")
+    loss_function: Callable[..., Tensor] = torch.compile(loss_of) if is_compiled and can_compile(device) else loss_of
     network.train()
-    bar = tqdm(total=100, desc=title, mininterval=5, bar_format="{l_bar}{bar}| {elapsed} {postfix}")
+    bar = tqdm(total=100, desc=title, mininterval=5, bar_format="{l_bar}{bar}| {elapsed} {postfix}", disable=None)
     bar.set_postfix_str("compiling" if is_compiled else "")
     average, saved, before = 0.0, time.perf_counter(), None
+    said = saved
     while (done := progress()) < 1:
         half = int(2 * done)
         if done >= recipe.causal_steps / recipe.steps:
@@ -187,6 +194,9 @@ def train(
         before = now
         bar.set_postfix_str(f"step {step}, loss {average:.3f}", refresh=False)
         bar.update(100 * progress() - bar.n)
+        if bar.disable and now - said > SAY_EVERY:  # a log
+            print(f"{title}: {progress():.0%}, step {step}, loss {average:.3f}", flush=True)
+            said = now
         if now - saved > SAVE_EVERY or progress() >= 1:
             save_checkpoint(checkpoint, network, optimizers, step, seconds)
             saved = now

@@ -301,7 +301,8 @@ def test_an_interrupted_run_says_how_to_continue(
     with monkeypatch.context() as patch:
         patch.setattr(Part, "write", interrupted)
         assert generate(prompts, output, "--batch-size", "2") == 130
-    assert "continues" in capsys.readouterr().err
+    said = f"interrupted: 2 of 5 answered in {part_path(output, 0)}; the same command continues"
+    assert said in capsys.readouterr().err
     assert not output.exists()
     assert len(rows(part_path(output, 0))) == 2
     monkeypatch.chdir(tmp_path)
@@ -373,7 +374,11 @@ def test_a_bad_line_is_named_and_can_be_skipped(
     assert "prompts.jsonl, line 2: expected" in capsys.readouterr().err
     assert not output.exists()
     assert generate(prompts, output, "--on-error", "skip") == 0
-    assert "prompts.jsonl, line 2: expected" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "prompts.jsonl, line 2: expected" in err and "2 answers, 1 skipped, " in err
+    assert (
+        generate(prompts, Path("-"), "--on-error", "skip") == 0 and "2 answers, 1 skipped" in capsys.readouterr().err
+    )
     assert [row["index"] for row in rows(output)] == [0, 3]  # lines keep their numbers
 
 

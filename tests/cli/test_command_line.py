@@ -2,9 +2,11 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import warnings
 from pathlib import Path
@@ -20,8 +22,10 @@ from apd.cli import main
 from apd.cli.app import parser
 from apd.cli.chat import Chat
 from apd.cli.demo import Comparison, Run, table
+from apd.cli.parsing import _meant
 from apd.cli.report import say
 from apd.cli.stream import Shown
+from apd.generation.elsewhere import CALL, LOADING
 from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.included.tasks import EXAMPLES
 from apd.show.terminal import console
@@ -67,6 +71,19 @@ def read(path: Path) -> list[dict[str, Any]]:
         ("generate --prompt x --R=0.5", "there is no option --R. Write --mixture-weight 0.5."),
         ("generate --prompt x --gen-length 64", "there is no option --gen-length. Write --max-new-tokens 64."),
         ("generate --prompt x --steps 64", "there is no option --steps. The number of steps follows from what"),
+        ("generate --prompt x --steps 64", "A fixed one is --strategy confidence:K, K tokens per step"),
+        ("generate --prompt x --tokens-per-step 2", "Write --strategy confidence:2."),
+        ("generate --model Dream", "there is no option --model. Write --drafter Dream."),
+        ("infill --prompt x", "there is no option --prompt. Write --text x."),
+        (
+            "generate --prompt x --correction maybe",
+            "--correction takes no value, got 'maybe'. Write --correction or --no-",
+        ),
+        ("generate --prompt x --do-sample=true", "--do-sample takes no value, got 'true'. Write --do-sample."),
+        (
+            "generate --prompt x --correction=on",
+            "--correction takes no value, got 'on'. Write --correction or --no-corr",
+        ),
         ("generate --drafter x --torch_dtype float16", "there is no option --torch_dtype. Write --dtype float16."),
         ("generate --prompt x --strategy thresold:0.9", "got 'thresold:0.9'. Did you mean `threshold`?"),
         ("generate --prompt x --strategy Left_To_Right", "got 'Left_To_Right'. Did you mean `left-to-right`?"),
@@ -84,6 +101,14 @@ def test_the_culprit_and_what_was_meant_are_named(capsys: pytest.CaptureFixture,
     assert re.fullmatch(r"Try 'apd( \w+)? --help'\.", advice)
 
 
+@pytest.mark.parametrize("command", ["generate", "infill", "chat", "serve", "check"])
+def test_advice_on_options_of_other_scripts_is_no_python(command: str) -> None:
+    options = parser().commands[command]._option_string_actions
+    for name in {*CALL, *LOADING} - {option.lstrip("-").replace("-", "_") for option in options}:
+        advice = _meant(f"--{name}", "8", options)
+        assert not re.search(r"\w+\(|\w=|`(drafter|verifier)`", advice), advice
+
+
 def test_an_option_that_the_command_lacks_is_not_advised(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         main(["check", "--tau", "0.5"])
@@ -95,10 +120,39 @@ def test_a_prompt_or_a_file_is_asked_for(capsys: pytest.CaptureFixture) -> None:
     assert main(["infill"]) == 2 and "--text TEXT, or --input FILE" in capsys.readouterr().err
 
 
+def test_an_empty_prompt_and_a_missing_file_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    absent, into = tmp_path / "absent.jsonl", ["--output", str(tmp_path / "out.jsonl")]
+    for options, code, said in (
+        (["--prompt", ""], 2, "--prompt must not be empty."),
+        (["--prompt", "-"], 1, "reads the prompt from standard input, which is empty."),
+        (["--input", str(absent), *into], 1, f"--input must be a file, got {absent}: there is none."),
+        (["--input", str(tmp_path), *into], 1, f"--input must be a file, got the folder {tmp_path}."),
+    ):
+        assert main(["generate", *options]) == code
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_port_that_cannot_be_is_refused(capsys: pytest.CaptureFixture) -> None:
     """99999 was served at 34463, the rest of its division by 65536."""
     assert main(["serve", "--drafter", "nowhere", "-R", "1", "--port", "99999"]) == 2
     assert "--port must be below 65536, got 99999" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("uvicorn", reason="needs the extra serve")
+    monkeypatch.setattr("apd.cli.serve.load", lambda *_: pytest.fail("loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 1
+    assert f"--port must be free, got {port}, where another program listens on 127.0.0.1." in capsys.readouterr().err
+    assert main(["serve", "--host", "192.0.2.1"]) == 1  # an address for documentation, of nobody's machine
+    assert "--host must be an address of this machine, got 192.0.2.1" in capsys.readouterr().err
 
 
 def test_strategies_are_listed(capsys: pytest.CaptureFixture) -> None:
@@ -135,6 +189,36 @@ def test_without_tokenizer_files_no_weights_are_read(tmp_path: Path, capsys: pyt
     shutil.copy(DRAFTER_DIR / "config.json", tmp_path)
     assert main(["generate", "--prompt", "x", "--drafter", str(tmp_path), "--verifier", str(VERIFIER_DIR)]) == 1
     assert "has no tokenizer files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "given", "said"),
+    [
+        ("--drafter", "./nowhere", "--drafter must be a folder or a hub name, got ./nowhere: no such folder."),
+        ("--drafter", "a/b/c", "got a/b/c: no such folder."),
+        ("--verifier", "./nowhere", "--verifier must be a folder or a hub name, got ./nowhere: no such folder."),
+        ("--drafter", "pair", "got pair, which has no config.json. Did you mean pair/drafter?"),
+        ("--verifier", "pair", "got pair, which has no config.json. Did you mean pair/verifier?"),
+        ("--drafter", "pair/drafter/config.json", "got the file pair/drafter/config.json. Name its folder."),
+    ],
+)
+def test_a_folder_that_is_none_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    option: str,
+    given: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, path in {"drafter": DRAFTER_DIR, "verifier": VERIFIER_DIR}.items():
+        (tmp_path / "pair" / name).mkdir(parents=True)
+        shutil.copy(path / "config.json", tmp_path / "pair" / name)
+    options = {"--drafter": "pair/drafter", "--verifier": "pair/verifier", option: given}
+    asked = [word for pair in options.items() for word in pair]
+    for command in (["generate", "--prompt", "x"], ["check"]):
+        assert main([*command, *asked]) == 1
+        assert said.replace("/", os.sep) in capsys.readouterr().err.replace("/", os.sep)
 
 
 def test_messages_are_wrapped_at_words_in_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +289,37 @@ def test_messages_are_answered_and_come_back(tmp_path: Path, chatting: Path, sam
     first, second = read(output)
     wanted = [answer.text for answer in sampler.generate_many(EXAMPLE_PROMPTS[2:4], max_new_tokens=32)]
     assert [first["text"], second["text"]] == wanted and first["messages"] == messages
+
+
+def test_what_a_chat_saves_is_read_without_a_chat_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    saved, output = tmp_path / "saved.jsonl", tmp_path / "out.jsonl"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*EXAMPLE_PROMPTS[1:3], f"/save {saved}"])))
+    assert main(["chat"]) == 0 and "2 prompts → " in capsys.readouterr().err
+    with saved.open("a") as file:  # the same prompt as a chat
+        file.write(json.dumps({"messages": [{"role": "user", "content": EXAMPLE_PROMPTS[1]}]}) + "\n")
+    assert main(["generate", "--input", str(saved), "--output", str(output)]) == 0
+    first, second, third = read(output)
+    assert (first["text"].strip(), second["text"].strip()) == (first["answer"], second["answer"])
+    assert third["text"] == first["text"] and third["messages"][0]["content"] == first["prompt"]
+
+
+def test_a_longer_chat_without_a_template_is_named_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    chat = [{"role": role, "content": "Hello."} for role in ("user", "assistant", "user")]
+    source, output = (
+        written(tmp_path / "in.jsonl", {"prompt": EXAMPLE_PROMPTS[1]}, {"messages": chat}),
+        tmp_path / "out",
+    )
+    ask = ["generate", "--input", str(source), "--output", str(output)]
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):  # and no weights
+        shutil.copy(DRAFTER_DIR / name, tmp_path)
+    for drafter in ([], ["--drafter", str(tmp_path), "-R", "1"]):
+        assert main([*ask, *drafter]) == 1
+        assert "in.jsonl, line 2: A chat needs a chat template" in capsys.readouterr().err
+    assert main([*ask, "--on-error", "skip"]) == 0 and [row["index"] for row in read(output)] == [0]
 
 
 @pytest.mark.parametrize(
@@ -309,6 +424,25 @@ def test_a_prompt_comes_through_a_pipe(
 def test_a_prompt_that_the_included_pair_does_not_know_is_noted(capsys: pytest.CaptureFixture) -> None:
     assert main(["generate", "--prompt", 'Reverse this list: ["Mia", "Leo"].']) == 0
     assert "its list has 2 names, not 3 to 6" in capsys.readouterr().err
+    assert main(["generate", "--prompt", 'Reverse this list: ["Mia", "Xerxes", "Leo"].']) == 0
+    err = capsys.readouterr().err
+    assert "name 2 of its list is none of Ada, " in err and "not in the tokenizer's vocabulary: Xerxes\n" in err
+
+
+def test_an_answer_is_as_long_as_the_drafter_was_trained_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Among 256 masks a drafter that was trained with 32 answered with nothing, and nobody said why."""
+    pair = ["--drafter", str(DRAFTER_DIR), "--verifier", str(VERIFIER_DIR)]
+    ask = ["generate", "--prompt", EXAMPLE_PROMPTS[1], *pair]
+    assert main(ask) == 0
+    out, err = capsys.readouterr()
+    assert out == '["Max", "Dora", "Carl"]\n' and "warning" not in err
+    assert main([*ask, "--max-new-tokens", "48"]) == 0
+    assert "--max-new-tokens 48 is more than the 32 of the drafter's generation_config" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/max-new-tokens 32\n/max-new-tokens 48\n"))
+    assert main(["chat", *pair]) == 0
+    assert capsys.readouterr().err.count("more than the 32") == 1
 
 
 # ---------------------------------------------------------------- conversations
@@ -356,6 +490,14 @@ def test_commands_set_what_they_say(sampler: APDSampler, capsys: pytest.CaptureF
     assert "Did you mean /window?" in said("/windw 3") and "/strategy SPEC" in said("/help")
     assert "needs a chat template" in said("/system be kind")
     assert not chat.take("/quit")
+
+
+def test_a_command_without_its_slash_is_told_once(sampler: APDSampler, capsys: pytest.CaptureFixture) -> None:
+    chat = chat_of(sampler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert chat.take("exit") and chat.take("help")
+    assert re.findall(r"slash, (/\w+)\)", capsys.readouterr().err) == ["/exit"]
 
 
 def test_greedy_answers_take_no_options_of_sampling(sampler: APDSampler, capsys: pytest.CaptureFixture) -> None:

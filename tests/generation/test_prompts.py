@@ -129,9 +129,9 @@ def test_prompts_may_be_arrays_and_numpy_integers():
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_forgotten_length_is_warned_of_where_it_was_forgotten(sampler, progress, capsys):
+def test_a_forgotten_length_is_warned_of_where_it_was_forgotten(progress, capsys):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        list(sampler.generate_many(EXAMPLE_PROMPTS[:1], progress=progress))
+        list(trace_sampler().generate_many(trace_prompts()[:1], progress=progress))
     (warning,) = (each for each in caught if "max_new_tokens" in str(each.message))
     assert warning.filename == __file__

@@ -1,6 +1,7 @@
 """`examples/train_pair.py`: what it trains on, that it goes on where it was interrupted, and where it writes."""
 
 import json
+import re
 import runpy
 import sys
 from dataclasses import replace
@@ -46,14 +47,22 @@ def test_a_pair_of_ones_own_is_trained_measured_and_loaded(
     run(["--data", str(lines), "--quick"], monkeypatch)
     printed = capsys.readouterr().out
     assert "zeros are expected" in printed
+    assert re.match(r"\d+ lines to train on, \d+ held out; \d+ tokens; 8 new tokens hold every answer\n", printed)
     assert "| held out (4 lines) |" in printed and "| trained on (4 lines) |" in printed
-    assert "--drafter pair/drafter --verifier pair/verifier --max-new-tokens 8 " in printed
+    assert "--drafter pair/drafter --verifier pair/verifier --prompt" in printed
+    stored = [tmp_path / "pair" / name / "generation_config.json" for name in ("drafter", "verifier")]
+    assert json.loads(stored[0].read_text())["max_new_tokens"] == 8 and not stored[1].exists()
     assert before == {path: path.stat().st_mtime_ns for path in DRAFTER_DIR.parent.rglob("*.safetensors")}
 
 
 @pytest.mark.parametrize("is_timed", [False, True])
 def test_an_interrupted_training_goes_on_to_the_same_weights(
-    is_timed: bool, lines: Path, training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_timed: bool,
+    lines: Path,
+    training: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from training import networks, own
 
@@ -76,6 +85,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
         with monkeypatch.context() as patched:
             patched.setattr(networks, "save_checkpoint", save)
             patched.setattr(networks, "SAVE_EVERY", 0)
+            patched.setattr(networks, "SAY_EVERY", 0)
             networks.train(
                 network,
                 recipe,
@@ -92,7 +102,10 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(
     whole = trained("whole", stop=None)
     with pytest.raises(KeyboardInterrupt):
         trained("parts", stop=5)
+    said = capsys.readouterr().out
+    assert "parts: begins\n" in said and re.search(r"^parts: \d+%, step 5, loss \d", said, re.MULTILINE)
     again = trained("parts", stop=None)
+    assert re.match(r"parts: goes on from step 5, \d+% of the training\n", capsys.readouterr().out)
     if is_timed:  # the first step of a process is spent compiling, and not counted
         assert networks.load_checkpoint(tmp_path / "parts.safetensors", *fresh(networks, recipe, tokenizer))[0] == 9
     else:

@@ -116,6 +116,24 @@ def test_null_is_the_default_of_every_optional_field(served: Served) -> None:
     assert served.chat(**fields, **chat)["choices"][0]["message"]["content"] == ANSWER
 
 
+@pytest.mark.parametrize(
+    ("path", "given", "meant"),
+    [
+        (TEXT, "R", "mixture_weight"),
+        (TEXT, "tau", "acceptance_threshold"),
+        (CHAT, "mixture_weigth", "mixture_weight"),
+        (CHAT, "maxtokens", "max_tokens"),
+        (TEXT, "surprise", None),
+    ],
+)
+def test_an_unknown_field_is_answered_with_the_nearest(
+    served: Served, path: str, given: str, meant: str | None
+) -> None:
+    message = served.refusal(path, **{given: 1})["message"]
+    hint = f". Did you mean {meant}?" if meant else ""
+    assert message == f"Unrecognized request argument supplied: {given}{hint}"
+
+
 def test_messages_may_be_parts_null_or_begun(served: Served) -> None:
     begun = ANSWER[:10]
     parts = {"role": "user", "content": [{"type": "text", "text": PROMPT[:10]}, {"type": "text", "text": PROMPT[10:]}]}
