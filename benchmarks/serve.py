@@ -46,6 +46,7 @@ import httpx
 import torch
 from safetensors.torch import load_file, save_file
 
+from apd.cli.settings import keep_memory
 from apd.decoding.noise import mix_seed
 from apd.included import DRAFTER_DIR, VERIFIER_DIR
 from apd.included.tasks import TASKS, instances
@@ -404,6 +405,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_memory()  # as the server does
     sampler = APDSampler.from_included()
     limit = arguments.limit
     for line in correctness(sampler, arguments.requests, arguments.clients, arguments.batch_size, limit):

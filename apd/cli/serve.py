@@ -19,7 +19,7 @@ from apd.cli.answers import load
 from apd.cli.checkpoints import NEW_TOKENS, check_places, settle_new_tokens
 from apd.cli.listening import bound
 from apd.cli.parsing import flag
-from apd.cli.settings import set_up
+from apd.cli.settings import keep_memory, set_up
 from apd.cli.usage import UsageError, check_usage, config_of, sampling_of
 from apd.extras import install
 from apd.sampler import APDSampler
@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     _check_extra()
     check_places(arguments)
     set_up(included=arguments.drafter is None)
+    keep_memory()
     settle_new_tokens(arguments)
     settings = replace(settings, max_new_tokens=arguments.max_new_tokens)
     if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():

@@ -10,6 +10,7 @@ import socket
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -553,3 +554,22 @@ def test_a_growing_answer_is_wrapped_at_words(
     out = capsys.readouterr().out
     assert " ".join(out.split()) == EXAMPLE_PROMPTS[0] == shown.text
     assert out.count("\n") == 1 if width is None else max(map(len, out.splitlines())) <= width
+
+
+def test_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apd.cli.settings import keep_memory
+
+    called: list[tuple[int, int]] = []
+    library = SimpleNamespace(mallopt=lambda *given: called.append(given))
+    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    keep_memory()
+    assert len(called) == 2
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    keep_memory()  # the environment's own choice stays
+    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
+    keep_memory()  # musl has no mallopt
+    assert len(called) == 2
