@@ -30,6 +30,10 @@ _WHITESPACE = r" |\n {0,8}"
 _OPTIONS = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
 
 
+#: Sizes of numbers in a schema. An integer that must be -2^63 or less ends the whole process in llguidance 1.9: a stack overflow.
+_LARGEST, _SMALLEST = 2**62, 1e-15
+
+
 class Grammars:
     """Makes the constraints of `response_format` for one tokenizer.
 
@@ -55,7 +59,9 @@ class Grammars:
             return None
         if not stop_ids:
             raise refused(f"`{_PARAM}` needs a model with a stop token, which ends the answer.", _PARAM)
-        matcher = self._matcher(_schema(wanted), stop_ids)
+        schema = _schema(wanted)
+        _check_numbers(schema)
+        matcher = self._matcher(schema, stop_ids)
 
         def make() -> Constraint:
             return Constraint(matcher.deep_copy(), prompt_length, stop_ids[0], self.vocab_size)
@@ -193,3 +199,24 @@ def _schema(wanted: ResponseFormat) -> dict[str, Any]:
     if wanted.json_schema is None:
         raise refused("Missing required parameter: 'response_format.json_schema'.", f"{_PARAM}.json_schema")
     return {} if wanted.json_schema.schema_ is None else wanted.json_schema.schema_
+
+
+def _check_numbers(schema: Any) -> None:
+    """Refuse numbers that could end the process.
+
+    Raises:
+        APIError: a number anywhere in the schema is too large, or too close to 0.
+    """
+    left = [schema]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, (int, float)) and value and not _SMALLEST <= abs(value) <= _LARGEST:
+            raise refused(
+                f"Invalid schema for `{_PARAM}`: the size of a number must be 0 or from {_SMALLEST} to 2^62, got {value!r:.40}.",
+                _PARAM,
+                "invalid_json_schema",
+            )

@@ -291,6 +291,16 @@ def test_a_schema_is_obeyed(served: Served) -> None:
         assert (error["status"], error["param"], error["code"]) == (400, "response_format", code)
 
 
+@pytest.mark.parametrize("number", [-1e308, -1e19, -(2**63), 10**40, 1e-40])
+def test_a_number_of_a_schema_that_could_end_the_process_is_refused(served: Served, number: float) -> None:
+    """llguidance recurses without end on integers of -2^63 and less: the server would be gone, and every request with it."""
+    pytest.importorskip("llguidance", reason="needs the extra `grammar`: pip install -e '.[grammar]'")
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "exclusiveMaximum": 0, "enum": [3, number]}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    error = served.refusal(CHAT, response_format=wanted)
+    assert (error["status"], error["code"]) == (400, "invalid_json_schema") and "2^62" in error["message"]
+
+
 @pytest.mark.parametrize("kind", EXACT)
 def test_a_character_of_several_tokens_arrives_whole(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
