@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from thinned import thinned
 
 from apd import APDSampler, load_drafter
 from apd.cli import main
@@ -73,7 +74,7 @@ def _quiet():
         yield
 
 
-@pytest.mark.parametrize("case", STORED | LENGTHS)
+@pytest.mark.parametrize("case", thinned(STORED | LENGTHS, 2))
 def test_stored_values_mean_what_the_arguments_mean(case):
     fields = (STORED | LENGTHS)[case]
     length = {} if case in LENGTHS else {"max_new_tokens": 16}

@@ -1,6 +1,7 @@
 """Published decodes, token for token: each family's own rule is a strategy of this library."""
 
 import pytest
+from thinned import thinned
 
 from benchmarks.families.decodes import RULES, Decode, decodes, load, make
 from benchmarks.families.logits import NEWER
@@ -18,7 +19,7 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("folder", RULES)
+@pytest.mark.parametrize("folder", thinned(RULES, 2))  # all of them are in the slow test below
 def test_a_short_decode_of_each_rule_equals_the_published_one(folder) -> None:
     of_rule: dict[str, list[Decode]] = {}
     for decode in recorded_in(folder):

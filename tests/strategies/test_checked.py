@@ -107,8 +107,10 @@ def test_stopping_criteria_see_the_sequential_history_once() -> None:
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("refresh", [None, 4])
-@pytest.mark.parametrize("size", [None, 5])
+@pytest.mark.parametrize(
+    ("refresh", "size"),
+    [(4, 5), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((None, None), (None, 5), (4, None)))],
+)
 def test_canvases_share_the_keys_of_a_cache(refresh: int | None, size: int | None) -> None:
     cache = {"kv_refresh": refresh, "window_size": size}
     whole = CALL | cache | {"kv_window": 100}  # every pass computes whole rows, so nothing is frozen
@@ -238,7 +240,7 @@ def test_a_grammar_is_asked_about_possible_prefixes_only(proposer: Any) -> None:
     assert torch.equal(sought.sequences, SAMPLER.generate(**call, strategy=Checked(proposer=proposer)).sequences)
 
 
-@pytest.mark.parametrize("certainty", [0.0, 0.5])
+@pytest.mark.parametrize("certainty", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_what_is_taken_unchecked_does_not_depend_on_the_batch(certainty: float) -> None:
     call = {name: CALL[name] for name in ("max_new_tokens", "do_sample", "top_k", "pad_token_id")}
     prompts, strategy = [[1, 2], [3], [4, 5, 6], [7]], Checked(certainty=certainty, num_checked=8)
