@@ -157,6 +157,7 @@ def _serve(sampler: APDSampler, settings: ServeSettings, sockets: list[socket.so
             app,
             log_level="warning",
             access_log=False,
+            timeout_keep_alive=75,  # clients give idle connections up after 5 seconds, and a race with them loses requests
             timeout_graceful_shutdown=5,  # for sending what is done: `on_tick` has waited for the rest
         )
     ).run(sockets)
