@@ -34,9 +34,9 @@ def set_up(*, included: bool) -> None:
 def keep_memory() -> None:
     """Let glibc keep the memory that a decode step on the CPU has freed, for the next one.
 
-    It returns large blocks to the system at once where a thread other than the main one frees them. The next step then waits for
-    25,000 page faults, with a drafter of 32 small layers: a fifth of the processor time of decoding (`python -m benchmarks.serve`).
-    Thresholds of the environment are left as they are.
+    It may return large blocks to the system after every step, and the next one then waits for page faults. How much that costs
+    is seen in the CPU time per token of `python -m benchmarks.serve --layers 32`, with a variable such as MALLOC_ARENA_MAX=8
+    and without one: thresholds of the environment are left as they are.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
