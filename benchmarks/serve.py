@@ -15,8 +15,9 @@ The included pair answers held-out instances of its tasks, over 127.0.0.1. Every
    layers that add nothing: its answers stay what they are, and a step takes longer, so that one sees what HTTP costs beside a
    larger model. `first token` is measured by the server, from a request's arrival, its wait in the queue included. `ratio` is
    the server's tokens per second over those of `generate_many`, the median of the rounds; whatever else runs on the machine
-   counts, the client and the server's HTTP thread included. `CPU ms per token` is the CPU time of the server's decoding thread,
-   and of `generate_many`, which is the fairer comparison on a busy machine; HTTP, JSON and tokenizing are apart.
+   counts, the client and the server's HTTP included. `in one process` is that of a server that decodes in the process of its
+   HTTP, as `make_app` does in other programs. `CPU ms per token` is the CPU time of the engine's process, and of
+   `generate_many`, which is the fairer comparison on a busy machine; HTTP, JSON and tokenizing are in a process of their own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,22 +130,46 @@ def deeper(layers: int, folder: Path) -> Path:
     return folder
 
 
+#: A server that decodes in its own process, as programs do that use `make_app`.
+_IN_ONE_PROCESS = """
+import json, sys, torch, uvicorn
+from apd import APDSampler
+from apd.cli.listening import bound
+from apd.cli.settings import keep_memory
+from apd.serve.app import make_app
+from apd.serve.settings import ServeSettings
+drafter, verifier, model, size, queue = sys.argv[1:]
+torch.set_num_threads(1)
+keep_memory()
+settings = ServeSettings(model_name=model, max_batch_size=int(size), max_queue=int(queue), max_new_tokens=32)
+app = make_app(APDSampler.from_pretrained(drafter, verifier), settings)
+sockets = bound("127.0.0.1", 0)
+url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/v1"
+print("serving", json.dumps({"url": url}), file=sys.stderr, flush=True)
+uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=75)).run(sockets)
+"""
+
+
 @contextmanager
-def server(*options: str, drafter: Path = DRAFTER_DIR) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server(
+    size: int, queue: int, *, drafter: Path = DRAFTER_DIR, in_one_process: bool = False
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server of a drafter and the included verifier on a free port; yields the process and its address."""
-    command = [
-        sys.executable,
-        "-m",
-        "apd",
-        "serve",
-        "--port",
-        "0",
-        "--served-model-name",
-        MODEL,
-        "--max-new-tokens",
-        "32",
-    ]
-    command += ["--drafter", str(drafter), "--verifier", str(VERIFIER_DIR), *options]
+    if in_one_process:
+        command = [
+            sys.executable,
+            "-c",
+            _IN_ONE_PROCESS,
+            str(drafter),
+            str(VERIFIER_DIR),
+            MODEL,
+            str(size),
+            str(queue),
+        ]
+    else:
+        command = [sys.executable, "-m", "apd", "serve", "--port", "0", "--served-model-name", MODEL]
+        command += ["--drafter", str(drafter), "--verifier", str(VERIFIER_DIR), "--max-new-tokens", "32"]
+        command += ["--max-batch-size", str(size), "--max-queue", str(queue)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "APD_NUM_THREADS": "1"})
     assert process.stderr is not None
     try:
@@ -211,19 +236,25 @@ def _keep(load: Load, number: int, text: str, finish: str | None, usage: Any) ->
 
 
 async def run(url: str, asked: Sequence[Asked], clients: int, *, limit: float, at_half: Any = None) -> Load:
-    """Send all requests, each client one after the other."""
-    load, waiting, start = Load(), iter(enumerate(asked)), time.perf_counter()
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=url, timeout=limit, limits=limits) as client:
+    """Send all requests, each client one after the other.
 
-        async def one_client() -> None:
-            for number, each in waiting:
-                if at_half is not None and number == len(asked) // 2:
-                    at_half()
-                await send(client, number, each, load)
+    Each client has a connection of its own: in a common pool, every request would look at all of them, and the clients would
+    take more time than the server.
+    """
+    load, waiting = Load(), iter(enumerate(asked))
 
-        await asyncio.wait_for(asyncio.gather(*(one_client() for _ in range(clients))), limit)
-    load.seconds = time.perf_counter() - start
+    async def one_client(client: httpx.AsyncClient) -> None:
+        for number, each in waiting:
+            if at_half is not None and number == len(asked) // 2:
+                at_half()
+            await send(client, number, each, load)
+
+    async with AsyncExitStack() as stack:
+        made = [httpx.AsyncClient(base_url=url, timeout=limit, verify=False) for _ in range(clients)]
+        several = [await stack.enter_async_context(client) for client in made]
+        start = time.perf_counter()
+        await asyncio.wait_for(asyncio.gather(*map(one_client, several)), limit)
+        load.seconds = time.perf_counter() - start
     return load
 
 
@@ -260,19 +291,19 @@ def quantile(buckets: Sequence[tuple[float, float]], share: float) -> float:
 
 
 def cpu_seconds(url: str) -> tuple[float, float]:
-    """CPU time so far of the server's decoding thread, and of the rest of its process."""
+    """CPU time so far of the engine's process, and of the server's."""
     text = metrics(url)
-    whole, decoding = (
+    decoding, http = (
         float(re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)[0])
-        for name in ("process_cpu_seconds_total", "apd_decoding_cpu_seconds")
+        for name in ("apd_engine_process_cpu_seconds_total", "process_cpu_seconds_total")
     )
-    return decoding, whole - decoding
+    return decoding, http
 
 
 def correctness(sampler: APDSampler, count: int, clients: int, batch_size: int, limit: float) -> Iterator[str]:
     """The lines about the load and SIGTERM."""
     asked = requests_of(count, 0, ragged=True)
-    with server("--max-batch-size", str(batch_size), "--max-queue", str(clients)) as (_, url):
+    with server(batch_size, clients) as (_, url):
         load = asyncio.run(run(url, asked, clients, limit=limit))
         text = metrics(url)
     wanted = [i for i, each in enumerate(asked) if not each.hangs_up]
@@ -295,7 +326,7 @@ def correctness(sampler: APDSampler, count: int, clients: int, batch_size: int, 
 
 def terminated(asked: Sequence[Asked], sampler: APDSampler, clients: int, batch_size: int, limit: float) -> str:
     """The line about SIGTERM in the middle of a load."""
-    with server("--max-batch-size", str(batch_size), "--max-queue", str(clients)) as (process, url):
+    with server(batch_size, clients) as (process, url):
         load = asyncio.run(run(url, asked, clients, limit=limit, at_half=lambda: process.send_signal(signal.SIGTERM)))
         code = process.wait(60)
         assert process.stderr is not None
@@ -323,7 +354,13 @@ _HEAD = (
         "tokens per forward",
         "tokens/s",
     ),
-    *("`generate_many`, tokens/s", "ratio (lowest – highest)", "CPU ms per token", "`generate_many`"),
+    *(
+        "`generate_many`, tokens/s",
+        "ratio (lowest – highest)",
+        "in one process",
+        "CPU ms per token",
+        "`generate_many`",
+    ),
     "HTTP, CPU ms per request",
 )
 
@@ -338,30 +375,39 @@ def speed(
     for layers, size in itertools.product(depths, sizes):
         drafter = deeper(layers, folder / f"{layers}-{size}")
         sampler = APDSampler.from_pretrained(drafter, VERIFIER_DIR)
-        with server("--max-batch-size", str(size), "--max-queue", str(clients), drafter=drafter) as (_, url):
-            asyncio.run(run(url, asked[: 4 * size], clients, limit=limit))  # warm
+        two, one = server(size, clients, drafter=drafter), server(size, clients, drafter=drafter, in_one_process=True)
+        with two as (_, url), one as (_, url_of_one):
+            for each in (url, url_of_one):  # warm
+                asyncio.run(run(each, asked[: 4 * size], clients, limit=limit))
             direct(sampler, asked[:size], size)
-            before, served, many = cpu_seconds(url), [], []
+            before, served, in_one, many = cpu_seconds(url), [], [], []
             for _ in range(rounds):
                 served.append(asyncio.run(run(url, asked, clients, limit=limit)))
                 many.append(direct(sampler, asked, size))
+                in_one.append(asyncio.run(run(url_of_one, asked, clients, limit=limit)))
             decoding, http = (now - then for now, then in zip(cpu_seconds(url), before, strict=True))
             first = histogram(url, "apd_first_token_seconds")
-        speeds = [load.tokens / load.seconds for load in served]
-        ratios = [100 * speed * each.seconds / each.tokens for speed, each in zip(speeds, many, strict=True)]
+        speeds, speeds_of_many = ([each.tokens / each.seconds for each in several] for several in (served, many))
         tokens = sum(load.tokens for load in served)
         cells = [
             *(str(layers), str(size), f"{statistics.median(len(asked) / load.seconds for load in served):.1f}"),
             *(f"{1000 * quantile(first, share):.0f}" for share in (0.5, 0.95)),
             f"{tokens / sum(load.forwards for load in served):.2f}",
             f"{statistics.median(speeds):.0f}",
-            f"{statistics.median(each.tokens / each.seconds for each in many):.0f}",
-            f"{statistics.median(ratios):.0f} % ({min(ratios):.0f} – {max(ratios):.0f})",
+            f"{statistics.median(speeds_of_many):.0f}",
+            ratio(speeds, speeds_of_many),
+            ratio([load.tokens / load.seconds for load in in_one], speeds_of_many),
             f"{1000 * decoding / tokens:.2f}",
             f"{1000 * sum(each.cpu for each in many) / sum(each.tokens for each in many):.2f}",
             f"{1000 * http / (rounds * len(asked)):.1f}",
         ]
         yield f"| {' | '.join(cells)} |"
+
+
+def ratio(speeds: Sequence[float], others: Sequence[float]) -> str:
+    """The median of what the rounds give, with the lowest and the highest."""
+    found = [100 * speed / other for speed, other in zip(speeds, others, strict=True)]
+    return f"{statistics.median(found):.0f} % ({min(found):.0f} – {max(found):.0f})"
 
 
 @dataclass(frozen=True)
@@ -388,7 +434,7 @@ def main() -> None:
     parser.add_argument(
         "--batch-size", type=int, default=16, help="of the load whose answers are compared (default 16)"
     )
-    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 4, 8, 16, 32], help="of the table of speeds")
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="of the table of speeds")
     parser.add_argument(
         "--layers",
         type=int,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 from paths import ROOT
 
 from apd import APDSampler
@@ -25,11 +26,18 @@ ANSWER = ' ["Zoe", "Leo", "Mia"]'
 
 
 class Served:
-    """An application, its event loop in a thread, and a client that needs no socket."""
+    """An application, its event loop in a thread, and a client that needs no socket.
 
-    def __init__(self, sampler: APDSampler, **settings: Any) -> None:
-        self.app = make_app(sampler, ServeSettings(**{"max_new_tokens": 32, **settings}))
-        self.engine = self.app.state.engine
+    Args:
+        served: an application, or a sampler, which is served by an engine in this process.
+        **settings: of the server of a sampler.
+    """
+
+    def __init__(self, served: APDSampler | FastAPI, **settings: Any) -> None:
+        if isinstance(served, APDSampler):
+            served = make_app(served, ServeSettings(**{"max_new_tokens": 32, **settings}))
+        self.app = served
+        self.engine, self.dispatcher = self.app.state.engine, self.app.state.dispatcher
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
@@ -126,6 +134,10 @@ class Served:
         self.run(asyncio.wait_for(self.app(scope, receive, send), timeout))
         return status
 
+    @property
+    def is_idle(self) -> bool:
+        return self.dispatcher.is_idle and not self.engine.tasks
+
     def until(self, holds: Callable[[], bool], seconds: float = 20) -> bool:
         """Wait until something holds; False if it does not in time."""
         end = time.monotonic() + seconds
@@ -135,8 +147,17 @@ class Served:
 
     def metric(self, line: str) -> float:
         """A value of `/metrics`, by name and labels; 0 if it was never counted."""
-        found = re.search(rf"^{re.escape(line)} (\S+)$", self.get("/metrics").text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        return value_of(self.get("/metrics").text, line)
+
+    def metric_of_engine(self, line: str) -> float:
+        """As `metric`, where the event loop may not be kept waiting."""
+        return value_of(self.engine.metrics_text().decode(), line)
+
+
+def value_of(metrics: str, line: str) -> float:
+    """A value by name and labels; 0 if it was never counted."""
+    found = re.search(rf"^{re.escape(line)} (\S+)$", metrics, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:

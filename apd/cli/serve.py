@@ -9,21 +9,27 @@ import signal
 import socket
 import sys
 import time
+import warnings
 from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from apd.cli.answers import load
 from apd.cli.checkpoints import NEW_TOKENS, check_places, settle_new_tokens
 from apd.cli.listening import bound
 from apd.cli.parsing import flag
-from apd.cli.settings import keep_memory, set_up
-from apd.cli.usage import UsageError, check_usage, config_of, sampling_of
+from apd.cli.report import show_warning
+from apd.cli.usage import UsageError, check_decoding, check_options, config_of, sampling_of
+from apd.config import APDConfig
 from apd.extras import install
-from apd.sampler import APDSampler
+from apd.serve.engine.process import EngineProcess
 from apd.serve.settings import ServeSettings
+
+# Nothing here imports torch before the engine's process has started: both processes import it at the same time.
+
+if TYPE_CHECKING:
+    from apd.sampler import APDSampler
 
 EXTRA = "The server needs packages that are not installed, {missing} among them: {command}."
 
@@ -36,35 +42,41 @@ def run(arguments: argparse.Namespace) -> None:
         ImportError: the extra `serve` is not installed.
     """
     config = config_of(arguments)
-    check_usage(arguments)
+    check_options(arguments)
     settings = _settings(arguments)
-    _check_extra()
+    template = None if arguments.chat_template is None else _template(arguments.chat_template)
+    for package in ("fastapi", "uvicorn", "prometheus_client", "jinja2"):  # before weights that could not be served
+        if find_spec(package) is None:
+            raise ImportError(EXTRA.format(missing=package, command=install("serve")))
     check_places(arguments)
-    set_up(included=arguments.drafter is None)
-    keep_memory()
-    settle_new_tokens(arguments)
-    settings = replace(settings, max_new_tokens=arguments.max_new_tokens)
-    if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():
-        arguments.device_map = "cuda"
     sockets = bound(arguments.host, arguments.port)
     try:
-        sampler = load(arguments, config)
-        if arguments.chat_template is not None:
-            sampler.tokenizer.chat_template = _template(arguments.chat_template)
-        _serve(sampler, settings, sockets)
+        load = partial(_loaded, arguments, config, template)
+        with EngineProcess(load, max_rows=settings.max_batch_size) as engine:
+            settle_new_tokens(arguments)
+            _serve(engine, replace(settings, max_new_tokens=arguments.max_new_tokens), sockets)
     finally:
         for each in sockets:
             each.close()
 
 
-def _check_extra() -> None:
-    """Refuse to load weights that could not be served."""
-    try:
-        import uvicorn  # noqa: F401
+def _loaded(arguments: argparse.Namespace, config: APDConfig, template: str | None) -> APDSampler:
+    """The sampler, in the engine's process."""
+    import torch
 
-        import apd.serve.app  # noqa: F401
-    except ImportError as error:
-        raise ImportError(EXTRA.format(missing=error.name, command=install("serve"))) from error
+    from apd.cli.answers import load
+    from apd.cli.settings import keep_memory, set_up
+
+    warnings.showwarning = show_warning
+    check_decoding(arguments)
+    set_up(included=arguments.drafter is None)
+    keep_memory()
+    if arguments.drafter is not None and arguments.device_map is None and torch.cuda.is_available():
+        arguments.device_map = "cuda"
+    sampler = load(arguments, config)
+    if template is not None:
+        sampler.tokenizer.chat_template = template
+    return sampler
 
 
 def _settings(arguments: argparse.Namespace) -> ServeSettings:
@@ -116,13 +128,13 @@ def _template(path: Path) -> str:
         raise UsageError(f"--chat-template must be a file of text in UTF-8, got {path}: {error}.") from None
 
 
-def _serve(sampler: APDSampler, settings: ServeSettings, sockets: list[socket.socket]) -> None:
+def _serve(engine: EngineProcess, settings: ServeSettings, sockets: list[socket.socket]) -> None:
     import uvicorn
 
-    from apd.serve.app import make_app
+    from apd.serve.app import app_of
 
-    app = make_app(sampler, settings)
-    engine = app.state.engine
+    app = app_of(engine, engine.loaded(), settings)
+    dispatcher = app.state.dispatcher
 
     class Server(uvicorn.Server):
         """Drains at the first signal, and ends with exit code 0.
@@ -134,12 +146,12 @@ def _serve(sampler: APDSampler, settings: ServeSettings, sockets: list[socket.so
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             self.force_exit = self.should_exit and sig == signal.SIGINT
-            self.should_exit = engine.is_draining  # the second signal: at once
-            engine.drain()
+            self.should_exit = dispatcher.is_draining  # the second signal: at once
+            dispatcher.drain()
             self.end = min(self.end, time.monotonic() + settings.drain_timeout)
 
         async def on_tick(self, counter: int) -> bool:
-            is_drained = engine.is_draining and (engine.is_idle or time.monotonic() > self.end)
+            is_drained = dispatcher.is_draining and (dispatcher.is_idle or time.monotonic() > self.end)
             return await super().on_tick(counter) or is_drained
 
         async def startup(self, sockets: Any = None) -> None:
@@ -161,5 +173,5 @@ def _serve(sampler: APDSampler, settings: ServeSettings, sockets: list[socket.so
             timeout_graceful_shutdown=5,  # for sending what is done: `on_tick` has waited for the rest
         )
     ).run(sockets)
-    facts = {"jobs": engine.num_jobs, "cut_off": engine.num_cut_off}
+    facts = {"jobs": dispatcher.num_jobs, "cut_off": dispatcher.num_cut_off}
     print(f"apd: stopped {json.dumps(facts)}", file=sys.stderr, flush=True)

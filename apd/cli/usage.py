@@ -53,6 +53,16 @@ def check_usage(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: the message names the options.
     """
+    check_options(arguments)
+    check_decoding(arguments)
+
+
+def check_options(arguments: argparse.Namespace) -> None:
+    """The part of `check_usage` that does not import torch.
+
+    Raises:
+        UsageError: the message names the options.
+    """
     given = vars(arguments)
     if (arguments.input is None) != (arguments.output is None):
         raise UsageError("--input and --output go together: prompts are read from one file, results go to the other.")
@@ -81,9 +91,20 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError("--prompt must not be empty. Give it a text, or - for standard input.")
     if not all(arguments.stop_string or ()):
         raise UsageError("--stop-string must not be empty. Leave it out.")
+    if arguments.verifier is None and arguments.verifier_revision is not None:
+        raise UsageError("--verifier-revision without --verifier has no effect. Leave it out.")
+
+
+def check_decoding(arguments: argparse.Namespace) -> None:
+    """The part of `check_usage` that looks at sampling and strategies.
+
+    Raises:
+        UsageError: the message names the options.
+    """
     from apd.generation.arguments import check_order, effective_config
     from apd.strategies.registry import apd_of, settle
 
+    given = vars(arguments)
     try:
         check_text(arguments.prompt or "", "--prompt")
         for stop in arguments.stop_string or ():
@@ -98,8 +119,6 @@ def check_usage(arguments: argparse.Namespace) -> None:
         raise UsageError(error) from None
     if arguments.drafter is not None and arguments.verifier is None and strategy.needs_verifier:
         raise UsageError("--drafter needs --verifier, or -R 1 to trust the drafter alone.")
-    if arguments.verifier is None and arguments.verifier_revision is not None:
-        raise UsageError("--verifier-revision without --verifier has no effect. Leave it out.")
 
 
 def check_loading(arguments: argparse.Namespace, names: Sequence[str]) -> None:

@@ -12,12 +12,14 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from apd.serve.chunks import DONE, Piece, TokenLogprob, offsets_of, sse, text_logprobs
-from apd.serve.errors import APIError
+from apd.serve.chunks import DONE, Piece, offsets_of, sse, text_logprobs
+from apd.serve.engine.errors import APIError
+from apd.serve.engine.logprobs import TokenLogprob
+from apd.serve.engine.spelling import Spelling
+from apd.serve.metrics import ServerMetrics
 from apd.serve.plans import Plan
 from apd.serve.schemas import Common
 from apd.serve.shapes import Kind
-from apd.serve.spelling import Spelling
 from apd.serve.tickets import Answers, Ticket
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ async def answer(request: Request, plan: Plan, body: Common, kind: Kind, ticket:
         "model": state.settings.model_name,
         "system_fingerprint": state.fingerprint,
     }
-    answers, spelling = Answers(plan, state.engine.sampler.tokenizer, ticket), state.planner.spelling
+    answers, spelling = Answers(plan, state.facts.tokenizer, ticket), state.spelling
     if not body.stream:
         await _waited(request, ticket, _collect(ticket, answers))
         return JSONResponse(head | _whole(answers, kind, spelling))
@@ -58,8 +60,13 @@ async def _waited(request: Request, ticket: Ticket, work: Awaitable[T]) -> T:
     except BaseException as error:
         ticket.cancel()
         if isinstance(error, HungUp):
-            ticket.engine.metrics.hang_ups.inc()
+            metrics_of(request).hang_ups.inc()
         raise
+
+
+def metrics_of(request: Request) -> ServerMetrics:
+    """The counters of the server that a request is for."""
+    return request.app.state.metrics
 
 
 async def on_hung_up(request: Request, error: Exception) -> Response:
@@ -109,8 +116,6 @@ async def _parts(
     def chunk(choice: int, fields: dict[str, Any], finish: str | None = None) -> bytes:
         return sse(head | {"choices": [{"index": choice, **fields, "finish_reason": finish}]} | usage)
 
-    for choice in range(len(answers.choices) if not answers.plan.rows else 0):
-        yield chunk(choice, kind.first(answers.plan, choice) or kind.last(), "length")
     async for events in ticket.events():
         for event in events:
             if (found := answers.take(event)) is None:
@@ -124,6 +129,8 @@ async def _parts(
                 yield chunk(choice, kind.chunk(answers.plan, choice, piece, spelling))
             if (finish := answers.choices[choice].finish) is not None:
                 yield chunk(choice, kind.last(), finish)
+    for choice in range(len(answers.choices) if not answers.plan.job.rows else 0):  # nothing was generated
+        yield chunk(choice, kind.first(answers.plan, choice) or kind.last(), "length")
     if include_usage:
         yield sse(head | {"choices": [], "usage": answers.usage()})
     yield DONE
@@ -180,7 +187,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await unless_hung_up(self.request, self._send(send))
         except HungUp:
-            self.ticket.engine.metrics.hang_ups.inc()
+            metrics_of(self.request).hang_ups.inc()
         finally:
             self.ticket.cancel()
 

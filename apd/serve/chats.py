@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apd.generation.many import Prompt
-from apd.serve.errors import refused
+from apd.serve.engine.errors import refused
 from apd.serve.schemas import Message
 
 _ROLES = ("system", "developer", "user", "assistant")

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from apd.serve.spelling import Spelling
+from apd.serve.engine.logprobs import TokenLogprob
+from apd.serve.engine.spelling import Spelling
 from apd.text import REPLACEMENT, TextPieces
 
-_LEAST = -9999.0  # JSON has no −∞
 _CONTEXT = 8  # tokens of the prompt, behind which a completion is decoded
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """A token with its log-probability in nats and, if asked for, the likeliest tokens at its position."""
-
-    token: int
-    logprob: float
-    top: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -42,7 +30,6 @@ class Answer:
         tokenizer: decodes.
         stops: strings that end the answer and are not shown.
         behind: ids of the prompt, where spaces at the answer's start depend on it.
-        top: number of likeliest tokens to show for each.
         shows_special: the log-probabilities of stop tokens are shown, too, though they have no text.
 
     Attributes:
@@ -55,7 +42,6 @@ class Answer:
         tokenizer: Any,
         stops: Sequence[str] = (),
         behind: Sequence[int] = (),
-        top: int = 0,
         shows_special: bool = False,
     ) -> None:
         self.pieces = TextPieces(tokenizer, skip_special_tokens=True)
@@ -64,7 +50,7 @@ class Answer:
         if before and not before.endswith(REPLACEMENT):
             self.pieces.context, self.pieces.num_returned = context, len(before)
         self.hidden = set() if shows_special else set(getattr(tokenizer, "all_special_ids", ()))
-        self.stops, self.top = list(stops), top
+        self.stops = list(stops)
         self.tokens: list[int] = []
         self.finish: str | None = None
         self.text = ""  # all of it
@@ -72,18 +58,14 @@ class Answer:
         self.waiting: list[tuple[int, TokenLogprob]] = []  # tokens that are not shown yet, with their offset
 
     def add(
-        self, ids: Sequence[int], logits: Sequence[Tensor] = (), *, last: bool = False, finish: str = "length"
+        self, ids: Sequence[int], logprobs: Sequence[TokenLogprob] = (), *, last: bool = False, finish: str = "length"
     ) -> Piece:
-        """Append tokens; with `last`, none follow and `finish` says why.
-
-        Args:
-            logits: `v` float32 for each id, if log-probabilities are asked for.
-        """
-        if not self.stops and not logits:
-            self._append(ids, logits, last=last)
+        """Append tokens, and the log-probability of each, if they are asked for; with `last`, none follow, and `finish` says why."""
+        if not self.stops and not logprobs:
+            self._append(ids, logprobs, last=last)
         else:
             for i, token in enumerate(ids):
-                self._append([token], logits[i : i + 1], last=last and i == len(ids) - 1)
+                self._append([token], logprobs[i : i + 1], last=last and i == len(ids) - 1)
                 if self._cut_at_stop():
                     return self._show(len(self.text))
             if last and not ids:
@@ -95,12 +77,8 @@ class Answer:
             return self._show(len(self.text))
         return self._show(len(self.text) - self._num_held())
 
-    def _append(self, ids: Sequence[int], logits: Sequence[Tensor], *, last: bool) -> None:
-        self.waiting += [
-            (len(self.text), logprob_of(token, logit, self.top))
-            for token, logit in zip(ids, logits, strict=False)
-            if token not in self.hidden
-        ]
+    def _append(self, ids: Sequence[int], logprobs: Sequence[TokenLogprob], *, last: bool) -> None:
+        self.waiting += [(len(self.text), entry) for entry in logprobs if entry.token not in self.hidden]
         self.tokens += ids
         self.text += self.pieces.add(ids, last=last)
 
@@ -130,18 +108,6 @@ class Answer:
         shown = [entry for entry, now in zip(self.waiting, is_shown, strict=True) if now]
         self.waiting = [entry for entry, now in zip(self.waiting, is_shown, strict=True) if not now]
         return Piece(text, [token for _, token in shown], [offset for offset, _ in shown])
-
-
-def logprob_of(token: int, logits: Tensor, top: int) -> TokenLogprob:
-    """The log-probability of a token from logits, `v`, and the `top` likeliest."""
-    logprobs = logits.float().log_softmax(-1)
-    best = logprobs.topk(min(top, len(logprobs))) if top else None
-    pairs = [] if best is None else list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return TokenLogprob(token, _finite(float(logprobs[token])), [(i, _finite(value)) for i, value in pairs])
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else _LEAST
 
 
 def chat_logprobs(entries: Sequence[TokenLogprob], spelling: Spelling) -> dict[str, Any]:

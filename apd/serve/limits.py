@@ -7,8 +7,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apd.serve.engine import Engine
-from apd.serve.errors import APIError
+from apd.serve.dispatch import Dispatcher
+from apd.serve.engine.errors import APIError
+from apd.serve.handlers import response_of
+from apd.serve.metrics import ServerMetrics
 from apd.serve.settings import ServeSettings
 
 
@@ -18,11 +20,12 @@ class Limits:
     Args:
         app: what is behind it.
         settings: of the server.
-        engine: counts answers by route and status; while it drains, connections are closed.
+        metrics: counts answers by route and status.
+        dispatcher: while it drains, connections are closed.
     """
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, engine: Engine) -> None:
-        self.app, self.settings, self.engine = app, settings, engine
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: ServerMetrics, dispatcher: Dispatcher) -> None:
+        self.app, self.settings, self.metrics, self.dispatcher = app, settings, metrics, dispatcher
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,11 +38,11 @@ class Limits:
             nonlocal is_counted
             is_counted = True
             path = getattr(scope.get("route"), "path", "other")
-            self.engine.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.requests.labels(path, str(status)).inc()
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if self.engine.is_draining:
+                if self.dispatcher.is_draining:
                     message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
                 count(message["status"])
             await send(message)
@@ -48,7 +51,7 @@ class Limits:
             self._check_key(scope)
             body = await self._body(scope, receive)
         except APIError as error:
-            await error.response()(scope, receive, counted)
+            await response_of(error)(scope, receive, counted)
             return
         try:
             await self.app(scope, _again(body, receive), counted)

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
-import torch
-
 from apd.decoding.noise import mix_seed
-from apd.decoding.request import Request
-from apd.generation.arguments import Resolver
-from apd.generation.batch import Generated
 from apd.generation.many import encode
-from apd.sampler import APDSampler
 from apd.serve.chats import prompt_of
-from apd.serve.engine import Engine
-from apd.serve.errors import APIError, refused
-from apd.serve.grammars import Grammars
+from apd.serve.engine.errors import APIError, refused
+from apd.serve.engine.facts import Facts
+from apd.serve.engine.jobs import Decoding, Job, Row
+from apd.serve.engine.works import Filling, Scoring
+from apd.serve.formats import schema_of
+from apd.serve.holes import holes_of, strategy_for_holes
 from apd.serve.sampling import arguments_of, processors_of
 from apd.serve.schemas import ChatBody, Common, CompletionBody, ResponseFormat
 from apd.serve.settings import ServeSettings
-from apd.serve.special import best_of, holes_of, scores_of, strategy_for_holes
-from apd.serve.spelling import Spelling
-
-_RESOLVERS = 256  # that are kept: most requests have the settings of earlier ones
 
 _NO_TOOLS = "this server calls no tools, and a model that was not trained for them would only pretend. Leave it out"
 #: Fields that are refused if they mean anything: the values that mean nothing, and the reason.
@@ -54,66 +46,51 @@ class Choice:
     Attributes:
         prompt: its prompt's ids.
         echo: text before the answer.
-        seed: the row's seed.
     """
 
     prompt: list[int]
-    echo: str
-    seed: int
+    echo: str = ""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
     """A checked request.
 
     Attributes:
         choices: what is answered, in the order of their indices.
-        rows: what is decoded, one for each choice.
-        settings: see `Job`.
-        stops: strings that end an answer.
-        top: likeliest tokens to show at each position; `None` without log-probabilities.
-        continues: the answer's first space depends on the prompt.
+        job: what the engine is asked for: a row for each choice, or, where a hole is filled, for each length of it.
         num_prompt_tokens: of all prompts, each counted once.
-        constraints: of each row, or empty.
-        work: see `Job`. Its results are `Filled` where rows are lengths of one hole, else `Scored`.
-        fills: rows are lengths of one hole, and there is one choice.
+        stops: strings that end an answer.
+        continues: the answer's first space depends on the prompt.
         shows_special: see `Answer`; lm-eval counts on one entry for each token of a completion.
     """
 
     choices: list[Choice]
-    rows: list[Request]
-    settings: Hashable
-    stops: list[str]
-    top: int | None
-    continues: bool
+    job: Job
     num_prompt_tokens: int
-    constraints: list[Any] = field(default_factory=list)
-    work: Callable[[list[Generated]], Iterator[Any]] | None = None
-    fills: bool = False
+    stops: Sequence[str] = ()
+    continues: bool = False
     shows_special: bool = False
+
+    @property
+    def fills(self) -> bool:
+        """True if rows are lengths of one hole, and there is one choice."""
+        return isinstance(self.job.work, Filling)
 
 
 class Planner:
     """Checks requests and makes plans; called from several threads.
 
     Args:
-        sampler: decodes.
+        facts: what is known of the sampler.
         settings: of the server.
-        engine: what will decode the rows.
     """
 
-    def __init__(self, sampler: APDSampler, settings: ServeSettings, engine: Engine) -> None:
-        self.sampler, self.settings, self.engine = sampler, settings, engine
-        self.spelling = Spelling(sampler.tokenizer)
-        self.grammars = Grammars(self.spelling, sampler.vocab_size)
-        self.resolvers: OrderedDict[Hashable, Resolver] = OrderedDict()
+    def __init__(self, facts: Facts, settings: ServeSettings) -> None:
+        self.facts, self.settings = facts, settings
         self.lock = Lock()
-        limits = [limit for limit in (settings.max_length, *self._max_lengths()) if limit is not None]
+        limits = [limit for limit in (settings.max_length, facts.max_length) if limit is not None]
         self.max_length: int | None = min(limits, default=None)
-
-    def _max_lengths(self) -> list[int | None]:
-        verifier = self.sampler.verifier
-        return [self.sampler.drafter.max_length, None if verifier is None else verifier.max_length]
 
     def chat(self, body: ChatBody) -> Plan:
         """The plan of a chat completion.
@@ -128,13 +105,13 @@ class Planner:
             raise refused("`max_tokens` must be at least 1, got 0.", "max_tokens", "invalid_value")
         if body.top_logprobs and not body.logprobs:
             raise refused("`top_logprobs` needs `logprobs`: true.", "top_logprobs")
-        ids = self._encode(prompt_of(body.messages, self.sampler.tokenizer), "messages")
+        ids = self._encode(prompt_of(body.messages, self.facts.tokenizer), "messages")
         return self._plan(
             body,
             [(ids, "")],
             body.max_completion_tokens or body.max_tokens,
             top=(body.top_logprobs or 0) if body.logprobs else None,
-            continues=body.messages[-1].role == "assistant" or not self.sampler.tokenizer.chat_template,
+            continues=body.messages[-1].role == "assistant" or not self.facts.tokenizer.chat_template,
             wanted=body.response_format,
         )
 
@@ -158,14 +135,12 @@ class Planner:
         if body.max_tokens == 0 and not body.echo:
             raise refused("`max_tokens` must be at least 1 without `echo`, got 0.", "max_tokens", "invalid_value")
         plan = self._plan(body, prompts, body.max_tokens, top=body.logprobs, continues=True)
-        plan.shows_special = True
+        plan = dataclasses.replace(plan, shows_special=True)
         if body.echo and body.logprobs is not None:
             if body.stream:
                 raise refused("`echo` with `logprobs` cannot be streamed: the prompt is scored last.", "stream")
-            of_choices = [choice.prompt for choice in plan.choices]
-            plan.work = lambda _: scores_of(
-                of_choices, self.sampler, batch_size=self.settings.max_batch_size, top=body.logprobs or 0
-            )
+            scoring = Scoring([choice.prompt for choice in plan.choices], self.settings.max_batch_size, body.logprobs)
+            plan = dataclasses.replace(plan, job=dataclasses.replace(plan.job, work=scoring))
         return plan
 
     def _infilling(self, body: CompletionBody) -> Plan:
@@ -183,36 +158,31 @@ class Planner:
         self._new_tokens(len(self._encode(body.prompt, "prompt")) + len(self._encode(body.suffix, "suffix")), most)
         seed = secrets.randbits(63) if body.seed is None else body.seed
         arguments = arguments_of(body, self.settings)
-        arguments |= strategy_for_holes(self.sampler, arguments)
-        processors = processors_of(body, 0, self.sampler.vocab_size)
+        arguments |= strategy_for_holes(self.facts, arguments)
+        processors = processors_of(body, 0, self.facts.vocab_size)
         try:
             with self.lock:
-                rows = holes_of(body.prompt, body.suffix or "", most, self.sampler)
+                texts = holes_of(body.prompt, body.suffix or "", most, self.facts)
         except ValueError as error:
             raise refused(str(error), "suffix", "invalid_value") from None
-        self._new_tokens(max(len(row.ids) for row in rows), 0)
-        key = (tuple(sorted(arguments.items())), processors, "holes")
-        resolve = self._resolver(key, 0, arguments, processors)
-        return Plan(
-            choices=[Choice([], "", seed)],
-            rows=[self._request(resolve, torch.tensor([row.ids]), mix_seed(seed, i)) for i, row in enumerate(rows)],
-            settings=key,
-            stops=[],
-            top=None,
-            continues=False,
-            num_prompt_tokens=len(rows[0].ids) - (rows[0].holes[0][1] - rows[0].holes[0][0]),
-            work=lambda answers: best_of(rows, self.sampler, answers),
-            fills=True,
+        self._new_tokens(max(len(text.ids) for text in texts), 0)
+        job = Job(
+            Decoding(tuple(sorted(arguments.items())), processors, has_holes=True),
+            [Row(text.ids, 0, mix_seed(seed, i)) for i, text in enumerate(texts)],
+            work=Filling(texts),
+            timeout=self.settings.request_timeout,
         )
+        hole = texts[0].holes[0]
+        return Plan([Choice([])], job, len(texts[0].ids) - (hole[1] - hole[0]))
 
     def _check_number(self, choices: int) -> None:
         """Before rows are made of them: a body of 1 MiB can name 30 million."""
-        most = self.engine.max_rows + self.engine.max_queue
+        most = self.settings.max_batch_size + self.settings.max_queue
         if choices > most:
             raise refused(f"A request may have {most} choices here, got {choices}.", "n")
 
     def _text(self, prompt: str | list[int]) -> str:
-        return prompt if isinstance(prompt, str) else str(self.sampler.tokenizer.decode(prompt))
+        return prompt if isinstance(prompt, str) else str(self.facts.tokenizer.decode(prompt))
 
     def _check(self, body: Common) -> None:
         name = self.settings.model_name
@@ -242,19 +212,19 @@ class Planner:
             raise refused("A prompt must hold a token, got an empty one. Start with a word.", param, "invalid_value")
         try:
             with self.lock:  # tokenizers refuse to be used by two threads while one sets them up
-                ids: list[int] = encode(prompt, self.sampler.tokenizer, self.max_length)[0].tolist()
+                ids: list[int] = encode(prompt, self.facts.tokenizer, self.max_length)[0].tolist()
         except (ValueError, TypeError) as error:
             code = "context_length_exceeded" if "positions" in str(error) else "invalid_value"
             raise refused(str(error), param, code) from None
         if not ids:
             raise refused("A prompt must hold a token, got an empty one. Start with a word.", param, "invalid_value")
-        mask = self.sampler.drafter.mask_token_id
+        mask = self.facts.mask_token_id
         if mask in ids:
             raise refused(
                 f"A prompt must not hold the mask token (id {mask}). To fill a hole, give what is behind it as `suffix`.",
                 param,
             )
-        size = self.sampler.vocab_size
+        size = self.facts.vocab_size
         if min(ids) < 0 or max(ids) >= size:
             raise refused(f"Ids of a prompt must be at least 0 and below {size}.", param, "invalid_value")
         return ids
@@ -270,39 +240,30 @@ class Planner:
         wanted: ResponseFormat | None = None,
     ) -> Plan:
         seed = secrets.randbits(63) if body.seed is None else body.seed
-        arguments = arguments_of(body, self.settings)
+        arguments, schema = tuple(sorted(arguments_of(body, self.settings).items())), schema_of(wanted)
         choices: list[Choice] = []
-        rows: list[Request] = []
-        constraints: list[Any] = []
-        settings: set[Hashable] = set()
+        rows: list[Row] = []
+        decodings: set[Decoding] = set()
         for ids, echo in prompts:
-            processors = processors_of(body, len(ids), self.sampler.vocab_size)
             new_tokens = self._new_tokens(len(ids), max_tokens)
-            is_free = wanted is None or wanted.type == "text"
-            key = (tuple(sorted(arguments.items())), processors, top is not None, is_free)
-            settings.add(key)
-            resolve = self._resolver(key, max(1, new_tokens), arguments, processors, is_free=is_free)
-            constraint = self.grammars.constraints(wanted, resolve.stop_token_ids, len(ids))
-            prompt = torch.tensor([ids], dtype=torch.int64)
+            processors = processors_of(body, len(ids), self.facts.vocab_size)
+            decodings.add(Decoding(arguments, processors, has_logits=top is not None, has_grammar=schema is not None))
             for _ in range(body.n or 1):
-                choices.append(Choice(ids, echo, mix_seed(seed, len(choices))))
-                request = self._request(resolve, prompt, choices[-1].seed)
                 if new_tokens:
-                    rows.append(dataclasses.replace(request, record_logits=top is not None))
-                if constraint is not None:
-                    constraints.append(constraint())
-        if len(settings) > 1:
+                    rows.append(Row(ids, new_tokens, mix_seed(seed, len(choices))))
+                choices.append(Choice(ids, echo))
+        if len(decodings) > 1:
             raise refused("Penalties need prompts of equal length in one request. Send them one by one.", "prompt")
-        return Plan(
-            choices=choices,
-            rows=rows,
-            settings=settings.pop(),
-            stops=_stops(body.stop),
+        stops = _stops(body.stop)
+        job = Job(
+            decodings.pop(),
+            rows,
+            follow=bool(body.stream) or bool(stops) or top is not None,
             top=top,
-            continues=continues,
-            num_prompt_tokens=sum(len(ids) for ids, _ in prompts),
-            constraints=constraints,
+            schema=schema,
+            timeout=self.settings.request_timeout,
         )
+        return Plan(choices, job, sum(len(ids) for ids, _ in prompts), stops=stops, continues=continues)
 
     def _new_tokens(self, prompt_tokens: int, max_tokens: int | None) -> int:
         limit = self.max_length
@@ -317,42 +278,6 @@ class Planner:
                 "context_length_exceeded",
             )
         return new
-
-    def _resolver(
-        self,
-        key: Hashable,
-        new_tokens: int,
-        arguments: dict[str, Any],
-        processors: tuple[Any, ...],
-        *,
-        is_free: bool = True,
-    ) -> Resolver:
-        cached = (key, new_tokens)
-        with self.lock:
-            if cached in self.resolvers:
-                self.resolvers.move_to_end(cached)
-                return self.resolvers[cached]
-        try:
-            resolve = self.sampler.resolver(
-                max_new_tokens=new_tokens,
-                logits_processor=list(processors),
-                prefix_allowed_tokens_fn=None if is_free else self.engine.allowed,
-                **arguments,
-            )
-        except (ValueError, TypeError) as error:
-            raise refused(str(error), code="invalid_value") from None
-        with self.lock:
-            if sum(len(getattr(each, "bias", ())) for each in processors) <= 300:  # 256 of 1 MiB would stay for ever
-                self.resolvers[cached] = resolve
-            if len(self.resolvers) > _RESOLVERS:
-                self.resolvers.popitem(last=False)
-        return resolve
-
-    def _request(self, resolve: Resolver, prompt: torch.Tensor, seed: int) -> Request:
-        try:
-            return resolve(prompt, torch.ones_like(prompt), [seed])
-        except (ValueError, TypeError) as error:
-            raise refused(str(error), code="invalid_value") from None
 
 
 def _stops(stop: str | list[str] | None) -> list[str]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from apd.config import KNOBS
-from apd.serve.errors import refused
+from apd.serve.engine.errors import refused
+from apd.serve.engine.processors import Bias, Penalties
 from apd.serve.schemas import Common
 from apd.serve.settings import FIXED_KNOBS, ServeSettings
 from apd.strategies.registry import parse
@@ -18,42 +15,6 @@ from apd.strategies.registry import parse
 _DECODING = ("strategy", *KNOBS)
 #: Of `Checked` in a request: with more, a step could keep everyone waiting, without end.
 _MOST = {"num_checked": 32, "breadth": 2}
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Adds to the logits of single tokens.
-
-    Args:
-        bias: pairs of id and what is added.
-    """
-
-    bias: tuple[tuple[int, float], ...]
-    history_free = True
-
-    def __call__(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:
-        ids = torch.tensor([token for token, _ in self.bias], device=scores.device)
-        more = torch.tensor([value for _, value in self.bias], device=scores.device, dtype=scores.dtype)
-        return scores.index_add(-1, ids, more.expand(*scores.shape[:-1], -1))
-
-
-@dataclass(frozen=True)
-class Penalties:
-    """Lowers the logits of tokens that the answer already has, as OpenAI's API defines it.
-
-    Args:
-        frequency: for each time that the token was written.
-        presence: once, if it was written at all.
-        prompt_length: tokens that do not count.
-    """
-
-    frequency: float
-    presence: float
-    prompt_length: int
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        counts = torch.bincount(input_ids[0, self.prompt_length :], minlength=scores.shape[-1])[: scores.shape[-1]]
-        return scores - self.frequency * counts - self.presence * (counts > 0)
 
 
 def arguments_of(body: Common, settings: ServeSettings) -> dict[str, Any]:

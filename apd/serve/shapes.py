@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from apd.serve.chunks import Piece, chat_logprobs, text_logprobs
+from apd.serve.engine.spelling import Spelling
 from apd.serve.plans import Plan
-from apd.serve.spelling import Spelling
 
 
 class Kind:
@@ -23,14 +23,14 @@ class Kind:
         return {"delta": {"role": "assistant", "content": ""}}
 
     def chunk(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any]:
-        logprobs = chat_logprobs(piece.logprobs, spelling) if plan.top is not None else None
+        logprobs = chat_logprobs(piece.logprobs, spelling) if plan.job.top is not None else None
         return {"delta": {"content": piece.text}, "logprobs": logprobs}
 
     def last(self) -> dict[str, Any]:
         return {"delta": {}, "logprobs": None}
 
     def choice(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any]:
-        logprobs = chat_logprobs(piece.logprobs, spelling) if plan.top is not None else None
+        logprobs = chat_logprobs(piece.logprobs, spelling) if plan.job.top is not None else None
         return {"message": {"role": "assistant", "content": piece.text, "refusal": None}, "logprobs": logprobs}
 
 
@@ -54,7 +54,7 @@ class TextKind(Kind):
         return {"text": plan.choices[choice].echo + piece.text, "logprobs": logprobs}
 
     def _logprobs(self, plan: Plan, choice: int, piece: Piece, spelling: Spelling) -> dict[str, Any] | None:
-        if plan.top is None:
+        if plan.job.top is None:
             return None
         start = len(plan.choices[choice].echo)
         offsets = [start + offset for offset in piece.offsets]

@@ -3,60 +3,55 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
-from apd.generation.batch import Generated, Progress
-from apd.serve.chunks import Answer, Piece, TokenLogprob
-from apd.serve.engine import Engine
-from apd.serve.jobs import Ended, Event, Failed, Job, Result, Stepped
+from apd.serve.chunks import Answer, Piece
+from apd.serve.dispatch import Dispatcher
+from apd.serve.engine.jobs import Ended, Event, Failed, Result, Spent, Stepped
+from apd.serve.engine.logprobs import TokenLogprob
+from apd.serve.engine.works import Filled, Scored
 from apd.serve.plans import Plan
-from apd.serve.settings import ServeSettings
-from apd.serve.special import Filled, Scored
 
 _WORK = -1  # stands for a job's work among its choices
 
 
 class Ticket:
-    """A job in the engine, and its events as they come.
+    """A job in the engine, and its events as they come; made in the event loop.
 
     Args:
-        engine: the decoding loop; the job is submitted at once.
+        dispatcher: hands the job to the engine, at once.
         plan: what is asked.
-        settings: of the server.
-        follow: events of every step, not only of the ends.
+
+    Attributes:
+        work: of the job.
 
     Raises:
         APIError: the queue is full, or the server shuts down.
     """
 
-    def __init__(self, engine: Engine, plan: Plan, settings: ServeSettings, *, follow: bool) -> None:
-        self.engine = engine
-        self.loop = asyncio.get_running_loop()
+    def __init__(self, dispatcher: Dispatcher, plan: Plan) -> None:
+        self.dispatcher = dispatcher
         self.queue: asyncio.Queue[list[Event]] = asyncio.Queue()
-        timeout = settings.request_timeout
-        self.job = Job(
-            rows=plan.rows,
-            settings=plan.settings,
-            deliver=self._deliver,
-            follow=follow or bool(plan.stops) or plan.top is not None,
-            logits=plan.top is not None,
-            constraints=plan.constraints,
-            work=plan.work,
-            deadline=None if timeout is None else time.monotonic() + timeout,
-        )
-        self.open: set[int] = {*range(len(plan.rows)), *([_WORK] if plan.work is not None else [])}
-        if self.open:
-            engine.submit(self.job)
-        else:
-            self.job.is_over = True
+        job, self.work = plan.job, plan.job.work
+        self.open: set[int] = {*range(len(job.rows)), *([_WORK] if job.work is not None or not job.rows else [])}
+        self.number = dispatcher.submit(job, self)
 
-    def _deliver(self, events: list[Event]) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody waits
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, events)
+    @property
+    def num_places(self) -> int:
+        """Rows that are not done; 1 for the work that follows them."""
+        return len(self.open - {_WORK}) or len(self.open)
+
+    def take(self, events: list[Event]) -> None:
+        """Called with the events of a step."""
+        for event in events:
+            if isinstance(event, Failed):
+                self.open.clear()
+            elif isinstance(event, Ended):
+                self.open.discard(event.choice)
+            elif isinstance(event, Result) and event.is_last:
+                self.open.discard(_WORK)
+        self.queue.put_nowait(events)
 
     async def events(self) -> AsyncIterator[list[Event]]:
         """The events, those of a step together.
@@ -64,36 +59,22 @@ class Ticket:
         Raises:
             APIError: the job failed.
         """
-        while self.open:
+        while self.open or not self.queue.empty():
             events = await self.queue.get()
             for event in events:
                 if isinstance(event, Failed):
                     raise event.error
-                if isinstance(event, Ended):
-                    self.open.discard(event.choice)
-                elif isinstance(event, Result) and event.is_last:
-                    self.open.discard(_WORK)
             yield events
 
     def release(self, choice: int) -> None:
         """A choice needs no more tokens."""
         if choice in self.open:
             self.open.discard(choice)
-            self.engine.cancel(self.job, choice)
+            self.dispatcher.cancel(self.number, choice)
 
     def cancel(self) -> None:
         """Nobody waits for the job."""
-        self.engine.cancel(self.job)
-
-
-@dataclass
-class Counts:
-    """What a choice has cost."""
-
-    tokens: int = 0
-    drafter_forwards: int = 0
-    verifier_forwards: int = 0
-    canvases: int = 0
+        self.dispatcher.cancel(self.number)
 
 
 class Answers:
@@ -112,14 +93,14 @@ class Answers:
                 tokenizer,
                 plan.stops,
                 behind=choice.prompt if plan.continues else (),
-                top=plan.top or 0,
                 shows_special=plan.shows_special,
             )
             for choice in plan.choices
         ]
-        self.counts = [Counts() for _ in plan.choices]
+        self.tokens = [0] * len(plan.choices)
+        self.spent = [Spent()] * len(plan.choices)
         self.scored: dict[int, list[TokenLogprob | None]] = {}  # prompts
-        if not plan.rows:  # nothing is generated
+        if not plan.job.rows:  # nothing is generated
             for choice in self.choices:
                 choice.finish = "length"
         self.shown: list[list[Piece]] = [[] for _ in plan.choices]
@@ -130,22 +111,16 @@ class Answers:
             return self._take_result(event.value)
         if isinstance(event, Failed) or self.plan.fills:
             return None
-        answer, counts = self.choices[event.choice], self.counts[event.choice]
+        answer = self.choices[event.choice]
         if answer.finish is not None:  # a stop string was found before the engine knew
             return None
-        done: Progress | Generated
         if isinstance(event, Stepped):
-            done = event.progress
-            piece = answer.add(done.settled, done.logits)
+            piece = answer.add(event.tokens, event.logprobs)
             if answer.finish is not None:
                 self.ticket.release(event.choice)
         else:
-            done = event.answer
-            rest = done.tokens[len(answer.tokens) :]
-            piece = answer.add(rest, last=True, finish=event.answer.finish)
-        counts.tokens = len(answer.tokens)
-        for name in ("drafter_forwards", "verifier_forwards", "canvases"):
-            setattr(counts, name, getattr(done, name))
+            piece = answer.add(event.tokens[len(answer.tokens) :], last=True, finish=event.finish)
+        self.tokens[event.choice], self.spent[event.choice] = len(answer.tokens), event.spent
         return event.choice, piece
 
     def _take_result(self, value: Any) -> tuple[int, Piece] | None:
@@ -153,21 +128,15 @@ class Answers:
             self.scored[value.prompt] = value.entries
         elif isinstance(value, Filled):
             self.choices[0].finish = "stop"
-            self.counts[0] = Counts(
-                value.best.new_tokens,
-                sum(answer.drafter_forwards for answer in value.tried),
-                sum(answer.verifier_forwards for answer in value.tried),
-                sum(answer.canvases for answer in value.tried),
-            )
-            return 0, Piece("".join(hole.text for hole in value.best.holes), [], [])
+            self.tokens[0], self.spent[0] = value.new_tokens, value.spent
+            return 0, Piece(value.text, [], [])
         return None
 
     def usage(self) -> dict[str, Any]:
         """Tokens and forwards of all choices."""
-        tokens, drafted, verified, canvases = (
-            sum(getattr(counts, name) for counts in self.counts)
-            for name in ("tokens", "drafter_forwards", "verifier_forwards", "canvases")
-        )
+        tokens = sum(self.tokens)
+        drafted = sum(spent.drafter_forwards for spent in self.spent)
+        verified = sum(spent.verifier_forwards for spent in self.spent)
         return {
             "prompt_tokens": self.plan.num_prompt_tokens,
             "completion_tokens": tokens,
@@ -175,7 +144,7 @@ class Answers:
             "apd": {
                 "drafter_forwards": drafted,
                 "verifier_forwards": verified,
-                "canvases": canvases,
+                "canvases": sum(spent.canvases for spent in self.spent),
                 "tokens_per_forward": round(tokens / max(1, drafted or verified), 3),
             },
         }

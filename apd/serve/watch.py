@@ -11,22 +11,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
-from apd.decoding import request as decoding
-from apd.included import DRAFTER_DIR
 from apd.included.tasks import EXAMPLES
-from apd.serve import steps
 from apd.serve.answering import streamed
 from apd.serve.chunks import DONE, sse
-from apd.serve.engine import Engine, Result
-from apd.serve.errors import APIError, refused
+from apd.serve.dispatch import Dispatcher
+from apd.serve.engine.errors import APIError, refused
+from apd.serve.engine.jobs import Result
+from apd.serve.engine.works import Watching
 from apd.serve.plans import Plan, Planner
-from apd.serve.sampling import arguments_of
 from apd.serve.schemas import Body, ChatBody, CompletionBody, Message
 from apd.serve.settings import ServeSettings
 from apd.serve.tickets import Ticket
@@ -51,10 +48,10 @@ class WatchBody(Body):
     strategy: str | None = None
     mixture_weight: float | None = None
     acceptance_threshold: float | None = None
-    window_size: Any = None
+    window_size: int | str | None = None
 
 
-def routes(engine: Engine, planner: Planner, settings: ServeSettings) -> APIRouter:
+def routes(dispatcher: Dispatcher, planner: Planner, settings: ServeSettings) -> APIRouter:
     """The page and its stream; nothing where no request may name a strategy, since the page compares them."""
     router = APIRouter()
     if settings.fixed_decoding:
@@ -68,13 +65,15 @@ def routes(engine: Engine, planner: Planner, settings: ServeSettings) -> APIRout
 
     @router.post("/watch")
     async def watch(body: WatchBody, request: Request) -> Response:
-        """One decode, an event per step: see `apd.serve.steps.events`."""
+        """One decode, an event per step: see `apd.serve.engine.steps.events`."""
         plan = await run_in_threadpool(plan_of, planner, body)
-        if len(engine.working) + len(engine.new_work) >= MOST_WATCHED:  # no `await` up to the ticket
+        if (
+            sum(_is_watched(each) for each in dispatcher.waiters.values()) >= MOST_WATCHED
+        ):  # no `await` up to the ticket
             raise APIError(
                 429, f"{MOST_WATCHED} decodes are being watched. Try again later.", code="queue_full", retry_after=2
             )
-        ticket = Ticket(engine, plan, settings, follow=False)
+        ticket = Ticket(dispatcher, plan)
         return await streamed(request, ticket, _parts(ticket))
 
     return router
@@ -93,55 +92,44 @@ def plan_of(planner: Planner, body: WatchBody) -> Plan:
     else:
         common = CompletionBody(prompt=body.prompt, **given)
         plan = planner.completion(common)
-    row = plan.rows[0]
+    row, decoding = plan.job.rows[0], plan.job.decoding
     if body.window_size is not None:
-        row = _with_window(planner, row, body.window_size, arguments_of(common, planner.settings))
-    sampler = planner.sampler
+        own = planner.facts.config.window_size
+        if isinstance(own, int) and not (isinstance(body.window_size, int) and body.window_size <= own):
+            raise refused(f"`window_size` must be a number up to {own} here, got {body.window_size!r}.", "window_size")
+        arguments = (*decoding.arguments, ("window_size", body.window_size))
+        decoding = dataclasses.replace(decoding, arguments=tuple(sorted(arguments)))
+    job = dataclasses.replace(plan.job, decoding=decoding, rows=(), work=Watching(row, decoding))
+    return dataclasses.replace(plan, choices=[], job=job)
 
-    def work(answers: Any) -> Any:
-        return map(sse, steps.events(sampler.loop(row), sampler.tokenizer))
 
-    return dataclasses.replace(plan, choices=[], rows=[], work=work)
-
-
-def _with_window(
-    planner: Planner, row: decoding.Request, window_size: Any, arguments: dict[str, Any]
-) -> decoding.Request:
-    """The row with a window of its own. No other row shares its steps, so it may have any that is not wider."""
-    own = planner.sampler.config.window_size
-    if isinstance(own, int) and not (isinstance(window_size, int) and window_size <= own):
-        raise refused(f"`window_size` must be a number up to {own} here, got {window_size!r}.", "window_size")
-    try:
-        resolve = planner.sampler.resolver(max_new_tokens=row.max_new_tokens, window_size=window_size, **arguments)
-        return resolve(row.prompt, torch.ones_like(row.prompt), row.seeds.tolist())
-    except (ValueError, TypeError) as error:
-        raise refused(str(error), "window_size", "invalid_value") from None
+def _is_watched(waiter: Any) -> bool:
+    return isinstance(getattr(waiter, "work", None), Watching)
 
 
 async def _parts(ticket: Ticket) -> AsyncIterator[bytes]:
     async for events in ticket.events():
         for event in events:
             if isinstance(event, Result) and not event.is_last:
-                yield event.value
+                yield sse(event.value)
     yield DONE
 
 
 def about(planner: Planner, settings: ServeSettings) -> dict[str, Any]:
     """What the page has to know."""
-    sampler = planner.sampler
-    config, model = sampler.config, getattr(sampler.drafter, "model", None)
-    is_included = getattr(getattr(model, "config", None), "name_or_path", None) == str(DRAFTER_DIR)
+    facts = planner.facts
+    config, is_included = facts.config, facts.is_included
     window = config.window_size
     return {
         "model": "the included pair" if is_included else settings.model_name,
-        "strategy": "apd" if sampler.strategy is None else "",
+        "strategy": "apd" if facts.strategy is None else "",
         "strategies": STRATEGIES,
         "mixture_weight": config.mixture_weight,
         "acceptance_threshold": config.acceptance_threshold,
         "window_size": window if isinstance(window, (int, str)) else None,
         "max_tokens": settings.max_new_tokens,
         "max_length": planner.max_length,
-        "chat": bool(getattr(sampler.tokenizer, "chat_template", None)),
+        "chat": bool(getattr(facts.tokenizer, "chat_template", None)),
         "needs_key": settings.api_key is not None,
         "examples": [example.prompt for example in EXAMPLES] if is_included else [],
         "example": next(i for i, example in enumerate(EXAMPLES) if example.task == "shuffle"),  # takes several steps

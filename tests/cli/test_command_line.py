@@ -147,7 +147,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     pytest.importorskip("uvicorn", reason="needs the extra serve")
-    monkeypatch.setattr("apd.cli.serve.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("apd.cli.serve.EngineProcess", lambda *_, **__: pytest.fail("loaded"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 1

@@ -175,7 +175,7 @@ def test_messages_may_be_parts_null_or_begun(served: Served) -> None:
         (TEXT, {"kv_window": 4}, 400, "kv_window"),
         (TEXT, {"strategy": "apd:M=4"}, 400, "window_size"),
         (TEXT, {"strategy": "guess"}, 400, "strategy"),
-        (TEXT, {"mixture_weight": 2.0}, 400, None),
+        (TEXT, {"mixture_weight": 2.0}, 400, "mixture_weight"),
         (CHAT, {"messages": []}, 400, "messages"),
         (CHAT, {"messages": [{"role": "user"}]}, 400, "messages.0.content"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),

@@ -108,7 +108,7 @@ def test_keys_bodies_routes_and_draining(sampler: APDSampler) -> None:
         assert [model["id"] for model in server.get("/v1/models", headers=key).json()["data"]] == ["apd"]
         assert server.get("/v1/models/apd", headers=key).json()["object"] == "model"
         assert server.get("/ready").status_code == server.get("/health").status_code == 200
-        server.engine.drain()
+        server.dispatcher.drain()
         assert (server.get("/ready").status_code, server.get("/health").status_code) == (503, 200)
         turned_away = server.post(TEXT, {"prompt": PROMPT}, headers=key)
         assert error_of(turned_away)["status"] == 503 and turned_away.headers["connection"] == "close"
@@ -151,14 +151,14 @@ def test_a_request_that_would_keep_everyone_waiting_is_refused_at_once(
 ) -> None:
     error = error_of(served.post(TEXT, {"prompt": PROMPT, **body}))
     assert error["status"] == 400 and (code is None or error["code"] == code), error
-    assert served.until(lambda: served.engine.is_idle) and served.complete()["choices"][0]["text"] == ANSWER
+    assert served.until(lambda: served.is_idle) and served.complete()["choices"][0]["text"] == ANSWER
 
 
 def test_a_stop_string_in_an_echoed_answer_ends_it(served: Served) -> None:
     body = {"prompt": PROMPT, "echo": True, "logprobs": 1, "stop": ["Leo"], "strategy": "left-to-right:1"}
     choice = served.post(TEXT, body).json()["choices"][0]
     assert choice["finish_reason"] == "stop" and choice["text"] == PROMPT + ' ["Zoe", "'
-    assert served.until(lambda: served.engine.is_idle)
+    assert served.until(lambda: served.is_idle)
 
 
 def test_work_that_cannot_begin_and_rows_that_cannot_leave_fail_alone(
@@ -175,7 +175,7 @@ def test_work_that_cannot_begin_and_rows_that_cannot_leave_fail_alone(
         with monkeypatch.context() as patch:
             patch.setattr("apd.generation.batch.Batch.cancel", broken)
             server.hang_up(TEXT, LONG, when=lambda: bool(server.engine.places))
-            assert server.until(lambda: server.engine.is_idle)
+            assert server.until(lambda: server.is_idle)
         assert server.engine.is_alive and server.complete()["choices"][0]["text"] == ANSWER
 
 

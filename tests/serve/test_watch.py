@@ -18,8 +18,9 @@ from apd.show.tokens import speller
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 from fastapi.testclient import TestClient
 
-from apd.serve import steps, watch
+from apd.serve import watch
 from apd.serve.app import make_app
+from apd.serve.engine import steps
 from apd.serve.settings import ServeSettings
 
 PROMPT = EXAMPLE_PROMPTS[3]  # a new random order: several steps, and rejected drafts

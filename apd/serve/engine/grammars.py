@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from threading import Lock
 from typing import Any
 
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from apd.extras import install
-from apd.serve.errors import APIError, refused
-from apd.serve.schemas import ResponseFormat
-from apd.serve.spelling import Spelling
+from apd.serve.engine.errors import APIError, refused
+from apd.serve.engine.spelling import Spelling
 
 _PARAM = "response_format"
 #: A space may come first: many vocabularies have no other token for the beginning of a text. Nothing is forced: forced
@@ -28,10 +27,6 @@ answer: %json {schema}
 #: A space, or an indented line; without an end, a weak model may write spaces until its limit.
 _WHITESPACE = r" |\n {0,8}"
 _OPTIONS = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
-
-
-#: Sizes of numbers in a schema. An integer that must be -2^63 or less ends the whole process in llguidance 1.9: a stack overflow.
-_LARGEST, _SMALLEST = 2**62, 1e-15
 
 
 class Grammars:
@@ -48,30 +43,26 @@ class Grammars:
         self.tokenizers: dict[tuple[int, ...], Any] = {}  # by stop tokens
 
     def constraints(
-        self, wanted: ResponseFormat | None, stop_ids: Sequence[int], prompt_length: int
-    ) -> Callable[[], Constraint] | None:
-        """What makes the constraint of a row; `None` if anything may be written.
+        self, schema: dict[str, Any], stop_ids: Sequence[int], prompt_lengths: Sequence[int]
+    ) -> list[Constraint]:
+        """What rows of these prompts may write.
 
         Raises:
             APIError: llguidance is missing, the tokenizer cannot be used, or the schema is none or allows nothing.
         """
-        if wanted is None or wanted.type == "text":
-            return None
         if not stop_ids:
             raise refused(f"`{_PARAM}` needs a model with a stop token, which ends the answer.", _PARAM)
-        schema = _schema(wanted)
-        _check_numbers(schema)
         matcher = self._matcher(schema, stop_ids)
 
-        def make() -> Constraint:
+        def make(prompt_length: int) -> Constraint:
             return Constraint(matcher.deep_copy(), prompt_length, stop_ids[0], self.vocab_size)
 
-        first = make()
-        if not len(first.allowed(torch.zeros(prompt_length, dtype=torch.int64))) or first.dead_ends:
+        first = make(0)
+        if not len(first.allowed(torch.zeros(0, dtype=torch.int64))) or first.dead_ends:
             raise refused(
                 f"`{_PARAM}`: no token of this model may begin an answer of this schema.", _PARAM, "grammar_dead_end"
             )
-        return make
+        return [make(length) for length in prompt_lengths]
 
     def _matcher(self, schema: dict[str, Any], stop_ids: Sequence[int]) -> Any:
         try:
@@ -191,32 +182,3 @@ class Constraint:
                     param=_PARAM,
                     code="grammar_dead_end",
                 )
-
-
-def _schema(wanted: ResponseFormat) -> dict[str, Any]:
-    if wanted.type == "json_object":
-        return {"type": "object"}
-    if wanted.json_schema is None:
-        raise refused("Missing required parameter: 'response_format.json_schema'.", f"{_PARAM}.json_schema")
-    return {} if wanted.json_schema.schema_ is None else wanted.json_schema.schema_
-
-
-def _check_numbers(schema: Any) -> None:
-    """Refuse numbers that could end the process.
-
-    Raises:
-        APIError: a number anywhere in the schema is too large, or too close to 0.
-    """
-    left = [schema]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            left += value.values()
-        elif isinstance(value, list):
-            left += value
-        elif isinstance(value, (int, float)) and value and not _SMALLEST <= abs(value) <= _LARGEST:
-            raise refused(
-                f"Invalid schema for `{_PARAM}`: the size of a number must be 0 or from {_SMALLEST} to 2^62, got {value!r:.40}.",
-                _PARAM,
-                "invalid_json_schema",
-            )
