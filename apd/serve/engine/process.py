@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PATIENCE = 10.0  # seconds for an answer about metrics, and for the process to end
 
-# What is sent: (name, *values). To the engine's process: the methods of `Engine` that are called by other threads. From there:
+# What is sent, as `multiprocessing` pickles it, over a pipe that only the two have: (name, *values). To the engine's process: the methods of `Engine` that are called by other threads. From there:
 # `facts` or `error`, once; then `events` and `metrics`.
 
 
