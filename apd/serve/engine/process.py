@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 10.0  # seconds for an answer about metrics, and for the process to end
 
-# What is sent, as `multiprocessing` pickles it, over a pipe that only the two have: (name, *values). To the engine's process: the methods of `Engine` that are called by other threads. From there:
-# `facts` or `error`, once; then `events` and `metrics`.
+# What is sent, pickled by `multiprocessing`, over a pipe that the two processes alone have: (name, *values). To the engine's
+# process: the methods of `Engine` that other threads call. From there: `facts` or `error`, once; then `events` and `metrics`.
 
 
 class EngineProcess:
