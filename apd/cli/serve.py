@@ -30,6 +30,7 @@ from apd.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from apd.sampler import APDSampler
+    from apd.serve.engine.facts import Facts
 
 EXTRA = "The server needs packages that are not installed, {missing} among them: {command}."
 
@@ -53,8 +54,12 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         load = partial(_loaded, arguments, config, template)
         with EngineProcess(load, max_rows=settings.max_batch_size) as engine:
-            settle_new_tokens(arguments)
-            _serve(engine, replace(settings, max_new_tokens=arguments.max_new_tokens), sockets)
+            import apd.serve.app  # noqa: F401  # while the engine loads
+
+            facts = engine.loaded()
+            settle_new_tokens(arguments)  # reads a file that has been downloaded by now
+            settings = replace(settings, max_new_tokens=arguments.max_new_tokens)
+            _serve(engine, facts, settings, sockets)
     finally:
         for each in sockets:
             each.close()
@@ -128,12 +133,12 @@ def _template(path: Path) -> str:
         raise UsageError(f"--chat-template must be a file of text in UTF-8, got {path}: {error}.") from None
 
 
-def _serve(engine: EngineProcess, settings: ServeSettings, sockets: list[socket.socket]) -> None:
+def _serve(engine: EngineProcess, facts: Facts, settings: ServeSettings, sockets: list[socket.socket]) -> None:
     import uvicorn
 
     from apd.serve.app import app_of
 
-    app = app_of(engine, engine.loaded(), settings)
+    app = app_of(engine, facts, settings)
     dispatcher = app.state.dispatcher
 
     class Server(uvicorn.Server):
@@ -159,10 +164,10 @@ def _serve(engine: EngineProcess, settings: ServeSettings, sockets: list[socket.
             if self.started:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                facts = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
+                told = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
                 if not settings.fixed_decoding:
-                    facts["page"] = f"{url}/"
-                print(f"apd: serving {json.dumps(facts)}", file=sys.stderr, flush=True)
+                    told["page"] = f"{url}/"
+                print(f"apd: serving {json.dumps(told)}", file=sys.stderr, flush=True)
 
     Server(
         uvicorn.Config(
@@ -173,5 +178,5 @@ def _serve(engine: EngineProcess, settings: ServeSettings, sockets: list[socket.
             timeout_graceful_shutdown=5,  # for sending what is done: `on_tick` has waited for the rest
         )
     ).run(sockets)
-    facts = {"jobs": dispatcher.num_jobs, "cut_off": dispatcher.num_cut_off}
-    print(f"apd: stopped {json.dumps(facts)}", file=sys.stderr, flush=True)
+    counts = {"jobs": dispatcher.num_jobs, "cut_off": dispatcher.num_cut_off}
+    print(f"apd: stopped {json.dumps(counts)}", file=sys.stderr, flush=True)
