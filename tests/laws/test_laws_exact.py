@@ -275,7 +275,7 @@ def test_law_6_broken_rejection_rules_are_found_biased(rule, rows):
 LAW_7_ROWS = 3000
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 @pytest.mark.parametrize(
     "knobs",
     [

@@ -100,6 +100,7 @@ def test_its_queue_and_metrics_are_those_of_the_server(apart: Served) -> None:
     assert apart.metric("process_cpu_seconds_total") > 0 < apart.metric("apd_engine_process_cpu_seconds_total")
 
 
+@pytest.mark.slow
 def test_its_end_is_told() -> None:
     with started() as engine, Served(app_of(engine, engine.loaded(), SETTINGS)) as server:
         assert server.complete()["choices"][0]["text"] == ANSWER

@@ -133,7 +133,7 @@ def test_fast_dllms_threshold_decoding_is_reproduced(llada, run):
 LEFT_TO_RIGHT = [run for run in runs("apd_runs.json") if run["settings"]["R"] is None and run["settings"]["W"] != 0]
 
 
-@pytest.mark.parametrize("run", LEFT_TO_RIGHT, ids=lambda run: run["id"])
+@pytest.mark.parametrize("run", thinned(LEFT_TO_RIGHT, 2), ids=lambda run: run["id"])
 def test_left_to_right_runs_of_the_published_code_are_reproduced(run):
     settings, width = run["settings"], run["prompt_len"]
     output = trace_sampler().generate(
