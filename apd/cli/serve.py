@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
+import re
 import socket
 import sys
+import threading
 import time
 import warnings
 from dataclasses import replace
@@ -30,7 +31,6 @@ from apd.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
     from apd.sampler import APDSampler
-    from apd.serve.engine.facts import Facts
 
 EXTRA = "The server needs packages that are not installed, {missing} among them: {command}."
 
@@ -54,12 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         load = partial(_loaded, arguments, config, template)
         with EngineProcess(load, max_rows=settings.max_batch_size) as engine:
-            import apd.serve.app  # noqa: F401  # while the engine loads
-
-            facts = engine.loaded()
-            settle_new_tokens(arguments)  # reads a file that has been downloaded by now
-            settings = replace(settings, max_new_tokens=arguments.max_new_tokens)
-            _serve(engine, facts, settings, sockets)
+            _serve(engine, arguments, settings, sockets)
     finally:
         for each in sockets:
             each.close()
@@ -68,11 +63,13 @@ def run(arguments: argparse.Namespace) -> None:
 def _loaded(arguments: argparse.Namespace, config: APDConfig, template: str | None) -> APDSampler:
     """The sampler, in the engine's process."""
     import torch
+    from tqdm import tqdm
 
     from apd.cli.answers import load
     from apd.cli.settings import keep_memory, set_up
 
     warnings.showwarning = show_warning
+    tqdm.set_lock(threading.RLock())  # its own is one between processes, which a kill would leave behind
     check_decoding(arguments)
     set_up(included=arguments.drafter is None)
     keep_memory()
@@ -95,6 +92,9 @@ def _settings(arguments: argparse.Namespace) -> ServeSettings:
         value = getattr(arguments, name)
         if value is not None and not value > 0:
             raise UsageError(f"{flag(name)} must be above 0 seconds, got {value}.")
+    for origin in arguments.cors_origin or ():
+        if not re.fullmatch(r"\*|null|\w+://[^/\s]+", origin):  # as browsers send it; another would never match
+            raise UsageError(f"--cors-origin must be *, null or scheme://host[:port] without a path, got {origin!r}.")
     sampling = (
         {"do_sample": True, "top_k": 0, **sampling_of(arguments)} if arguments.do_sample else {"do_sample": False}
     )
@@ -121,6 +121,8 @@ def _name(drafter: str | None) -> str:
 def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
+    if not variable:
+        raise UsageError("--api-key-env must name a variable that holds the key, got nothing.")
     if not (key := os.environ.get(variable, "").strip()):
         raise UsageError(f"--api-key-env must name a variable that holds the key, got {variable}, which is not set.")
     return key
@@ -133,11 +135,16 @@ def _template(path: Path) -> str:
         raise UsageError(f"--chat-template must be a file of text in UTF-8, got {path}: {error}.") from None
 
 
-def _serve(engine: EngineProcess, facts: Facts, settings: ServeSettings, sockets: list[socket.socket]) -> None:
+def _serve(
+    engine: EngineProcess, arguments: argparse.Namespace, settings: ServeSettings, sockets: list[socket.socket]
+) -> None:
     import uvicorn
 
     from apd.serve.app import app_of
 
+    facts = engine.loaded()  # before the hub is asked again: wrong options are told here
+    settle_new_tokens(arguments)
+    settings = replace(settings, max_new_tokens=arguments.max_new_tokens)
     app = app_of(engine, facts, settings)
     dispatcher = app.state.dispatcher
 
@@ -150,7 +157,6 @@ def _serve(engine: EngineProcess, facts: Facts, settings: ServeSettings, sockets
         end = float("inf")
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = dispatcher.is_draining  # the second signal: at once
             dispatcher.drain()
             self.end = min(self.end, time.monotonic() + settings.drain_timeout)
@@ -159,15 +165,19 @@ def _serve(engine: EngineProcess, facts: Facts, settings: ServeSettings, sockets
             is_drained = dispatcher.is_draining and (dispatcher.is_idle or time.monotonic() > self.end)
             return await super().on_tick(counter) or is_drained
 
+        async def shutdown(self, sockets: Any = None) -> None:
+            dispatcher.cut_off()
+            await super().shutdown(sockets)
+
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if self.started:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                told = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
+                facts = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
                 if not settings.fixed_decoding:
-                    told["page"] = f"{url}/"
-                print(f"apd: serving {json.dumps(told)}", file=sys.stderr, flush=True)
+                    facts["page"] = f"{url}/"
+                print(f"apd: serving {json.dumps(facts)}", file=sys.stderr, flush=True)
 
     Server(
         uvicorn.Config(
@@ -175,7 +185,7 @@ def _serve(engine: EngineProcess, facts: Facts, settings: ServeSettings, sockets
             log_level="warning",
             access_log=False,
             timeout_keep_alive=75,  # clients give idle connections up after 5 seconds, and a race with them loses requests
-            timeout_graceful_shutdown=5,  # for sending what is done: `on_tick` has waited for the rest
+            timeout_graceful_shutdown=5,  # seconds for sending what is done: nothing is decoded any more
         )
     ).run(sockets)
     counts = {"jobs": dispatcher.num_jobs, "cut_off": dispatcher.num_cut_off}

@@ -60,7 +60,7 @@ class Answer:
     def add(
         self, ids: Sequence[int], logprobs: Sequence[TokenLogprob] = (), *, last: bool = False, finish: str = "length"
     ) -> Piece:
-        """Append tokens, and the log-probability of each, if they are asked for; with `last`, none follow, and `finish` says why."""
+        """Append tokens, with the log-probability of each if asked for; with `last`, none follow, and `finish` says why."""
         if not self.stops and not logprobs:
             self._append(ids, logprobs, last=last)
         else:

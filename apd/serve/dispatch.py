@@ -59,7 +59,7 @@ class Dispatcher:
 
     Attributes:
         num_jobs: jobs that were taken.
-        num_cut_off: those that the end of the engine has cut off.
+        num_cut_off: those that were cut off.
         is_draining: no more are taken.
     """
 
@@ -80,10 +80,6 @@ class Dispatcher:
         """End the engine; jobs that are not done fail. It takes as long as a step, so it is called in another thread."""
         self.is_draining = True
         self.engine.stop()
-
-    @property
-    def is_alive(self) -> bool:
-        return self.engine.is_alive
 
     @property
     def is_idle(self) -> bool:
@@ -116,9 +112,9 @@ class Dispatcher:
                 retry_after=1,
             )
         number = next(self.numbers)
+        self.engine.submit(number, job)  # first, since it may fail; the events come through the event loop, later
         self.num_jobs += 1
         self.waiters[number] = waiter
-        self.engine.submit(number, job)
         return number
 
     def cancel(self, number: int, choice: int | None = None) -> None:
@@ -130,11 +126,19 @@ class Dispatcher:
             del self.waiters[number]
         self.engine.cancel(number, choice)
 
+    def cut_off(self) -> None:
+        """End all jobs that are not done; those who wait are told."""
+        cut_off, self.waiters = self.waiters, {}
+        self.num_cut_off += len(cut_off)
+        for number, waiter in cut_off.items():
+            self.engine.cancel(number)
+            waiter.take([Failed(_ended() if self.engine.has_failed else _cut_off())])
+
     def _deliver(self, events: Events) -> None:
         self._soon(self._route, events)
 
     def _on_end(self) -> None:
-        self._soon(self._end_all)
+        self._soon(self.cut_off)
 
     def _soon(self, call: Callable[..., None], *arguments: object) -> None:
         """Let the event loop call it: the engine has a thread of its own."""
@@ -147,13 +151,6 @@ class Dispatcher:
                 waiter.take(of_job)
                 if not waiter.num_places:
                     del self.waiters[number]
-
-    def _end_all(self) -> None:
-        """The engine has ended: so do the jobs that it has not done."""
-        cut_off, self.waiters = self.waiters, {}
-        self.num_cut_off += len(cut_off)
-        for waiter in cut_off.values():
-            waiter.take([Failed(_ended() if self.engine.has_failed else _cut_off())])
 
 
 def _ended() -> APIError:

@@ -15,6 +15,7 @@ from apd.strategies.registry import parse
 _DECODING = ("strategy", *KNOBS)
 #: Of `Checked` in a request: with more, a step could keep everyone waiting, without end.
 _MOST = {"num_checked": 32, "breadth": 2}
+_LONGEST = 200  # characters of a strategy; a long chain of them exceeds Python's recursion limit
 
 
 def arguments_of(body: Common, settings: ServeSettings) -> dict[str, Any]:
@@ -49,6 +50,8 @@ def _decoding(body: Common, settings: ServeSettings) -> dict[str, Any]:
         raise refused(f"`{name}` was set when this server was started (--fixed-decoding). Leave it out.", name)
     named = set(given)
     if "strategy" in given:
+        if len(given["strategy"]) > _LONGEST:
+            raise refused(f"`strategy` may have {_LONGEST} characters here, got more.", "strategy", "invalid_value")
         try:
             setting = parse(given["strategy"])
         except ValueError as error:

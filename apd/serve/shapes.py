@@ -10,11 +10,7 @@ from apd.serve.plans import Plan
 
 
 class Kind:
-    """The shape of chat completions.
-
-    Args:
-        spelling: of single tokens, for log-probabilities.
-    """
+    """The shape of chat completions."""
 
     prefix, whole, part = "chatcmpl", "chat.completion", "chat.completion.chunk"
 

@@ -67,9 +67,8 @@ def routes(dispatcher: Dispatcher, planner: Planner, settings: ServeSettings) ->
     async def watch(body: WatchBody, request: Request) -> Response:
         """One decode, an event per step: see `apd.serve.engine.steps.events`."""
         plan = await run_in_threadpool(plan_of, planner, body)
-        if (
-            sum(_is_watched(each) for each in dispatcher.waiters.values()) >= MOST_WATCHED
-        ):  # no `await` up to the ticket
+        num_watched = sum(_is_watched(each) for each in dispatcher.waiters.values())
+        if num_watched >= MOST_WATCHED:  # no `await` up to the ticket
             raise APIError(
                 429, f"{MOST_WATCHED} decodes are being watched. Try again later.", code="queue_full", retry_after=2
             )

@@ -175,7 +175,15 @@ def test_messages_may_be_parts_null_or_begun(served: Served) -> None:
         (TEXT, {"kv_window": 4}, 400, "kv_window"),
         (TEXT, {"strategy": "apd:M=4"}, 400, "window_size"),
         (TEXT, {"strategy": "guess"}, 400, "strategy"),
+        (TEXT, {"strategy": "blocks:8/" * 500 + "threshold:0.9"}, 400, "strategy"),
         (TEXT, {"mixture_weight": 2.0}, 400, "mixture_weight"),
+        (TEXT, {"mixture_weight": 2.0, "stream": True}, 400, "mixture_weight"),
+        (TEXT, {"mixture_weight": 2.0, "echo": True, "max_tokens": 0}, 400, "mixture_weight"),
+        (TEXT, {"first": "judge"}, 400, "correction"),
+        (TEXT, {"strategy": "confidence:1", "frequency_penalty": 1}, 400, "frequency_penalty"),
+        (TEXT, {"strategy": "confidence:1", "presence_penalty": 1}, 400, "presence_penalty"),
+        (TEXT, {"strategy": "confidence:1", "repetition_penalty": 2}, 400, "repetition_penalty"),
+        (TEXT, {"strategy": "autoregressive", "suffix": "x"}, 400, "suffix"),
         (CHAT, {"messages": []}, 400, "messages"),
         (CHAT, {"messages": [{"role": "user"}]}, 400, "messages.0.content"),
         (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
@@ -193,6 +201,7 @@ def test_what_cannot_be_meant_is_refused_by_name(
     error = served.refusal(path, **body)
     assert (error["status"], error["param"]) == (status, param), error
     assert error["type"] == "invalid_request_error" and len(error["message"]) > 10
+    assert "logits_processor" not in error["message"]  # no field of a request
 
 
 def test_bias_and_penalties_are_those_of_generate(served: Served, sampler: APDSampler) -> None:
@@ -299,6 +308,16 @@ def test_a_number_of_a_schema_that_could_end_the_process_is_refused(served: Serv
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     error = served.refusal(CHAT, response_format=wanted)
     assert (error["status"], error["code"]) == (400, "invalid_json_schema") and "2^62" in error["message"]
+
+
+def test_a_schema_that_is_too_deep_is_refused(served: Served) -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(480):  # which JSON may be, and what is sent between processes may not
+        schema = {"a": schema}
+    error = served.refusal(
+        CHAT, response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    )
+    assert (error["status"], error["code"]) == (400, "invalid_json_schema") and "deep" in error["message"]
 
 
 @pytest.mark.parametrize("kind", EXACT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install -e '.[serve]'")
 pytest.importorskip("prometheus_client", reason="needs the extra `serve`: pip install -e '.[serve]'")
 
+import httpx
 from poisoned import Poisoned
 from serving import ANSWER, PROMPT, Served, error_of
 
@@ -123,6 +125,9 @@ def test_keys_bodies_routes_and_draining(sampler: APDSampler) -> None:
         (["--request-timeout", "0"], "--request-timeout must be above 0"),
         (["--api-key-env", "APD_NO_SUCH_KEY"], "APD_NO_SUCH_KEY, which is not set"),
         (["--temperature", "0.5"], "without --do-sample"),
+        (["--api-key-env", ""], "--api-key-env must name a variable"),
+        (["--cors-origin", "https://example.org/"], "without a path, got 'https://example.org/'"),
+        (["--cors-origin", ""], "--cors-origin must be"),
     ],
 )
 def test_options_are_refused_before_weights_are_read(
@@ -130,6 +135,47 @@ def test_options_are_refused_before_weights_are_read(
 ) -> None:
     assert main(["serve", "--drafter", "nowhere", "--verifier", "nowhere", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_the_engine_finds_wrong_is_told_before_more_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Refusing:
+        def __init__(self, load: Any, **_: Any) -> None:
+            self.loaded = load
+
+        def __enter__(self) -> Refusing:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr("apd.cli.serve.EngineProcess", Refusing)
+    monkeypatch.setattr("apd.cli.serve.settle_new_tokens", lambda _: pytest.fail("read"))
+    assert main(["serve", "--port", "0", "--drafter", "nowhere"]) == 2
+    assert "--drafter needs --verifier" in capsys.readouterr().err
+
+
+def test_what_is_cut_off_is_told(served: Served) -> None:
+    """As at the end of the time to drain, or at a second signal."""
+
+    async def cut_off_meanwhile() -> tuple[httpx.Response, httpx.Response]:
+        asked = [
+            asyncio.ensure_future(served.client.post(TEXT, json={**LONG, "stream": each})) for each in (True, False)
+        ]
+        while len(served.engine.places) < 2:
+            await asyncio.sleep(0.005)
+        served.dispatcher.cut_off()
+        return await asked[0], await asked[1]
+
+    before = served.dispatcher.num_cut_off
+    streamed, whole = served.run(cut_off_meanwhile())
+    assert (whole.status_code, error_of(whole)["code"]) == (503, "draining")
+    assert streamed.status_code == 503 or (
+        '"draining"' in streamed.text and streamed.text.endswith("data: [DONE]\n\n")
+    )
+    assert served.dispatcher.num_cut_off == before + 2 and served.until(lambda: served.is_idle)
+    assert served.complete()["choices"][0]["text"] == ANSWER
 
 
 @pytest.mark.parametrize(
@@ -190,9 +236,28 @@ def test_a_fault_of_the_server_itself_is_counted(sampler: APDSampler, monkeypatc
         assert server.metric('apd_requests_total{route="/v1/completions",status="500"}') == 1
 
 
-def test_a_decoding_loop_that_has_ended_says_so(sampler: APDSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+class Panic(BaseException):
+    """As packages in Rust raise it: no `Exception`."""
+
+
+def test_a_check_that_panics_is_answered(sampler: APDSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
-        raise RuntimeError("a fault")
+        raise Panic("a fault")
+
+    with Served(sampler) as server:
+        with monkeypatch.context() as patch:
+            patch.setattr(server.engine.resolvers, "prepared", broken)
+            for wanted in ("text", "json_object"):  # the latter is checked in a thread of its own
+                assert server.refusal("/v1/chat/completions", response_format={"type": wanted})["status"] == 500
+        assert server.is_idle and server.complete()["choices"][0]["text"] == ANSWER
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, Panic])
+def test_a_decoding_loop_that_has_ended_says_so(
+    sampler: APDSampler, monkeypatch: pytest.MonkeyPatch, fault: type[BaseException]
+) -> None:
+    def broken(*_: Any) -> None:
+        raise fault("a fault")
 
     with Served(sampler) as server:
         monkeypatch.setattr(server.engine.metrics.steps, "inc", broken)

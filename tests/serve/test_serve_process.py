@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from serving import ANSWER, PROMPT, Served, error_of, process
 from apd import APDSampler
 from apd.serve.app import app_of
 from apd.serve.engine.errors import APIError
+from apd.serve.engine.jobs import Decoding, Job
 from apd.serve.engine.process import EngineProcess
 from apd.serve.settings import ServeSettings
 
@@ -58,6 +60,7 @@ def started() -> EngineProcess:
 def apart() -> Iterator[Served]:
     with started() as engine, Served(app_of(engine, engine.loaded(), SETTINGS)) as server:
         yield server
+    assert engine.process.exitcode == 0  # it was not killed
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +103,23 @@ def test_its_queue_and_metrics_are_those_of_the_server(apart: Served) -> None:
     assert apart.metric("process_cpu_seconds_total") > 0 < apart.metric("apd_engine_process_cpu_seconds_total")
 
 
+def test_a_job_that_cannot_be_sent_takes_no_place(apart: Served) -> None:
+    class Unsendable:
+        num_places = 1
+
+        def take(self, events: Any) -> None:
+            raise AssertionError("nobody waits")
+
+    async def submit() -> None:
+        apart.dispatcher.submit(Job(Decoding(), schema={"type": Unsendable}), Unsendable())
+
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        apart.run(submit())
+    assert apart.dispatcher.is_idle
+
+
 @pytest.mark.slow
-def test_its_end_is_told() -> None:
+def test_its_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with started() as engine, Served(app_of(engine, engine.loaded(), SETTINGS)) as server:
         assert server.complete()["choices"][0]["text"] == ANSWER
         long = {"prompt": PROMPT, "strategy": "left-to-right:1", "max_tokens": 450, "logit_bias": {"1": -100}}
@@ -117,6 +135,7 @@ def test_its_end_is_told() -> None:
         for response in (cut_off, late):
             assert (response.status_code, error_of(response)["code"]) == (500, "engine_failed")
         assert server.get("/health").status_code == server.get("/ready").status_code == 503
+        assert server.until(lambda: "with exit code -9" in caplog.text)
         assert server.metric('apd_requests_total{route="/v1/completions",status="500"}') == 2
 
 
@@ -131,8 +150,29 @@ def test_its_end_is_told() -> None:
 def test_what_happens_while_it_loads_is_told(
     load: Callable[[], APDSampler], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message), EngineProcess(load, max_rows=1) as engine:
+    with pytest.raises(error, match=message) as caught, EngineProcess(load, max_rows=1) as engine:
         engine.loaded()
+    assert not engine.process.is_alive()
+    assert load is dying or f"in {load.__name__}" in str(caught.value.__cause__)  # where it happened
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")
+def test_an_interrupt_while_it_starts_is_the_servers() -> None:
+    with pytest.raises(ValueError, match="Give it"), EngineProcess(unloadable, max_rows=1) as engine:
+        os.kill(engine.process.pid or 0, signal.SIGINT)
+        engine.loaded()
+
+
+def test_it_ends_also_where_the_wait_for_its_end_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    engine = EngineProcess(unloadable, max_rows=1)
+    engine.is_loaded = True
+    monkeypatch.setattr(engine.process, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.stop()
     assert not engine.process.is_alive()
 
 
@@ -152,6 +192,21 @@ def test_it_ends_with_the_server_however_that_ends() -> None:
     while Path(f"/proc/{engine}").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not Path(f"/proc/{engine}").exists()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_it_at_once_and_says_so() -> None:
+    long = {"prompt": PROMPT, "strategy": "left-to-right:1", "max_tokens": 450, "logit_bias": {"1": -100}, "n": 8}
+    with process() as (server, url), ThreadPoolExecutor() as pool:
+        asked = [pool.submit(httpx.post, f"{url}/completions", json=long, timeout=60) for _ in range(5)]
+        time.sleep(0.5)
+        for _ in range(2):
+            server.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        assert server.wait(20) == 0 and server.stderr is not None
+        said = server.stderr.read()
+        assert {error_of(each.result())["code"] for each in asked} == {"draining"}
+        assert '"cut_off": 5' in said and "Traceback" not in said
 
 
 def test_an_error_is_the_same_on_the_other_side() -> None:

@@ -41,7 +41,7 @@ def refused(message: str, param: str | None = None, code: str | None = None) -> 
     return APIError(400, message, param=param, code=code)
 
 
-def of_row(error: Exception) -> APIError:
+def of_row(error: BaseException) -> APIError:
     """The error of a row that failed alone: a model gave NaN, or a grammar allowed nothing."""
     if isinstance(error, APIError):
         return error

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apd.generation.batch import Generated
     from apd.serve.engine.errors import APIError
     from apd.serve.engine.logprobs import TokenLogprob
-    from apd.serve.engine.resolving import Resolvers
 
 
 @dataclass(frozen=True)
@@ -41,16 +40,8 @@ class Decoding:
     has_holes: bool = False
 
 
-class Work(Protocol):
-    """What a job wants done without a batch, in pieces between two steps."""
-
-    def __call__(self, resolvers: Resolvers, answers: Sequence[Generated]) -> Iterator[Any]:
-        """What each piece gave: plain data.
-
-        Args:
-            resolvers: of the sampler, see there.
-            answers: of the job's rows.
-        """
+#: (the engine's `Resolvers`, answers of the job's rows) → what each piece gave, plain data. `works` has them.
+Work = Callable[[Any, "Sequence[Generated]"], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,7 @@ class Job:
         follow: tell of every step of every row, not only of the ends.
         top: likeliest tokens to tell at each position; `None` without log-probabilities.
         schema: the JSON schema that each answer must obey.
-        work: what follows the rows.
+        work: what follows the rows, in pieces between two steps.
         timeout: seconds after which it fails.
     """
 

@@ -8,50 +8,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from apd.generation.batch import Batch, Generated, Progress
+from apd.generation.batch import Batch, Generated
 from apd.sampler import APDSampler
 from apd.serve.engine.errors import APIError, of_row
 from apd.serve.engine.grammars import Constraint
-from apd.serve.engine.jobs import Decoding, Ended, Event, Events, Failed, Job, Result, Spent, Stepped
-from apd.serve.engine.logprobs import logprob_of
+from apd.serve.engine.jobs import Decoding, Event, Events, Failed, Job, Result
 from apd.serve.engine.metrics import Metrics
 from apd.serve.engine.resolving import Prepared, Resolvers
+from apd.serve.engine.tasks import Place, Task
 
 log = logging.getLogger("apd.serve")
 
 _LOOK = 0.05  # seconds between two looks for jobs that are late
-
-
-@dataclass(eq=False)
-class _Task:
-    """A job in the engine."""
-
-    number: int
-    job: Job
-    arrived: float = field(default_factory=time.monotonic)
-    prepared: Prepared | APIError | None = None  # `None`: not checked yet
-    places: list[int] = field(default_factory=list)  # numbers of rows that were let in
-    answers: dict[int, Generated | None] = field(default_factory=dict)
-    is_over: bool = False
-
-    @property
-    def is_late(self) -> bool:
-        return self.job.timeout is not None and time.monotonic() > self.arrived + self.job.timeout
-
-
-@dataclass
-class _Place:
-    """Where a row that is being decoded belongs."""
-
-    task: _Task
-    choice: int
-    last: float  # when its last tokens were committed
-    num_tokens: int = 0
 
 
 class Engine:
@@ -74,15 +46,15 @@ class Engine:
         self.resolvers = Resolvers(sampler, self.allowed)
         self.has_failed = self.is_stopping = False
         self.changed = threading.Condition()  # of what other threads write: these three
-        self.tasks: dict[int, _Task] = {}
-        self.arrived: list[_Task] = []
+        self.tasks: dict[int, Task] = {}
+        self.arrived: list[Task] = []
         self.to_cancel: list[tuple[int, int | None]] = []  # a choice of a job, or all of it
-        self.waiting: deque[tuple[_Task, int]] = deque()  # rows
+        self.waiting: deque[tuple[Task, int]] = deque()  # rows
         self.batches: dict[Decoding, Batch] = {}
-        self.places: dict[int, _Place] = {}
+        self.places: dict[int, Place] = {}
         self.constraints: dict[int, Constraint] = {}  # by number of a row
-        self.working: deque[tuple[_Task, Iterator[Any]]] = deque()
-        self.untold: dict[_Task, list[Event]] = {}
+        self.working: deque[tuple[Task, Iterator[Any]]] = deque()
+        self.untold: dict[Task, list[Event]] = {}
         self.numbers = itertools.count()
         self.next_look = 0.0
         self.metrics.waiting.set_function(lambda: len(self.waiting))
@@ -115,7 +87,7 @@ class Engine:
 
     def submit(self, number: int, job: Job) -> None:
         """Add a job; the events about it will have this number, another one than those of all jobs before."""
-        task = _Task(number, job)
+        task = Task(number, job)
         with self.changed:
             self.tasks[number] = task
             if job.schema is None:
@@ -133,11 +105,11 @@ class Engine:
         """What the engine counts, in Prometheus' format."""
         return self.metrics.text()
 
-    def _arrive(self, task: _Task) -> None:
+    def _arrive(self, task: Task) -> None:
         self.arrived.append(task)
         self.changed.notify()
 
-    def _prepare_apart(self, task: _Task) -> None:
+    def _prepare_apart(self, task: Task) -> None:
         self._prepare(task)
         with self.changed:
             self._arrive(task)
@@ -147,7 +119,7 @@ class Engine:
     def _run(self) -> None:
         try:
             self._turn_until_stopped()
-        except Exception:
+        except BaseException:  # what Rust's packages raise in a panic is no `Exception`
             log.exception("the decoding loop has ended")
             self.has_failed = True
         self.on_end()
@@ -180,7 +152,7 @@ class Engine:
     def _has_work(self) -> bool:
         return bool(self.arrived or self.to_cancel or self.waiting or self.batches or self.working)
 
-    def _event(self, task: _Task, event: Event) -> None:
+    def _event(self, task: Task, event: Event) -> None:
         self.untold.setdefault(task, []).append(event)
 
     def _tell(self) -> None:
@@ -201,17 +173,17 @@ class Engine:
             seconds = now - task.arrived
             self._fail(task, APIError(504, f"The request timed out after {seconds:.1f} seconds.", code="timeout"))
 
-    def _prepare(self, task: _Task) -> None:
+    def _prepare(self, task: Task) -> None:
         """Check the job, and make the requests of its rows."""
         try:
             task.prepared = self.resolvers.prepared(task.job)
         except APIError as error:
             task.prepared = error
-        except Exception as error:
+        except BaseException as error:  # see `_run`
             log.error("a job could not be checked", exc_info=error)
             task.prepared = of_row(error)
 
-    def _take(self, task: _Task) -> None:
+    def _take(self, task: Task) -> None:
         """Let the rows of a job that has arrived wait, or its work begin."""
         if task.is_over:
             return
@@ -233,7 +205,7 @@ class Engine:
             batch = self.batches.get(settings)
             if batch is None:
                 batch = self.batches[settings] = self.sampler.batch(logits=settings.has_logits)
-            self.places[number] = _Place(task, choice, task.arrived)
+            self.places[number] = Place(task, choice, task.arrived)
             task.places.append(number)
             assert isinstance(task.prepared, Prepared)
             if task.prepared.constraints:
@@ -263,7 +235,7 @@ class Engine:
         self._time(batch, stepped.rows, stepped.ended)
         for progress in stepped.progress:
             if (place := self.places.get(progress.row)) is not None:
-                self._event(place.task, _stepped(place, progress))
+                self._event(place.task, place.stepped(progress))
         for answer in stepped.ended:
             if (place := self.places.get(answer.index)) is not None:  # else its job has failed in this step
                 self._end_row(place, answer)
@@ -273,7 +245,7 @@ class Engine:
         if not batch.num_rows:
             self.batches.pop(settings, None)
 
-    def _end_row(self, place: _Place, answer: Generated) -> None:
+    def _end_row(self, place: Place, answer: Generated) -> None:
         task = place.task
         try:
             if (constraint := self.constraints.get(answer.index)) is not None:
@@ -283,16 +255,16 @@ class Engine:
             return
         del self.places[answer.index]
         self.constraints.pop(answer.index, None)
-        self._count(answer, task)
+        self.metrics.count(answer, time.monotonic() - task.arrived)
         task.answers[place.choice] = answer
-        self._event(task, Ended(place.choice, answer.tokens, answer.finish, _spent(answer)))
-        if len(task.answers) == len(task.job.rows):
+        self._event(task, place.ended(answer))
+        if task.has_answers:
             self._complete(task)
 
-    def _complete(self, task: _Task) -> None:
+    def _complete(self, task: Task) -> None:
         """No row is left: the job's work begins, or the job is over."""
         if task.job.work is not None:
-            self.working.append((task, _pieces(task, self.resolvers)))
+            self.working.append((task, task.pieces(self.resolvers)))
             return
         if not task.job.rows:
             self._event(task, Result(None, is_last=True))
@@ -313,14 +285,6 @@ class Engine:
             else:
                 self.metrics.first_token.observe(now - place.task.arrived)
             place.num_tokens, place.last = num_tokens, now
-
-    def _count(self, answer: Generated, task: _Task) -> None:
-        self.metrics.rows.labels(answer.finish).inc()
-        self.metrics.tokens.inc(len(answer.tokens))
-        self.metrics.drafter_forwards.inc(answer.drafter_forwards)
-        self.metrics.verifier_forwards.inc(answer.verifier_forwards)
-        self.metrics.tokens_per_forward.observe(answer.tokens_per_forward)
-        self.metrics.whole.observe(time.monotonic() - task.arrived)
 
     def _work(self) -> None:
         """One piece of the work that needs no batch."""
@@ -358,10 +322,10 @@ class Engine:
         elif (row := task.places[choice]) in self.places:
             self._leave(task, [row], "stop_string")
             task.answers[choice] = None
-            if len(task.answers) == len(task.job.rows) and not task.is_over:
+            if task.has_answers and not task.is_over:
                 self._complete(task)
 
-    def _leave(self, task: _Task, rows: list[int], reason: str) -> None:
+    def _leave(self, task: Task, rows: list[int], reason: str) -> None:
         """Take running rows out of their batch."""
         self.metrics.rows.labels(reason).inc(len(rows))
         for row in rows:
@@ -373,12 +337,12 @@ class Engine:
             except Exception as error:
                 self._break(task.job.decoding, error)
 
-    def _fail(self, task: _Task, error: APIError) -> None:
+    def _fail(self, task: Task, error: APIError) -> None:
         if not task.is_over:
             self._end(task, "failed")
             self._event(task, Failed(error))
 
-    def _end(self, task: _Task, reason: str) -> None:
+    def _end(self, task: Task, reason: str) -> None:
         """Free whatever the job holds."""
         self._forget(task)
         self.untold.pop(task, None)
@@ -386,23 +350,7 @@ class Engine:
         self.working = deque(entry for entry in self.working if entry[0] is not task)
         self._leave(task, [row for row in task.places if row in self.places], reason)
 
-    def _forget(self, task: _Task) -> None:
+    def _forget(self, task: Task) -> None:
         task.is_over = True
         with self.changed:
             self.tasks.pop(task.number, None)
-
-
-def _spent(done: Progress | Generated) -> Spent:
-    return Spent(done.drafter_forwards, done.verifier_forwards, done.canvases)
-
-
-def _stepped(place: _Place, progress: Progress) -> Stepped:
-    top, settled = place.task.job.top, progress.settled
-    logprobs = [logprob_of(*each, top or 0) for each in zip(settled, progress.logits, strict=False)]
-    return Stepped(place.choice, settled, logprobs, _spent(progress))
-
-
-def _pieces(task: _Task, resolvers: Resolvers) -> Iterator[Any]:
-    """The work of a job; nothing of it is done, and can fail, before the first piece."""
-    assert task.job.work is not None
-    yield from task.job.work(resolvers, [answer for _, answer in sorted(task.answers.items()) if answer is not None])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+from apd.generation.batch import Generated
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PER_TOKEN = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 _TOKENS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32)
@@ -52,6 +54,15 @@ class Metrics:
         self.whole = Histogram(
             "apd_request_seconds", "From a row's arrival to its end.", buckets=_SECONDS, registry=registry
         )
+
+    def count(self, answer: Generated, seconds: float) -> None:
+        """Count a row that has ended, so many seconds after it arrived."""
+        self.rows.labels(answer.finish).inc()
+        self.tokens.inc(len(answer.tokens))
+        self.drafter_forwards.inc(answer.drafter_forwards)
+        self.verifier_forwards.inc(answer.verifier_forwards)
+        self.tokens_per_forward.observe(answer.tokens_per_forward)
+        self.whole.observe(seconds)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,17 +1,21 @@
-"""`EngineProcess`: an engine in a process of its own, so that HTTP, JSON and tokenizing take nothing from Python's lock there."""
+"""`EngineProcess`: an engine in a process of its own, whose Python lock HTTP, JSON and tokenizing do not take."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import multiprocessing
 import os
 import pickle
 import queue
 import signal
-import sys
 import threading
+import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 # torch is imported where it is needed: the server's process starts the other one, and both import at the same time.
@@ -21,7 +25,10 @@ if TYPE_CHECKING:
     from apd.serve.engine.jobs import Events, Job
     from apd.serve.engine.loop import Engine
 
+log = logging.getLogger("apd.serve")
+
 _PATIENCE = 10.0  # seconds for an answer about metrics, and for the process to end
+_KILLED = "(-9: killed, as the system does where memory is short)"
 
 # What is sent, pickled by `multiprocessing`, over a pipe that the two processes alone have: (name, *values). To the engine's
 # process: the methods of `Engine` that other threads call. From there: `facts` or `error`, once; then `events` and `metrics`.
@@ -48,7 +55,7 @@ class EngineProcess:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads' locks, and no GPU survives it
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, load, max_rows), name="apd-engine", daemon=True)
-        self.process.start()
+        _start(self.process)
         theirs.close()
 
     def __enter__(self) -> EngineProcess:
@@ -66,14 +73,14 @@ class EngineProcess:
         """
         try:
             name, value = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self.process.join()
             raise RuntimeError(
-                f"The engine's process has ended while it was loading, with exit code {self.process.exitcode} (-9: killed, as the "
-                "system does where memory is short)."
+                f"The engine's process has ended while it was loading, with exit code {self.process.exitcode} {_KILLED}."
             ) from None
         if name == "error":
-            raise value
+            error, where = value
+            raise error from RuntimeError(where)
         self.is_loaded = True
         return value
 
@@ -97,6 +104,8 @@ class EngineProcess:
     def metrics_text(self) -> bytes:
         """As `Engine.metrics_text`; empty if the process has ended."""
         with self.asking:
+            while not self.texts.empty():  # the answer to one who has lost patience
+                self.texts.get()
             self._send("metrics")
             try:
                 return self.texts.get(timeout=_PATIENCE if self.is_alive else 0)
@@ -106,11 +115,13 @@ class EngineProcess:
     def stop(self) -> None:
         """As `Engine.stop`; the process ends, too."""
         self.is_stopping = True
-        if self.is_loaded:
-            self._send("stop")
-            self.process.join(_PATIENCE)
-        self.process.kill()
-        self.process.join()
+        try:
+            if self.is_loaded:
+                self._send("stop")
+                self.process.join(_PATIENCE)
+        finally:  # also after Ctrl-C: at its exit, Python would wait for a process that ignores SIGTERM
+            self.process.kill()
+            self.process.join()
 
     def _send(self, name: str, *values: Any) -> None:
         with self.sending, contextlib.suppress(OSError):  # the process has ended: `_listen` tells whoever waits
@@ -127,7 +138,24 @@ class EngineProcess:
             else:
                 self.texts.put(value)
         self.has_failed = not self.is_stopping
+        self.texts.put(b"")  # for one who waits
         on_end()
+        if self.has_failed:
+            self.process.join(_PATIENCE)
+            log.error("The engine's process has ended, with exit code %s %s.", self.process.exitcode, _KILLED)
+
+
+def _start(process: BaseProcess) -> None:
+    """Start it, with SIGINT blocked: a terminal sends it to both, and the new process cannot ignore it at once."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        process.start()
+        return
+    resource_tracker.ensure_running()  # lifts the block where it is the first to start it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _work(connection: Connection, load: Callable[[], APDSampler], max_rows: int) -> None:
@@ -137,7 +165,7 @@ def _work(connection: Connection, load: Callable[[], APDSampler], max_rows: int)
     sending = threading.Lock()
 
     def send(name: str, value: Any) -> None:
-        with sending:
+        with sending, contextlib.suppress(OSError):  # the server's process has ended: `_obey` ends this one
             connection.send((name, value))
 
     engines: list[Engine] = []
@@ -153,24 +181,28 @@ def _work(connection: Connection, load: Callable[[], APDSampler], max_rows: int)
         engines.append(engine)
         send("facts", facts)
     except Exception as error:
-        send("error", _portable(error))
+        send("error", (_portable(error), traceback.format_exc()))
         return
     engine.start(lambda events: send("events", events), lambda: None)
     engine.thread.join()
-    sys.exit(1 if engine.has_failed else 0)
+    # Behind `multiprocessing`'s own end, Python would take a second to tidy up what the system frees at once.
+    atexit.register(os._exit, 1 if engine.has_failed else 0)
 
 
 def _obey(connection: Connection, engines: list[Engine], send: Callable[[str, Any], None]) -> None:
     """Do what the server's process asks for, and end with it."""
-    while True:
-        try:
+    try:
+        while True:
             name, *values = connection.recv()
-        except (EOFError, OSError):
-            os._exit(1)  # nobody is left, whatever is being loaded or decoded
-        if name == "metrics":
-            send("metrics", engines[0].metrics_text())
-        else:
-            getattr(engines[0], name)(*values)
+            if name == "metrics":
+                send("metrics", engines[0].metrics_text())
+            else:
+                getattr(engines[0], name)(*values)
+    except (EOFError, OSError):  # nobody is left, whatever is being loaded or decoded
+        pass
+    except Exception:
+        log.exception("the engine cannot be asked any more")
+    os._exit(1)
 
 
 def _portable(error: Exception) -> Exception:

@@ -10,6 +10,7 @@ from threading import Lock
 
 import torch
 
+from apd.config import KNOBS
 from apd.decoding.processing import AllowedTokens
 from apd.decoding.request import Request
 from apd.generation.arguments import Resolver
@@ -17,6 +18,7 @@ from apd.sampler import APDSampler
 from apd.serve.engine.errors import APIError, refused
 from apd.serve.engine.grammars import Constraint, Grammars
 from apd.serve.engine.jobs import Decoding, Job, Row
+from apd.serve.engine.processors import Penalties
 from apd.serve.engine.spelling import Spelling
 
 _KEPT = 256  # resolvers: most requests have the settings of earlier ones
@@ -101,7 +103,21 @@ class Resolvers:
 
 
 def _refusal(error: Exception, decoding: Decoding) -> APIError:
-    """The error names its argument first."""
-    named = re.match(r"`(\w+)`", str(error))
-    param = named[1] if named and named[1] in dict(decoding.arguments) else None
-    return refused(str(error), param, "invalid_value")
+    """The error names its argument first; requests have no `logits_processor`, but fields that become one."""
+    message = str(error)
+    if message.startswith("`logits_processor`"):
+        message = message.replace("logits_processor", _looks_back(decoding), 1)
+    named = re.match(r"`(\w+)`", message)
+    fields = {*dict(decoding.arguments), *KNOBS, _looks_back(decoding)}
+    param = named[1] if named and named[1] in fields else "suffix" if decoding.has_holes else None
+    return refused(message, param, "invalid_value")
+
+
+def _looks_back(decoding: Decoding) -> str:
+    """The field of a request by which logits depend on earlier tokens."""
+    if decoding.has_grammar:
+        return "response_format"
+    penalties = [each for each in decoding.processors if isinstance(each, Penalties)]
+    if not penalties:
+        return "repetition_penalty"
+    return "frequency_penalty" if penalties[0].frequency else "presence_penalty"

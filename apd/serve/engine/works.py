@@ -1,4 +1,4 @@
-"""What a request may ask for besides answers that go on: the best length of a hole, scores of prompts, a decode to be watched."""
+"""What a request may ask for besides answers that go on: the best length of a hole, scores of prompts, a watched decode."""
 
 from __future__ import annotations
 
