@@ -174,10 +174,10 @@ def _serve(
             if self.started:
                 host, port = self.servers[0].sockets[0].getsockname()[:2]
                 url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-                facts = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
+                told = {"model": settings.model_name, "url": f"{url}/v1", "key": settings.api_key is not None}
                 if not settings.fixed_decoding:
-                    facts["page"] = f"{url}/"
-                print(f"apd: serving {json.dumps(facts)}", file=sys.stderr, flush=True)
+                    told["page"] = f"{url}/"
+                print(f"apd: serving {json.dumps(told)}", file=sys.stderr, flush=True)
 
     Server(
         uvicorn.Config(
