@@ -153,7 +153,7 @@ WAITING_ONCE += ["LeftToRight", "Confidence"]  # `tokens_per_step` was copied, a
 WAITING_ONCE += ["processors without history"]  # and the tokens that these remove
 
 
-@pytest.mark.parametrize("call", WAITING_ONCE)
+@pytest.mark.parametrize("call", thinned(WAITING_ONCE, 2))
 def test_a_step_waits_for_the_gpu_once(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """For the layout of its rows; blocking copies to the GPU count too."""
     sampler, counts = on_gpu(), []
@@ -253,7 +253,9 @@ def test_prompts_may_come_on_the_cpu(call: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "call",
-    [{}, {"kv_window": 4, **SAMPLED}, {"window_size": "auto"}, *({"strategy": s} for s in STRATEGIES[-2:])],
+    thinned(
+        [{"kv_window": 4, **SAMPLED}, {}, {"window_size": "auto"}, *({"strategy": s} for s in STRATEGIES[-2:])], 2
+    ),
     ids=str,
 )
 def test_prompts_come_and_go(call: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from holes_by_definition import outcomes
 from scipy import stats
+from thinned import thinned
 from toy import tiny_pair
 
 from apd import APDSampler, MaskedDiffusionDrafter
@@ -111,7 +112,7 @@ def check_a_case(case: int) -> None:
     assert [answer.tokens for answer in many] == [answer.tokens for answer in again]
 
 
-@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize("case", thinned(range(6)))
 def test_a_row_with_holes_does_not_depend_on_its_batch(case) -> None:
     check_a_case(case)
 
@@ -169,7 +170,7 @@ class Known(OwnSession):
 
 
 @pytest.mark.parametrize("strategy", [LTR, "checked:proposer=drafter", "random:1"])
-@pytest.mark.parametrize("hole", [(0, 2), (1,), (0, 1, 3), (2, 3)])
+@pytest.mark.parametrize("hole", thinned([(0, 1, 3), (1,), (0, 2), (2, 3)], 2))
 def test_holes_are_drawn_from_the_exact_conditional(strategy, hole) -> None:
     """χ² of 3,000 rows against enumeration; false alarm 1e-6 for each of the 12 settings."""
     drafter, count = Known(3), 3000

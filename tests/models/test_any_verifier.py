@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from thinned import thinned
 from toy import tiny_pair
 from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
 
@@ -62,7 +63,7 @@ def verifier_of(kind: str):
         return as_verifier(tiny_model(model_type, **fields).double())  # rounding must not hide a fault
 
 
-@pytest.mark.parametrize("kind", [*(kind for kind in KINDS if kind not in ALIKE), *slow(*sorted(ALIKE))])
+@pytest.mark.parametrize("kind", [*thinned([kind for kind in KINDS if kind not in ALIKE], 2), *slow(*sorted(ALIKE))])
 def test_a_verifier_scores_as_the_model_alone_after_every_rollback(kind):
     """Ragged rows behind a window of 8, drafts that are taken back, single tokens, rows that leave and join."""
     verifier = verifier_of(kind)
@@ -111,13 +112,16 @@ class Alone:
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "sliding, full, local rope",
-        "capped logits, sliding",
-        "ALiBi",
-        "gated delta rule",
-        "a state in an argument of its own",
-    ],
+    thinned(
+        [
+            "sliding, full, local rope",
+            "capped logits, sliding",
+            "a state in an argument of its own",
+            "ALiBi",
+            "gated delta rule",
+        ],
+        2,
+    ),
 )
 def test_apd_generates_the_same_with_a_slow_verifier(kind):
     """Prompts of different lengths, more of them than rows, in one call of `generate`."""
