@@ -116,12 +116,12 @@ def app_of(engine: Decoder, facts: Facts, settings: ServeSettings) -> FastAPI:
     @app.get("/health")
     async def health() -> Response:
         status = 200 if engine.is_alive else 503
-        return JSONResponse({"status": "ok" if status == 200 else "the decoding loop has ended"}, status)
+        return JSONResponse({"status": "ok" if status == 200 else "the engine has ended"}, status)
 
     @app.get("/ready")
     async def ready() -> Response:
         status = 200 if engine.is_alive and not dispatcher.is_draining else 503
-        reason = "draining" if engine.is_alive else "the decoding loop has ended"
+        reason = "draining" if engine.is_alive else "the engine has ended"
         return JSONResponse({"status": "ok" if status == 200 else reason}, status)
 
     @app.get("/metrics")

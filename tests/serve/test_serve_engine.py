@@ -268,7 +268,7 @@ def test_a_decoding_loop_that_has_ended_says_so(
         for route in ("/health", "/ready"):
             assert (server.get(route).status_code, server.get(route).json()["status"]) == (
                 503,
-                "the decoding loop has ended",
+                "the engine has ended",
             )
 
 

@@ -106,9 +106,14 @@ def _refusal(error: Exception, decoding: Decoding) -> APIError:
     """The error names its argument first; requests have no `logits_processor`, but fields that become one."""
     message = str(error)
     if message.startswith("`logits_processor`"):
-        message = message.replace("logits_processor", _looks_back(decoding), 1)
+        field = _looks_back(decoding)
+        message = (
+            f"`{field}` looks at earlier tokens, which this strategy does not decide from left to right. Leave one of the two "
+            "out, or take a strategy that does, such as apd or checked."
+        )
+        return refused(message, field, "invalid_value")
     named = re.match(r"`(\w+)`", message)
-    fields = {*dict(decoding.arguments), *KNOBS, _looks_back(decoding)}
+    fields = {*dict(decoding.arguments), *KNOBS}
     param = named[1] if named and named[1] in fields else "suffix" if decoding.has_holes else None
     return refused(message, param, "invalid_value")
 
