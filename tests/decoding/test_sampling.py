@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pairs import STOP, left_padded, trace_prompts, trace_sampler
+from thinned import thinned
 from transformers import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
@@ -193,14 +194,17 @@ def test_noise_is_hashed_for_the_shortlist_alone() -> None:
 @pytest.mark.parametrize("entries", [1, 1500])
 @pytest.mark.parametrize(
     "knobs",
-    [
-        {},
-        {"correction": True, "acceptance_threshold": 0.2},
-        {"mixture_weight": 1.0},
-        {"mixture_weight": 0.0, "kv_window": 3, "window_size": 7},
-        {"do_sample": True, "top_k": 0},
-        {"do_sample": True, "acceptance": "rejection", "top_k": 20},
-    ],
+    thinned(
+        [
+            {"correction": True, "acceptance_threshold": 0.2},
+            {},
+            {"mixture_weight": 0.0, "kv_window": 3, "window_size": 7},
+            {"mixture_weight": 1.0},
+            {"do_sample": True, "acceptance": "rejection", "top_k": 20},
+            {"do_sample": True, "top_k": 0},
+        ],
+        2,
+    ),
     ids=str,
 )
 def test_a_window_judged_in_parts_gives_the_same_judgement(monkeypatch, knobs, entries) -> None:

@@ -186,6 +186,7 @@ def test_recording_waits_twice_per_step() -> None:
 
 @pytest.mark.parametrize("which", ["drafter", "verifier"])
 @pytest.mark.parametrize("call", [{}, {"kv_window": 2, **SAMPLED}], ids=str)
+@pytest.mark.slow
 def test_one_model_may_stay_on_the_cpu(which: str, call: dict[str, Any]) -> None:
     sampler = trace_sampler.__wrapped__()
     move(getattr(sampler, which).model)
@@ -239,6 +240,7 @@ def test_the_pretended_gpu_keeps_the_rules_of_a_real_one() -> None:
 
 
 @pytest.mark.parametrize("call", [{}, {"do_sample": True, "kv_window": 4}], ids=str)
+@pytest.mark.slow
 def test_prompts_may_come_on_the_cpu(call: dict[str, Any]) -> None:
     """Ids, mask and seeds; the answer is on the models' device."""
     sampler, seeds = on_gpu(), torch.tensor([5, 6, 7])
@@ -258,6 +260,7 @@ def test_prompts_may_come_on_the_cpu(call: dict[str, Any]) -> None:
     ),
     ids=str,
 )
+@pytest.mark.slow
 def test_prompts_come_and_go(call: dict[str, Any]) -> None:
     sampler = on_gpu()
 
@@ -326,6 +329,7 @@ def test_generate_of_transformers() -> None:
 @pytest.mark.parametrize(
     "knobs", thinned([{"kv_window": 4}, {"kv_window": None}, {"kv_window": 1, "kv_refresh": 8}]), ids=str
 )
+@pytest.mark.slow
 def test_compiled_passes(knobs: dict[str, Any]) -> None:
     """Everything around the graphs, which are not made here: a mode of dispatch is no part of one."""
     sampler = moved(trace_sampler.__wrapped__())
