@@ -10,7 +10,7 @@ from typing import Any
 from apd.generation.batch import Generated, Progress
 from apd.serve.engine.errors import APIError
 from apd.serve.engine.jobs import Ended, Job, Spent, Stepped
-from apd.serve.engine.logprobs import logprob_of
+from apd.serve.engine.logprobs import logprobs_of
 from apd.serve.engine.resolving import Prepared, Resolvers
 
 
@@ -54,9 +54,8 @@ class Place:
 
     def stepped(self, progress: Progress) -> Stepped:
         """What is told of a step."""
-        top, settled = self.task.job.top or 0, progress.settled
-        logprobs = [logprob_of(*each, top) for each in zip(settled, progress.logits, strict=False)]
-        return Stepped(self.choice, settled, logprobs, _spent(progress))
+        logprobs = logprobs_of(progress.settled, progress.logits, self.task.job.top or 0)
+        return Stepped(self.choice, progress.settled, logprobs, _spent(progress))
 
     def ended(self, answer: Generated) -> Ended:
         """What is told of the end."""

@@ -11,7 +11,7 @@ from apd.generation.infilling import Encoded, best_first, infilled, with_likelih
 from apd.integrations.scoring import token_logprobs
 from apd.serve.engine import steps
 from apd.serve.engine.jobs import Decoding, Row, Spent
-from apd.serve.engine.logprobs import TokenLogprob, logprob_of
+from apd.serve.engine.logprobs import TokenLogprob, logprobs_of
 from apd.serve.engine.resolving import Resolvers
 
 
@@ -88,7 +88,7 @@ class Scoring:
         sizes = {"vocab_size": sampler.vocab_size, "batch_size": self.batch_size}
         for batch in token_logprobs(sampler.drafter, prompts, **sizes):
             for i, position, logprobs in batch:
-                entries[i][position] = logprob_of(prompts[i][position], logprobs, self.top)
+                [entries[i][position]] = logprobs_of([prompts[i][position]], [logprobs], self.top)
                 left[i] -= 1
                 if left[i] == 0:
                     yield Scored(i, entries[i])
